@@ -1,0 +1,59 @@
+# The two commands of the README are `make demo` and `make test`; `make` alone lists the others.
+
+CARGO ?= cargo
+REBAR3 ?= rebar3
+
+# cargo's target folder as an absolute path: the tests start the peer program from folders of their own.
+ifeq ($(filter /%,$(CARGO_TARGET_DIR)),)
+export CARGO_TARGET_DIR := $(CURDIR)/$(or $(CARGO_TARGET_DIR),target)
+endif
+export MACULA_PEER := $(CARGO_TARGET_DIR)/$(if $(CARGO_BUILD_TARGET),$(CARGO_BUILD_TARGET)/)release/examples/peer
+
+.DEFAULT_GOAL := help
+.PHONY: help setup setup-build build peer demo test test-rust test-erlang lint docs clean
+# The targets share cargo's and rebar3's folders.
+.NOTPARALLEL:
+
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
+
+setup: ## check the machine for all that tests need; install what is missing
+	@sh erlang/scripts/setup.sh test
+
+setup-build:
+	@sh erlang/scripts/setup.sh build
+
+build: setup-build ## compile the application, with the library in priv/
+	$(REBAR3) compile
+
+# The library first: its script keeps the builds of two source trees in one target folder apart.
+peer: ## build the peer program that demo and tests talk to
+	@sh erlang/scripts/build_native.sh
+	$(CARGO) build --release --locked -p mesh --example peer
+
+demo: build peer ## pool peers, send messages, print the figures
+	ERL_LIBS="$(CURDIR)/_build/default/lib" escript erlang/scripts/demo.escript
+
+test: setup test-rust test-erlang ## all tests
+
+# The NIF crate has no tests of its own: outside a VM it does not link.
+test-rust: ## tests of the core crate
+	$(CARGO) test --locked -p mesh
+
+test-erlang: peer ## Common Test suites, property suites, xref
+	$(REBAR3) ct
+	$(REBAR3) as test xref
+
+lint: setup ## formatting, clippy, compiler warnings, xref, dialyzer, documentation
+	sh erlang/scripts/check_style.sh
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --locked
+	$(REBAR3) as lint do compile, xref, dialyzer
+
+docs: ## API documentation: _build/edoc and cargo's doc folder
+	$(REBAR3) edoc
+	$(CARGO) doc --workspace --no-deps --locked
+
+clean: ## remove what was built here, but no shared cargo folder
+	rm -rf _build priv target

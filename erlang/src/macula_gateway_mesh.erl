@@ -1,0 +1,408 @@
+%%% @doc A bounded pool of QUIC connections to the nodes of a mesh, kept by node id.
+%%%
+%%% One process per node of the BEAM, registered as `macula_gateway_mesh' and started by the node's
+%%% supervisor. It owns the native pool and answers who could not be answered at once; it never
+%%% waits for the network itself. Requests for a connection that is in the pool, and all
+%%% asynchronous messages, do not pass through it: they are served in the caller's process.
+%%%
+%%% It receives from the native side `{mesh_connected, From, Result}', the outcome of a dial for a
+%%% waiting caller, and `{mesh_event, unverified}' with the pool's first dial; and sends only the
+%%% replies of `gen_server'.
+-module(macula_gateway_mesh).
+
+-behaviour(gen_server).
+
+-export([
+    start_link/1,
+    stop/1,
+    child_spec/1,
+    get_or_create_connection/3,
+    send_async/4,
+    remove_connection/2,
+    get_connection_info/2,
+    list_connections/1,
+    get_stats/1,
+    pool_size/1,
+    set_max_connections/2
+]).
+
+-export([init/1, handle_call/3, handle_cast/2, handle_info/2, terminate/2]).
+
+-export_type([
+    options/0, server/0, node_id/0, address/0, stream/0, connection_info/0, stats/0, error_reason/0
+]).
+
+-include_lib("kernel/include/logger.hrl").
+
+-define(SERVER, ?MODULE).
+-define(CALL_TIMEOUT, 10_000).
+%% What terminate/2 waits beyond the linger time, for the last packets to leave.
+-define(FAREWELL_MS, 500).
+-define(DEFAULT_LINGER_MS, 1_000).
+%% Pids of former incarnations that are still taken for the server.
+-define(MAX_FORMER, 100).
+-define(DEFAULT_CERT_FILE, "/var/lib/macula/cert.pem").
+-define(DEFAULT_KEY_FILE, "/var/lib/macula/key.pem").
+
+-type server() :: gen_server:server_ref().
+-type node_id() :: binary().
+-type address() ::
+    {inet:ip_address(), inet:port_number()}
+    | {string() | binary(), inet:port_number()}
+    | string()
+    | binary().
+%% `{IpTuple, Port}', `{Host, Port}', `"host"', `"host:port"', `"[ipv6]:port"' or an endpoint URL
+%% `"https://host:port/path"'. The port defaults to 4433.
+
+-type stream() :: macula_quic:stream().
+
+-type options() :: #{
+    cert_file => file:name_all(),
+    key_file => file:name_all(),
+    max_mesh_connections => pos_integer(),
+    connect_timeout_ms => pos_integer(),
+    idle_timeout_ms => pos_integer(),
+    keep_alive_interval_ms => non_neg_integer(),
+    linger_ms => non_neg_integer(),
+    queue_max_messages => pos_integer(),
+    queue_max_bytes => pos_integer(),
+    pool_queue_max_messages => pos_integer(),
+    pool_queue_max_bytes => pos_integer(),
+    send_watermark_bytes => pos_integer(),
+    max_concurrent_dials => pos_integer(),
+    max_pending_dials => pos_integer(),
+    stream_credit_timeout_ms => pos_integer(),
+    udp_buffer_bytes => pos_integer(),
+    runtime_workers => pos_integer(),
+    term() => term()
+}.
+%% Defaults and bounds: README.md. Other keys are ignored.
+
+-type connection_info() :: #{
+    connection := macula_quic:connection(),
+    stream := stream(),
+    address := address(),
+    last_used := integer(),
+    state := idle | busy,
+    peername := {inet:ip_address(), inet:port_number()},
+    opened_at := integer(),
+    rtt_us := non_neg_integer(),
+    mtu_bytes := pos_integer(),
+    lost_packets := non_neg_integer(),
+    sent_bytes := non_neg_integer(),
+    received_bytes := non_neg_integer(),
+    outstanding_messages := non_neg_integer(),
+    outstanding_bytes := non_neg_integer(),
+    streams := non_neg_integer()
+}.
+%% Times are those of `erlang:system_time(second)'. `outstanding' is what is queued or not yet
+%% acknowledged; `streams' are those of {@link macula_quic:open_stream/1}.
+
+-type counts() :: #{Cause :: atom() => pos_integer()}.
+
+-type stats() :: #{
+    size := non_neg_integer(),
+    limit := pos_integer(),
+    dialing := non_neg_integer(),
+    tasks := non_neg_integer(),
+    runtime_tasks := non_neg_integer(),
+    hits := non_neg_integer(),
+    misses := non_neg_integer(),
+    dials := non_neg_integer(),
+    dial_failures := counts(),
+    connections_opened := non_neg_integer(),
+    renewals := non_neg_integer(),
+    evictions := non_neg_integer(),
+    removals := non_neg_integer(),
+    closes := counts(),
+    messages_accepted := non_neg_integer(),
+    bytes_accepted := non_neg_integer(),
+    messages_delivered := non_neg_integer(),
+    bytes_delivered := non_neg_integer(),
+    messages_dropped := counts(),
+    messages_unconfirmed := non_neg_integer(),
+    outstanding_messages := non_neg_integer(),
+    outstanding_bytes := non_neg_integer(),
+    panics := non_neg_integer()
+}.
+%% Counts since the start of this server. A message that was accepted is delivered (acknowledged
+%% whole by the peer's transport), dropped (nothing of it was sent), unconfirmed (something of it
+%% was sent), or outstanding. Messages refused at the door are counted as dropped too.
+
+-type error_reason() :: {connect_failed, connect_reason()} | {stream_failed, term()}.
+-type connect_reason() ::
+    timeout
+    | {bad_address, term()}
+    | nxdomain
+    | invalid_server_name
+    | refused
+    | {tls_alert, byte()}
+    | version_mismatch
+    | {transport_error, non_neg_integer()}
+    | {closed_by_peer, non_neg_integer()}
+    | reset
+    | idle_timeout
+    | {socket_error, Posix :: atom()}
+    | too_many_dials
+    | removed
+    | pool_closed
+    | cancelled.
+
+-record(state, {
+    pool :: macula_gateway_mesh_nif:pool(),
+    linger_ms :: non_neg_integer()
+}).
+
+%%% The API
+
+%% @doc Starts the pool and registers it. `{error, {bad_option, Key, Value}}' or
+%% `{error, {bad_certificate, Path, Reason}}' when an option or a certificate file is of no use;
+%% a file that does not exist is only warned of.
+-spec start_link(options()) -> {ok, pid()} | {error, term()}.
+start_link(Options) when is_map(Options) ->
+    gen_server:start_link({local, ?SERVER}, ?MODULE, Options, []).
+
+%% @doc Stops the pool: what is queued still goes out, bounded by `linger_ms', then every
+%% connection closes.
+-spec stop(server()) -> ok.
+stop(Server) ->
+    gen_server:stop(Server).
+
+%% @doc For a supervisor; `Options' is a map or a property list.
+-spec child_spec(options() | [{atom(), term()}]) -> supervisor:child_spec().
+child_spec(Options) when is_list(Options) ->
+    child_spec(maps:from_list(Options));
+child_spec(Options) when is_map(Options) ->
+    #{id => ?MODULE, start => {?MODULE, start_link, [Options]}, shutdown => 5_000}.
+
+%% @doc The stream of the pooled connection to `NodeId', dialled at `Address' if there is none.
+%% Each {@link macula_quic:send/2} on it is one message. While the connection lives, every call
+%% returns the same stream. Exits as `gen_server:call/3' does after 10 seconds.
+-spec get_or_create_connection(server(), node_id(), address()) ->
+    {ok, stream()} | {error, error_reason()}.
+get_or_create_connection(Server, NodeId, Address) when is_binary(NodeId) ->
+    case checkout(Server, NodeId) of
+        {ok, Stream} ->
+            {ok, Stream};
+        miss ->
+            Request = {get_or_create_connection, NodeId, Address},
+            gen_server:call(current(Server), Request, ?CALL_TIMEOUT)
+    end.
+
+%% @doc Sends `Message' to `NodeId' on a stream of its own, over the pooled connection or one that
+%% is dialled at `Address'. Returns at once; what cannot be delivered is counted by
+%% {@link get_stats/1}.
+-spec send_async(server(), node_id(), address(), iodata()) -> ok.
+send_async(Server, NodeId, Address, Message) when is_binary(NodeId), is_binary(Message) ->
+    case local_pool(Server) of
+        {ok, Pool} ->
+            macula_gateway_mesh_nif:pool_send(Pool, NodeId, Address, Message);
+        none ->
+            gen_server:cast(Server, {send_async, NodeId, Address, Message})
+    end;
+send_async(Server, NodeId, Address, Message) when is_binary(NodeId) ->
+    send_async(Server, NodeId, Address, iolist_to_binary(Message)).
+
+%% @doc Takes `NodeId' out of the pool: what is queued for it still goes out, bounded by
+%% `linger_ms', then its connection closes.
+-spec remove_connection(server(), node_id()) -> ok.
+remove_connection(Server, NodeId) ->
+    gen_server:call(Server, {remove_connection, NodeId}).
+
+%% @doc What is known of the connection to `NodeId'. This is no use of it.
+-spec get_connection_info(server(), node_id()) -> {ok, connection_info()} | not_found.
+get_connection_info(Server, NodeId) ->
+    gen_server:call(Server, {get_connection_info, NodeId}).
+
+%% @doc What is known of each connection, the most recently used first.
+-spec list_connections(server()) -> {ok, [{node_id(), connection_info()}]}.
+list_connections(Server) ->
+    gen_server:call(Server, list_connections).
+
+%% @doc The pool's figures.
+-spec get_stats(server()) -> {ok, stats()}.
+get_stats(Server) ->
+    gen_server:call(Server, get_stats).
+
+%% @doc How many connections are in the pool.
+-spec pool_size(server()) -> non_neg_integer().
+pool_size(Server) ->
+    gen_server:call(Server, pool_size).
+
+%% @doc Sets how many connections the pool may keep; those that are too many go, the least
+%% recently used first.
+-spec set_max_connections(server(), pos_integer()) ->
+    ok | {error, {bad_option, max_mesh_connections, term()}}.
+set_max_connections(Server, Limit) ->
+    gen_server:call(Server, {set_max_connections, Limit}).
+
+%%% The server
+
+%% @private
+-spec init(options()) -> {ok, #state{}} | {stop, term()}.
+init(Options) ->
+    _ = process_flag(trap_exit, true),
+    Native = maps:put(certificate, certificate(Options), Options),
+    case macula_gateway_mesh_nif:pool_open(Native) of
+        {ok, Pool} ->
+            publish(Pool),
+            Linger = maps:get(linger_ms, Options, ?DEFAULT_LINGER_MS),
+            {ok, #state{pool = Pool, linger_ms = Linger}};
+        {error, Reason} ->
+            {stop, Reason}
+    end.
+
+%% @private
+-spec handle_call(term(), gen_server:from(), #state{}) ->
+    {reply, term(), #state{}} | {noreply, #state{}}.
+handle_call({get_or_create_connection, NodeId, Address}, From, State) when is_binary(NodeId) ->
+    case macula_gateway_mesh_nif:pool_connect(State#state.pool, NodeId, Address, From) of
+        ok -> {noreply, State};
+        Error -> {reply, Error, State}
+    end;
+handle_call({remove_connection, NodeId}, _From, State) when is_binary(NodeId) ->
+    _ = macula_gateway_mesh_nif:pool_remove(State#state.pool, NodeId),
+    {reply, ok, State};
+handle_call({get_connection_info, NodeId}, _From, State) when is_binary(NodeId) ->
+    {reply, macula_gateway_mesh_nif:pool_info(State#state.pool, NodeId), State};
+handle_call(list_connections, _From, State) ->
+    {reply, {ok, macula_gateway_mesh_nif:pool_list(State#state.pool)}, State};
+handle_call(get_stats, _From, State) ->
+    {reply, {ok, macula_gateway_mesh_nif:pool_stats(State#state.pool)}, State};
+handle_call(pool_size, _From, State) ->
+    {reply, macula_gateway_mesh_nif:pool_size(State#state.pool), State};
+handle_call({set_max_connections, Limit}, _From, State) ->
+    {reply, macula_gateway_mesh_nif:pool_set_limit(State#state.pool, Limit), State};
+handle_call(_Request, _From, State) ->
+    {reply, {error, unknown_request}, State}.
+
+%% @private
+-spec handle_cast(term(), #state{}) -> {noreply, #state{}}.
+handle_cast({send_async, NodeId, Address, Message}, State) when
+    is_binary(NodeId), is_binary(Message)
+->
+    ok = macula_gateway_mesh_nif:pool_send(State#state.pool, NodeId, Address, Message),
+    {noreply, State};
+handle_cast(_Message, State) ->
+    {noreply, State}.
+
+%% @private
+-spec handle_info(term(), #state{}) -> {noreply, #state{}}.
+handle_info({mesh_connected, From, Result}, State) ->
+    gen_server:reply(From, Result),
+    {noreply, State};
+handle_info({mesh_event, unverified}, State) ->
+    ?LOG_WARNING(#{msg => "connections of the mesh pool do not verify who answers"}),
+    {noreply, State};
+handle_info(_Message, State) ->
+    {noreply, State}.
+
+%% @private
+-spec terminate(term(), #state{}) -> ok.
+terminate(_Reason, #state{pool = Pool, linger_ms = Linger}) ->
+    Token = make_ref(),
+    ok = macula_gateway_mesh_nif:pool_close(Pool, Token),
+    Timer = erlang:start_timer(Linger + ?FAREWELL_MS, self(), Token),
+    await_closed(Token, Timer).
+
+%%% Internal
+
+%% Callers who wait for a dial get their answer before the server goes.
+-spec await_closed(reference(), reference()) -> ok.
+await_closed(Token, Timer) ->
+    receive
+        {mesh_connected, From, Result} ->
+            gen_server:reply(From, Result),
+            await_closed(Token, Timer);
+        {mesh_closed, Token, ok} ->
+            ok;
+        {timeout, Timer, Token} ->
+            ok
+    end.
+
+%% Served from the caller's process: the pool of this server, or of a former one, is at hand.
+-spec checkout(server(), node_id()) -> {ok, stream()} | miss.
+checkout(Server, NodeId) ->
+    case local_pool(Server) of
+        {ok, Pool} -> macula_gateway_mesh_nif:pool_checkout(Pool, NodeId);
+        none -> miss
+    end.
+
+%% Who is to be called: a caller may still hold the pid of a server that was restarted since.
+-spec current(server()) -> server().
+current(Server) when is_pid(Server) ->
+    case persistent_term:get(?MODULE, undefined) of
+        {Pid, _Pool, _Former} when Pid =:= Server ->
+            Server;
+        {_Pid, _Pool, Former} ->
+            case lists:member(Server, Former) of
+                true -> ?SERVER;
+                false -> Server
+            end;
+        undefined ->
+            Server
+    end;
+current(Server) ->
+    Server.
+
+%% The native pool behind a server reference, if that is the server of this node. Its term is
+%% written once per start of the server, and read without copying by everyone.
+-spec local_pool(server()) -> {ok, macula_gateway_mesh_nif:pool()} | none.
+local_pool(Server) ->
+    case persistent_term:get(?MODULE, undefined) of
+        {Server, Pool, _Former} -> {ok, Pool};
+        {_Pid, Pool, Former} -> other_name(Server, Pool, Former);
+        undefined -> none
+    end.
+
+-spec other_name(server(), macula_gateway_mesh_nif:pool(), [pid()]) ->
+    {ok, macula_gateway_mesh_nif:pool()} | none.
+other_name(?SERVER, Pool, _Former) ->
+    {ok, Pool};
+other_name({?SERVER, Node}, Pool, _Former) when Node =:= node() ->
+    {ok, Pool};
+other_name(Pid, Pool, Former) when is_pid(Pid), node(Pid) =:= node() ->
+    case lists:member(Pid, Former) of
+        true -> {ok, Pool};
+        false -> none
+    end;
+other_name(_Server, _Pool, _Former) ->
+    none.
+
+-spec publish(macula_gateway_mesh_nif:pool()) -> ok.
+publish(Pool) ->
+    Former =
+        case persistent_term:get(?MODULE, undefined) of
+            {Pid, _OldPool, Older} -> lists:sublist([Pid | Older], ?MAX_FORMER);
+            undefined -> []
+        end,
+    persistent_term:put(?MODULE, {self(), Pool, Former}).
+
+%% The files of our certificate: from the options, the environment, the platform's application
+%% environment, or the platform's default place, in this order.
+-spec certificate(options()) -> undefined | {binary(), binary()}.
+certificate(Options) ->
+    Named = [
+        {maps:get(cert_file, Options, undefined), maps:get(key_file, Options, undefined)},
+        {os:getenv("MACULA_TLS_CERTFILE", undefined), os:getenv("MACULA_TLS_KEYFILE", undefined)},
+        {application:get_env(macula, tls_certfile, undefined),
+            application:get_env(macula, tls_keyfile, undefined)}
+    ],
+    case [Pair || {Cert, Key} = Pair <- Named, Cert =/= undefined, Key =/= undefined] of
+        [{Cert, Key} | _] -> existing(Cert, Key, fun warn_missing/1);
+        [] -> existing(?DEFAULT_CERT_FILE, ?DEFAULT_KEY_FILE, fun(_Path) -> ok end)
+    end.
+
+-spec existing(file:name_all(), file:name_all(), fun((file:name_all()) -> ok)) ->
+    undefined | {binary(), binary()}.
+existing(Cert, Key, Missing) ->
+    case [Path || Path <- [Cert, Key], not filelib:is_file(Path)] of
+        [] ->
+            {unicode:characters_to_binary(Cert), unicode:characters_to_binary(Key)};
+        Absent ->
+            lists:foreach(Missing, Absent)
+    end.
+
+-spec warn_missing(file:name_all()) -> ok.
+warn_missing(Path) ->
+    ?LOG_WARNING(#{msg => "certificate file does not exist, no certificate is shown", path => Path}).

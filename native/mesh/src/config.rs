@@ -1,0 +1,257 @@
+//! Every option of the pool: its name, its default, its bounds. Whoever needs a number takes it
+//! from here; whoever documents one copies it from here.
+
+use std::num::NonZeroUsize;
+use std::time::Duration;
+
+use thiserror::Error;
+
+/// An option was refused: the name of the option and the value that it may not have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[error("option {key} cannot be {value}")]
+pub struct BadOption {
+    /// The option's name, as a caller writes it.
+    pub key: &'static str,
+    /// The value that was refused.
+    pub value: u64,
+}
+
+/// One numeric option: what a caller may set it to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bounds {
+    /// The option's name, as a caller writes it.
+    pub key: &'static str,
+    /// The value when nothing is said.
+    pub default: u64,
+    /// The least value.
+    pub min: u64,
+    /// The greatest value.
+    pub max: u64,
+}
+
+macro_rules! options {
+    ($($(#[$doc:meta])* $key:ident: $default:expr, $min:expr => $max:expr;)*) => {
+        /// The options of a pool, all within their bounds.
+        #[derive(Clone, Debug, PartialEq, Eq)]
+        pub struct Config {
+            $($(#[$doc])* $key: u64,)*
+        }
+
+        impl Default for Config {
+            fn default() -> Self {
+                Self { $($key: $default,)* }
+            }
+        }
+
+        impl Config {
+            /// Every option with its default and its bounds, in the order of this page.
+            pub const OPTIONS: &'static [Bounds] = &[
+                $(Bounds { key: stringify!($key), default: $default, min: $min, max: $max },)*
+            ];
+
+            fn slot(&mut self, key: &str) -> Option<&mut u64> {
+                match key {
+                    $(stringify!($key) => Some(&mut self.$key),)*
+                    _ => None,
+                }
+            }
+        }
+    };
+}
+
+const MIB: u64 = 1024 * 1024;
+/// An hour: longer timeouts are mistakes in the unit.
+const LONGEST_MS: u64 = 3_600_000;
+
+options! {
+    /// How many connections the pool keeps open at most.
+    max_mesh_connections: 1_000, 1 => 1_000_000;
+    /// How long a dial may take, name look-up included, in milliseconds.
+    connect_timeout_ms: 5_000, 1 => LONGEST_MS;
+    /// Silence after which a connection is given up, in milliseconds; the lower of this and the
+    /// peer's own holds (RFC 9000, section 10.1).
+    idle_timeout_ms: 60_000, 100 => LONGEST_MS;
+    /// How often an idle connection is kept alive, in milliseconds; 0 for never.
+    keep_alive_interval_ms: 20_000, 0 => LONGEST_MS;
+    /// How long a connection that leaves the pool may take to get its queue out, in milliseconds.
+    linger_ms: 1_000, 0 => 60_000;
+    /// Messages accepted for one peer and neither acknowledged nor dropped, at most.
+    queue_max_messages: 65_536, 1 => 16_777_216;
+    /// The same in bytes; also the greatest size of one message.
+    queue_max_bytes: 32 * MIB, 1_024 => 4_096 * MIB;
+    /// Messages accepted for all peers together and neither acknowledged nor dropped, at most.
+    pool_queue_max_messages: 1_048_576, 1 => 268_435_456;
+    /// The same in bytes.
+    pool_queue_max_bytes: 256 * MIB, 1_024 => 65_536 * MIB;
+    /// Bytes waiting for one peer above which `send/2` waits and `async_send/2` is refused.
+    send_watermark_bytes: MIB, 1 => 4_096 * MIB;
+    /// Dials under way at once; more wait for their turn within their own deadline.
+    max_concurrent_dials: 1_024, 1 => 65_536;
+    /// Dials under way or waiting for their turn; more are refused.
+    max_pending_dials: 16_384, 1 => 1_048_576;
+    /// How long to wait, in milliseconds, for a peer that has never given a stream credit back,
+    /// before its connection is replaced.
+    stream_credit_timeout_ms: 200, 1 => LONGEST_MS;
+    /// UDP socket buffers, each direction, in bytes; the kernel may grant less. Small ones lose
+    /// packets in bursts.
+    udp_buffer_bytes: 4 * MIB, 65_536 => 1_024 * MIB;
+}
+
+impl Config {
+    /// Sets one option by name. `Ok(false)`: there is none of that name.
+    ///
+    /// # Errors
+    /// [`BadOption`] when the value is out of the option's bounds.
+    pub fn set(&mut self, key: &str, value: u64) -> Result<bool, BadOption> {
+        let Some(bounds) = Self::OPTIONS.iter().find(|bounds| bounds.key == key) else {
+            return Ok(false);
+        };
+        if value < bounds.min || value > bounds.max {
+            return Err(BadOption {
+                key: bounds.key,
+                value,
+            });
+        }
+        if let Some(slot) = self.slot(key) {
+            *slot = value;
+        }
+        Ok(true)
+    }
+
+    /// Checks what one option demands of another.
+    ///
+    /// # Errors
+    /// [`BadOption`] when keep-alives would come too late to keep anything alive.
+    pub fn check(&self) -> Result<(), BadOption> {
+        if self.keep_alive_interval_ms >= self.idle_timeout_ms {
+            return Err(BadOption {
+                key: "keep_alive_interval_ms",
+                value: self.keep_alive_interval_ms,
+            });
+        }
+        Ok(())
+    }
+
+    pub(crate) fn max_connections(&self) -> NonZeroUsize {
+        NonZeroUsize::new(size(self.max_mesh_connections)).unwrap_or(NonZeroUsize::MIN)
+    }
+
+    pub(crate) fn connect_timeout(&self) -> Duration {
+        Duration::from_millis(self.connect_timeout_ms)
+    }
+
+    pub(crate) fn idle_timeout(&self) -> Duration {
+        Duration::from_millis(self.idle_timeout_ms)
+    }
+
+    pub(crate) fn keep_alive_interval(&self) -> Option<Duration> {
+        (self.keep_alive_interval_ms > 0)
+            .then(|| Duration::from_millis(self.keep_alive_interval_ms))
+    }
+
+    pub(crate) fn linger(&self) -> Duration {
+        Duration::from_millis(self.linger_ms)
+    }
+
+    pub(crate) fn queue_limits(&self) -> Load {
+        Load {
+            messages: size(self.queue_max_messages),
+            bytes: size(self.queue_max_bytes),
+        }
+    }
+
+    pub(crate) fn pool_queue_limits(&self) -> Load {
+        Load {
+            messages: size(self.pool_queue_max_messages),
+            bytes: size(self.pool_queue_max_bytes),
+        }
+    }
+
+    pub(crate) fn send_watermark_bytes(&self) -> usize {
+        size(self.send_watermark_bytes)
+    }
+
+    pub(crate) fn max_concurrent_dials(&self) -> usize {
+        size(self.max_concurrent_dials)
+    }
+
+    pub(crate) fn max_pending_dials(&self) -> usize {
+        size(self.max_pending_dials)
+    }
+
+    pub(crate) fn stream_credit_timeout(&self) -> Duration {
+        Duration::from_millis(self.stream_credit_timeout_ms)
+    }
+
+    pub(crate) fn udp_buffer_bytes(&self) -> usize {
+        size(self.udp_buffer_bytes)
+    }
+}
+
+/// An amount of messages: how many, and their payload bytes together.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Load {
+    /// How many messages.
+    pub messages: usize,
+    /// Their payload bytes.
+    pub bytes: usize,
+}
+
+fn size(value: u64) -> usize {
+    usize::try_from(value).unwrap_or(usize::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_option_takes_its_bounds_and_refuses_what_lies_beyond() {
+        for bounds in Config::OPTIONS {
+            let mut config = Config::default();
+            assert_eq!(config.set(bounds.key, bounds.min), Ok(true));
+            assert_eq!(config.set(bounds.key, bounds.max), Ok(true));
+            let above = BadOption {
+                key: bounds.key,
+                value: bounds.max + 1,
+            };
+            assert_eq!(config.set(bounds.key, above.value), Err(above));
+            if let Some(value) = bounds.min.checked_sub(1) {
+                let below = BadOption {
+                    key: bounds.key,
+                    value,
+                };
+                assert_eq!(config.set(bounds.key, value), Err(below));
+            }
+        }
+    }
+
+    #[test]
+    fn the_defaults_are_within_their_bounds_and_agree_with_each_other() {
+        for bounds in Config::OPTIONS {
+            assert!(
+                (bounds.min..=bounds.max).contains(&bounds.default),
+                "{bounds:?}"
+            );
+        }
+        assert_eq!(Config::default().check(), Ok(()));
+    }
+
+    #[test]
+    fn an_unknown_option_is_told_apart_from_a_bad_one() {
+        assert_eq!(Config::default().set("realm", 1), Ok(false));
+    }
+
+    #[test]
+    fn a_keep_alive_that_comes_after_the_idle_timeout_is_refused() {
+        let mut config = Config::default();
+        assert_eq!(config.set("idle_timeout_ms", 10_000), Ok(true));
+        assert_eq!(
+            config.check(),
+            Err(BadOption {
+                key: "keep_alive_interval_ms",
+                value: 20_000
+            })
+        );
+    }
+}

@@ -1,0 +1,427 @@
+//! One live connection of the pool: the task that gives each queued message a stream of its own,
+//! and the QUIC connection beneath, which is replaced when its peer never returns stream credit.
+
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+use quinn::VarInt;
+use tokio::pin;
+use tokio::sync::Semaphore;
+use tokio::time::{Instant, interval, sleep, timeout};
+
+use crate::address::Address;
+use crate::config::Load;
+use crate::dial::{Dialer, RECEIVE_WINDOW};
+use crate::handshake::PeerParameters;
+use crate::outbox::{Limits, Next, Outbox};
+use crate::stats::Stats;
+use crate::stream::{ByteStream, Outgoing, Stream};
+use crate::tasks::Tasks;
+use crate::{Config, Error};
+
+/// Application error codes that we send have no meaning to nodes in the field.
+const NO_ERROR: VarInt = VarInt::from_u32(0);
+/// Messages of one connection that are on their way at once. More would cost a peer with much
+/// credit memory for streams and gain nothing.
+const MAX_IN_FLIGHT: usize = 1_024;
+/// A receiver reads what its transport has acknowledged a little later, and what it has not read
+/// when we close is lost: nothing is closed this soon after its last message.
+const CLOSE_GRACE: Duration = Duration::from_millis(50);
+/// The least time to wait for credit from a peer known to return none: its transport may be late
+/// by the delayed acknowledgement of RFC 9000, section 13.2.1.
+const LEAST_PATIENCE: Duration = Duration::from_millis(5);
+/// Replaced connections of one peer that linger at once; the next one waits for a place.
+const MAX_RETIRED: usize = 64;
+/// Keep-alives sent within one idle timeout of the peer, so that one may be lost.
+const KEEP_ALIVES_PER_TIMEOUT: u32 = 3;
+
+/// A handle to a pooled connection. Handles do not keep the connection open: the pool does.
+#[derive(Clone, Debug)]
+pub struct Connection(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    outbox: Arc<Outbox>,
+    /// What carries the messages now; nothing once the connection has ended, so that a forgotten
+    /// handle does not keep a socket open.
+    carrier: Mutex<Option<quinn::Connection>>,
+    remote: SocketAddr,
+    opened_at: SystemTime,
+    user_streams: AtomicUsize,
+    has_delivered: AtomicBool,
+    context: Arc<Context>,
+}
+
+/// What all connections of a pool share.
+#[derive(Debug)]
+pub(crate) struct Context {
+    pub(crate) dialer: Dialer,
+    pub(crate) tasks: Arc<Tasks>,
+    pub(crate) stats: Arc<Stats>,
+    pub(crate) config: Config,
+    pub(crate) budget: Arc<crate::outbox::Budget>,
+}
+
+impl Context {
+    /// The queue of messages to one peer.
+    pub(crate) fn outbox(&self) -> Outbox {
+        Outbox::new(self.limits(), self.budget.clone(), Some(self.stats.clone()))
+    }
+
+    /// The queue of bytes of one stream.
+    pub(crate) fn stream_outbox(&self) -> Outbox {
+        Outbox::new(self.limits(), self.budget.clone(), None)
+    }
+
+    fn limits(&self) -> Limits {
+        Limits {
+            outstanding: self.config.queue_limits(),
+            watermark_bytes: self.config.send_watermark_bytes(),
+        }
+    }
+}
+
+/// Figures of a live connection.
+#[derive(Clone, Debug)]
+pub struct ConnectionInfo {
+    /// Where the peer is.
+    pub remote: SocketAddr,
+    /// When the connection entered the pool.
+    pub opened_at: SystemTime,
+    /// Whether messages or streams of it are in progress.
+    pub busy: bool,
+    /// Messages queued or in flight.
+    pub outstanding: Load,
+    /// Streams opened by [`Connection::open_stream`] and not yet closed.
+    pub user_streams: usize,
+    /// The path's round-trip time.
+    pub rtt: Duration,
+    /// The path's largest UDP payload, in bytes.
+    pub mtu: u16,
+    /// Packets lost on the way.
+    pub lost_packets: u64,
+    /// UDP payload bytes sent.
+    pub sent_bytes: u64,
+    /// UDP payload bytes received.
+    pub received_bytes: u64,
+}
+
+/// Why a QUIC connection no longer carries messages.
+enum End {
+    Lost(Error),
+    /// Everything went out, or the time to linger is over.
+    Drained,
+    /// No stream credit comes back.
+    Exhausted,
+}
+
+/// What can be done next about the queue.
+enum Turn {
+    Send(Bytes, quinn::SendStream, quinn::RecvStream),
+    NoCredit,
+    Drained,
+}
+
+/// How a message fared.
+struct Landing {
+    bytes: usize,
+    outcome: Result<(), Error>,
+}
+
+impl Connection {
+    pub(crate) fn new(
+        carrier: quinn::Connection,
+        outbox: Arc<Outbox>,
+        context: Arc<Context>,
+    ) -> Self {
+        Self(Arc::new(Inner {
+            outbox,
+            remote: canonical(carrier.remote_address()),
+            carrier: Mutex::new(Some(carrier)),
+            opened_at: SystemTime::now(),
+            user_streams: AtomicUsize::new(0),
+            has_delivered: AtomicBool::new(false),
+            context,
+        }))
+    }
+
+    /// The peer's address, even after the connection has ended.
+    pub fn remote_address(&self) -> SocketAddr {
+        self.0.remote
+    }
+
+    /// Figures of the connection; `None` when it has ended.
+    pub fn info(&self) -> Option<ConnectionInfo> {
+        let carrier = self.carrier()?;
+        let stats = carrier.stats();
+        Some(ConnectionInfo {
+            remote: self.0.remote,
+            opened_at: self.0.opened_at,
+            busy: !self.is_idle(),
+            outstanding: self.0.outbox.outstanding(),
+            user_streams: self.0.user_streams.load(Ordering::Relaxed),
+            rtt: stats.path.rtt,
+            mtu: stats.path.current_mtu,
+            lost_packets: stats.path.lost_packets,
+            sent_bytes: stats.udp_tx.bytes,
+            received_bytes: stats.udp_rx.bytes,
+        })
+    }
+
+    /// Opens a bidirectional stream of plain bytes; waits for stream credit.
+    ///
+    /// # Errors
+    /// Why the connection is gone, or takes no more streams.
+    pub async fn open_stream(&self) -> Result<Stream, Error> {
+        let carrier = self.carrier().ok_or_else(|| self.refusal())?;
+        if let Some(refusal) = self.0.outbox.refusal() {
+            return Err(refusal);
+        }
+        let (send, recv) = carrier.open_bi().await.map_err(Error::from)?;
+        Ok(Stream::from(ByteStream::start(self.clone(), send, recv)))
+    }
+
+    /// Closes the connection, and with it its place in the pool: what is queued still goes out,
+    /// bounded by the linger time.
+    pub fn close(&self) {
+        self.0.outbox.drain(Error::StreamClosed);
+    }
+
+    pub(crate) fn outbox(&self) -> &Outbox {
+        &self.0.outbox
+    }
+
+    pub(crate) fn shared_outbox(&self) -> Arc<Outbox> {
+        self.0.outbox.clone()
+    }
+
+    /// Whether any message has arrived by this connection.
+    pub(crate) fn has_delivered(&self) -> bool {
+        self.0.has_delivered.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn context(&self) -> &Context {
+        &self.0.context
+    }
+
+    pub(crate) fn is_idle(&self) -> bool {
+        self.0.user_streams.load(Ordering::Relaxed) == 0 && self.0.outbox.is_idle()
+    }
+
+    /// Counts a stream of a user for as long as the lease lives.
+    pub(crate) fn lease(&self) -> Lease {
+        self.0.user_streams.fetch_add(1, Ordering::Relaxed);
+        Lease(self.clone())
+    }
+
+    /// Why the connection takes nothing more.
+    fn refusal(&self) -> Error {
+        self.0.outbox.refusal().unwrap_or(Error::Cancelled)
+    }
+
+    /// Carries messages until the connection is over, and tells why it is.
+    pub(crate) async fn serve(&self, address: &Address) -> Error {
+        let mut patience = self.0.context.config.stream_credit_timeout();
+        let places = Arc::new(Semaphore::new(MAX_RETIRED));
+        while let Some(carrier) = self.carrier() {
+            match self.carry(&carrier, patience).await {
+                End::Lost(error) => return error,
+                End::Drained => break,
+                End::Exhausted => {}
+            }
+            match self.0.context.dialer.dial(address).await {
+                Ok(fresh) => {
+                    self.0.context.stats.renewals.add(1);
+                    patience = LEAST_PATIENCE.max(carrier.rtt() * KEEP_ALIVES_PER_TIMEOUT);
+                    *self.lock() = Some(fresh);
+                    self.retire(carrier, &places).await;
+                }
+                Err(_) => return Error::NoCredit,
+            }
+        }
+        self.refusal()
+    }
+
+    /// Ends the connection; the peer is told if it still listens.
+    pub(crate) fn end(&self) {
+        if let Some(carrier) = self.lock().take() {
+            carrier.close(NO_ERROR, &[]);
+        }
+    }
+
+    /// Lets a replaced connection linger, so that its peer can read what it has acknowledged.
+    async fn retire(&self, carrier: quinn::Connection, places: &Arc<Semaphore>) {
+        let place = places.clone().acquire_owned().await;
+        let linger = self.0.context.config.linger().max(CLOSE_GRACE);
+        self.0.context.tasks.spawn(async move {
+            let _place = place;
+            timeout(linger, carrier.closed()).await.ok();
+            carrier.close(NO_ERROR, &[]);
+        });
+    }
+
+    /// Sends what is queued over `carrier`, each message on a stream of its own.
+    async fn carry(&self, carrier: &quinn::Connection, patience: Duration) -> End {
+        let peer = PeerParameters::of(carrier);
+        let mut opened: u64 = 0;
+        let mut last_landing: Option<Instant> = None;
+        let mut flights = FuturesUnordered::new();
+        let mut is_drained = false;
+        let lost = carrier.closed();
+        let linger_over = self.linger_over();
+        let keep_alive = self.keep_alive(carrier, peer.idle_timeout);
+        pin!(lost, linger_over, keep_alive);
+        let error = loop {
+            if is_drained && flights.is_empty() && self.is_idle() {
+                self.grace(last_landing).await;
+                return End::Drained;
+            }
+            tokio::select! {
+                biased;
+                error = &mut lost => break error.into(),
+                () = &mut linger_over => {
+                    // Before the flights are dropped: a closed connection finishes no stream.
+                    carrier.close(NO_ERROR, &[]);
+                    return End::Drained;
+                }
+                Some(landing) = flights.next() => {
+                    self.land(landing);
+                    last_landing = Some(Instant::now());
+                }
+                turn = self.turn(carrier, patience),
+                    if !is_drained && flights.len() < MAX_IN_FLIGHT => match turn {
+                    Ok(Turn::Send(message, send, recv)) => {
+                        opened += 1;
+                        flights.push(fly(message, send, recv));
+                    }
+                    Ok(Turn::Drained) => is_drained = true,
+                    // A peer that has ever returned credit is only slow.
+                    Ok(Turn::NoCredit) if flights.is_empty() && opened <= peer.bidi_streams => {
+                        return End::Exhausted;
+                    }
+                    Ok(Turn::NoCredit) => {}
+                    Err(error) => break error,
+                },
+                () = &mut keep_alive => {}
+            }
+        };
+        // The outcome of each flight is known now: acknowledged before, or never.
+        while let Some(landing) = flights.next().await {
+            self.land(landing);
+        }
+        End::Lost(error)
+    }
+
+    /// A message and the stream for it. Cancelled at any point, it has taken no message.
+    async fn turn(&self, carrier: &quinn::Connection, patience: Duration) -> Result<Turn, Error> {
+        if self.0.outbox.next().await == Next::Drained {
+            return Ok(Turn::Drained);
+        }
+        let Ok(opened) = timeout(patience, carrier.open_bi()).await else {
+            return Ok(Turn::NoCredit);
+        };
+        let (send, recv) = opened?;
+        // Only this task takes messages out, and there was one.
+        match self.0.outbox.take() {
+            Some(message) => Ok(Turn::Send(message, send, recv)),
+            None => Ok(Turn::Drained),
+        }
+    }
+
+    fn land(&self, landing: Landing) {
+        let stats = &self.0.context.stats;
+        match landing.outcome {
+            Ok(()) => {
+                stats.delivered.add(1);
+                stats.delivered_bytes.add(landing.bytes);
+                self.0.has_delivered.store(true, Ordering::Relaxed);
+            }
+            Err(error @ Error::Stopped(_)) => stats.dropped.add(&error, 1),
+            Err(_) => stats.unconfirmed.add(1),
+        }
+        self.0.outbox.settle(landing.bytes);
+    }
+
+    async fn grace(&self, last_landing: Option<Instant>) {
+        if let Some(last) = last_landing {
+            sleep(CLOSE_GRACE.saturating_sub(last.elapsed())).await;
+        }
+    }
+
+    async fn linger_over(&self) {
+        self.0.outbox.draining().await;
+        sleep(self.0.context.config.linger()).await;
+    }
+
+    /// Keeps a connection alive whose peer gives up sooner than quinn's own keep-alive comes.
+    async fn keep_alive(&self, carrier: &quinn::Connection, peer_timeout: Option<Duration>) {
+        let own = self.0.context.config.keep_alive_interval();
+        let needed = peer_timeout.map(|timeout| timeout / KEEP_ALIVES_PER_TIMEOUT);
+        let (Some(own), Some(needed)) = (own, needed) else {
+            return std::future::pending().await;
+        };
+        if own <= needed {
+            return std::future::pending().await;
+        }
+        let mut ticks = interval(needed);
+        loop {
+            ticks.tick().await;
+            ping(carrier);
+        }
+    }
+
+    fn carrier(&self) -> Option<quinn::Connection> {
+        self.lock().clone()
+    }
+
+    /// A std mutex, because nothing awaits inside.
+    fn lock(&self) -> MutexGuard<'_, Option<quinn::Connection>> {
+        self.0
+            .carrier
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A stream of a user that keeps its connection from being idle.
+#[derive(Debug)]
+pub(crate) struct Lease(Connection);
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        self.0.0.user_streams.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Takes one message all the way: written, finished, and acknowledged whole.
+async fn fly(message: Bytes, send: quinn::SendStream, mut recv: quinn::RecvStream) -> Landing {
+    // Nobody reads an answer here; said at once, the peer's credit can return (RFC 9000, 3.5).
+    recv.stop(NO_ERROR).ok();
+    let bytes = message.len();
+    let mut stream = Outgoing::new(send);
+    let outcome = async {
+        stream.write(message).await?;
+        stream.finish().await
+    };
+    Landing {
+        bytes,
+        outcome: outcome.await,
+    }
+}
+
+/// Makes the peer acknowledge something. quinn has no ping to call, but a larger receive window
+/// is a MAX_DATA frame, which elicits an acknowledgement (RFC 9000, section 13.2); giving the
+/// byte back is only noted, and sends nothing.
+fn ping(carrier: &quinn::Connection) {
+    carrier.set_receive_window(VarInt::from_u32(RECEIVE_WINDOW + 1));
+    carrier.set_receive_window(VarInt::from_u32(RECEIVE_WINDOW));
+}
+
+fn canonical(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip().to_canonical(), address.port())
+}

@@ -1,0 +1,37 @@
+//! A bounded pool of QUIC connections to the nodes of a mesh, kept by node id.
+//!
+//! It knows nothing of Erlang: the NIF crate beside it turns terms into calls of [`Mesh`] and
+//! outcomes into messages. The way of a message through it:
+//!
+//! 1. [`Mesh::send`] finds the peer's slot in the pool (`pool`), or opens one, whose task begins
+//!    to dial (`dial`, `address`, `endpoint`, `tls`).
+//! 2. The message waits in the slot's bounded queue (`outbox`), before and after the dial alike.
+//! 3. The slot's task (`mesh`, `connection`) opens a stream for it, writes it, finishes it, and
+//!    counts it when the peer has acknowledged it.
+//!
+//! The protocol is QUIC v1 (RFC 9000) with TLS 1.3 (RFC 9001), application protocol `macula`.
+
+mod address;
+mod config;
+mod connection;
+mod dial;
+mod endpoint;
+mod error;
+mod handshake;
+mod mesh;
+mod outbox;
+mod pool;
+mod stats;
+mod stream;
+mod tasks;
+mod tls;
+
+pub use address::{Address, DEFAULT_PORT};
+pub use config::{BadOption, Bounds, Config, Load};
+pub use connection::{Connection, ConnectionInfo};
+pub use error::Error;
+pub use mesh::{Event, Handles, Info, Mesh, NodeId, Plain, Target};
+pub use outbox::Sent;
+pub use stats::Snapshot;
+pub use stream::Stream;
+pub use tls::{ALPN, BadCertificate, CertificateFault, Identity};

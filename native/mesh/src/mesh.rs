@@ -1,0 +1,610 @@
+//! The pool of real connections: who asks for a peer gets the connection that is there, joins the
+//! dial under way, or begins one. Each slot has one task, which dials, serves and cleans up.
+
+use std::num::NonZeroUsize;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::SystemTime;
+
+use bytes::Bytes;
+use tokio::runtime::Handle;
+use tokio::sync::watch;
+use tokio::time::timeout;
+
+use crate::address::Address;
+use crate::connection::{Connection, ConnectionInfo, Context};
+use crate::dial::Dialer;
+use crate::outbox::{Budget, Outbox, Remains};
+use crate::pool::{self, Pool, Slot, Ticket};
+use crate::stats::{Snapshot, Stats};
+use crate::stream::Stream;
+use crate::tasks::Tasks;
+use crate::tls::Identity;
+use crate::{Config, Error};
+
+/// Who a peer is: any bytes; 32 in practice.
+pub type NodeId = Box<[u8]>;
+
+/// How often a message looks for another slot when the one that it found closes under it.
+const SEND_ATTEMPTS: usize = 3;
+
+/// What callers hold in place of this crate's connections and streams: the NIF's are resources
+/// of the VM. A slot makes each once, so that all callers get the same.
+pub trait Handles: Send + Sync + 'static {
+    /// A caller's handle to a connection.
+    type Connection: Clone + Send + Sync + 'static;
+    /// A caller's handle to a stream.
+    type Stream: Clone + Send + Sync + 'static;
+
+    /// Makes a connection's handle.
+    fn connection(connection: Connection) -> Self::Connection;
+    /// Makes a stream's handle.
+    fn stream(stream: Stream) -> Self::Stream;
+}
+
+/// This crate's own connections and streams as handles.
+#[derive(Debug)]
+pub struct Plain;
+
+impl Handles for Plain {
+    type Connection = Connection;
+    type Stream = Stream;
+
+    fn connection(connection: Connection) -> Connection {
+        connection
+    }
+
+    fn stream(stream: Stream) -> Stream {
+        stream
+    }
+}
+
+/// Where a peer is to be found.
+#[derive(Clone, Debug)]
+pub struct Target {
+    /// Its address.
+    pub address: Address,
+    /// The address in the caller's own form, which [`Info`] gives back; this crate never looks
+    /// inside.
+    pub given: Box<[u8]>,
+}
+
+/// What the pool knows of a connection.
+#[derive(Clone, Debug)]
+pub struct Info<T: Handles> {
+    /// The connection.
+    pub connection: T::Connection,
+    /// Its pooled stream.
+    pub stream: T::Stream,
+    /// [`Target::given`] of the dial that made it.
+    pub given: Box<[u8]>,
+    /// When it was last asked for or sent to.
+    pub last_used: SystemTime,
+    /// Its figures.
+    pub figures: ConnectionInfo,
+}
+
+/// What the pool tells its owner unasked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// The first dial has begun, and no dial of this pool verifies who answers.
+    Unverified,
+}
+
+/// A bounded pool of connections by node id. Dropping it closes it.
+pub struct Mesh<T: Handles>(Arc<Shared<T>>);
+
+struct Shared<T: Handles> {
+    slots: Mutex<Slots<T>>,
+    context: Arc<Context>,
+    observer: Box<dyn Fn(Event) + Send + Sync>,
+}
+
+struct Slots<T: Handles> {
+    pool: Pool<NodeId, Dial<T>, Resident<T>>,
+    is_closed: bool,
+    has_dialled: bool,
+}
+
+/// The outcome of a dial, once there is one.
+type Outcome<T> = Option<Result<<T as Handles>::Stream, Error>>;
+
+/// A slot that is being dialled: its queue is there already.
+struct Dial<T: Handles> {
+    outbox: Arc<Outbox>,
+    outcome: Arc<watch::Sender<Outcome<T>>>,
+}
+
+/// A slot that is ready.
+struct Resident<T: Handles> {
+    connection: Connection,
+    stream: Stream,
+    connection_handle: T::Connection,
+    stream_handle: T::Stream,
+    given: Box<[u8]>,
+    last_used: SystemTime,
+}
+
+/// What a request for a connection found.
+enum Claim<T: Handles> {
+    Ready(T::Stream),
+    Pending(watch::Receiver<Outcome<T>>),
+}
+
+impl<T: Handles> Resident<T> {
+    fn new(connection: Connection, given: Box<[u8]>) -> Self {
+        let stream = Stream::messages(connection.clone());
+        Self {
+            connection_handle: T::connection(connection.clone()),
+            stream_handle: T::stream(stream.clone()),
+            connection,
+            stream,
+            given,
+            last_used: SystemTime::now(),
+        }
+    }
+
+    /// Uses the connection; its stream is made anew if somebody has closed it.
+    fn checkout(&mut self) -> T::Stream {
+        if !self.stream.is_open() {
+            self.stream = Stream::messages(self.connection.clone());
+            self.stream_handle = T::stream(self.stream.clone());
+        }
+        self.last_used = SystemTime::now();
+        self.stream_handle.clone()
+    }
+
+    fn is_alive(&self) -> bool {
+        self.connection.outbox().refusal().is_none()
+    }
+
+    fn info(&self) -> Option<Info<T>> {
+        Some(Info {
+            connection: self.connection_handle.clone(),
+            stream: self.stream_handle.clone(),
+            given: self.given.clone(),
+            last_used: self.last_used,
+            figures: self.connection.info()?,
+        })
+    }
+}
+
+impl<T: Handles> pool::Resident for Resident<T> {
+    fn is_idle(&self) -> bool {
+        self.connection.is_idle()
+    }
+}
+
+impl<T: Handles> Mesh<T> {
+    /// An empty pool whose tasks run on `runtime`. `observer` must not block.
+    ///
+    /// # Errors
+    /// [`Error::Cancelled`] when TLS takes `identity` for no identity; one that was loaded by
+    /// [`Identity::load`] is.
+    pub fn new(
+        config: Config,
+        identity: Option<Identity>,
+        runtime: Handle,
+        observer: impl Fn(Event) + Send + Sync + 'static,
+    ) -> Result<Self, Error> {
+        let stats = Arc::new(Stats::default());
+        let slots = Slots {
+            pool: Pool::new(config.max_connections()),
+            is_closed: false,
+            has_dialled: false,
+        };
+        let context = Context {
+            dialer: Dialer::new(&config, identity)?,
+            tasks: Arc::new(Tasks::new(runtime, stats.clone())),
+            stats,
+            budget: Arc::new(Budget::new(config.pool_queue_limits())),
+            config,
+        };
+        Ok(Self(Arc::new(Shared {
+            slots: Mutex::new(slots),
+            context: Arc::new(context),
+            observer: Box::new(observer),
+        })))
+    }
+
+    /// The stream of a live pooled connection, which thereby is used. `None`: there is none.
+    pub fn checkout(&self, node: &[u8]) -> Option<T::Stream> {
+        let mut slots = self.0.lock();
+        let Slot::Ready(resident) = slots.pool.lookup(node) else {
+            return None;
+        };
+        if !resident.is_alive() {
+            return None;
+        }
+        let stream = resident.checkout();
+        self.0.context.stats.hits.add(1);
+        Some(stream)
+    }
+
+    /// The stream of a connection to `node`, dialled at `target` if there is none. The request
+    /// is made now, the future only waits for its outcome: dropping it disturbs nobody.
+    ///
+    /// # Errors
+    /// Why there is no connection.
+    pub fn connect(
+        &self,
+        node: &[u8],
+        target: Target,
+    ) -> impl Future<Output = Result<T::Stream, Error>> + Send + use<T> {
+        let claim = self.0.claim(node, target);
+        async move {
+            let mut pending = match claim? {
+                Claim::Ready(stream) => return Ok(stream),
+                Claim::Pending(pending) => pending,
+            };
+            let outcome = pending
+                .wait_for(Option::is_some)
+                .await
+                .map_err(|_| Error::Cancelled)?;
+            outcome.clone().unwrap_or(Err(Error::Cancelled))
+        }
+    }
+
+    /// Queues a message for `node`, which is dialled if there is no connection; `target` is only
+    /// asked for then. Never waits. A message that is refused is counted by cause.
+    ///
+    /// # Errors
+    /// Why the message was not taken.
+    pub fn send(
+        &self,
+        node: &[u8],
+        message: Bytes,
+        target: impl FnOnce() -> Option<Target>,
+    ) -> Result<(), Error> {
+        let outcome = self.0.send(node, &message, target);
+        if let Err(error) = &outcome {
+            self.0.context.stats.dropped.add(error, 1);
+        }
+        outcome
+    }
+
+    /// Takes `node` out of the pool: what is queued for it still goes out, bounded by the linger
+    /// time, then its connection closes. `false`: it was not there.
+    pub fn remove(&self, node: &[u8]) -> bool {
+        let slot = self.0.lock().pool.remove(node);
+        let was_there = match slot {
+            Slot::Ready(resident) => {
+                resident.connection.outbox().drain(Error::Removed);
+                true
+            }
+            Slot::Dialing(dial) => {
+                dial.give_up(Error::Removed);
+                true
+            }
+            Slot::Vacant => false,
+        };
+        if was_there {
+            self.0.context.stats.removals.add(1);
+        }
+        was_there
+    }
+
+    /// What is known of the connection to `node`. This is no use of it.
+    pub fn info(&self, node: &[u8]) -> Option<Info<T>> {
+        self.0
+            .lock()
+            .pool
+            .peek(node)
+            .filter(|resident| resident.is_alive())?
+            .info()
+    }
+
+    /// What is known of each connection, the most recently used first.
+    pub fn list(&self) -> Vec<(NodeId, Info<T>)> {
+        let slots = self.0.lock();
+        let alive = slots
+            .pool
+            .iter()
+            .filter(|(_, resident)| resident.is_alive());
+        alive
+            .filter_map(|(node, resident)| Some((node.clone(), resident.info()?)))
+            .collect()
+    }
+
+    /// How many connections are in the pool.
+    pub fn size(&self) -> usize {
+        self.0.lock().pool.ready()
+    }
+
+    /// Sets how many connections the pool may keep; those that are too many go.
+    pub fn set_limit(&self, limit: NonZeroUsize) {
+        let victims = self.0.lock().pool.set_limit(limit);
+        for (_, victim) in victims {
+            self.0.evict(&victim);
+        }
+    }
+
+    /// The pool's figures.
+    pub fn stats(&self) -> Snapshot {
+        let context = &self.0.context;
+        let (size, dialing, limit) = {
+            let slots = self.0.lock();
+            (slots.pool.ready(), slots.pool.dialing(), slots.pool.limit())
+        };
+        Snapshot {
+            size,
+            dialing,
+            limit: limit.get(),
+            tasks: context.tasks.count(),
+            outstanding: context.budget.used(),
+            ..context.stats.snapshot()
+        }
+    }
+
+    /// Closes the pool: queued messages go out, bounded by the linger time, then every
+    /// connection closes. Resolves when nothing of the pool is left.
+    pub fn close(&self) -> impl Future<Output = ()> + Send + use<T> {
+        self.0.clone().close()
+    }
+}
+
+impl<T: Handles> Drop for Mesh<T> {
+    fn drop(&mut self) {
+        self.0.context.tasks.detach(self.0.clone().close());
+    }
+}
+
+impl<T: Handles> Dial<T> {
+    /// Tells who waits; what is queued still goes out if the dial succeeds.
+    fn give_up(&self, reason: Error) {
+        self.outbox.drain(reason.clone());
+        self.outcome.send_replace(Some(Err(reason)));
+    }
+}
+
+impl<T: Handles> Shared<T> {
+    fn claim(self: &Arc<Self>, node: &[u8], target: Target) -> Result<Claim<T>, Error> {
+        let mut slots = self.lock();
+        match slots.pool.lookup(node) {
+            Slot::Ready(resident) if resident.is_alive() => {
+                self.context.stats.hits.add(1);
+                return Ok(Claim::Ready(resident.checkout()));
+            }
+            Slot::Dialing(dial) => {
+                self.context.stats.misses.add(1);
+                return Ok(Claim::Pending(dial.outcome.subscribe()));
+            }
+            Slot::Ready(_) | Slot::Vacant => {}
+        }
+        self.context.stats.misses.add(1);
+        let dial = self.begin(&mut slots, node.into(), target, false)?;
+        Ok(Claim::Pending(dial.outcome.subscribe()))
+    }
+
+    fn send(
+        self: &Arc<Self>,
+        node: &[u8],
+        message: &Bytes,
+        target: impl FnOnce() -> Option<Target>,
+    ) -> Result<(), Error> {
+        let mut target = Some(target);
+        let mut outcome = Err(Error::Cancelled);
+        // A slot that was found may close before it has taken the message; the next look finds
+        // its successor, or makes one.
+        for _ in 0..SEND_ATTEMPTS {
+            let Some(outbox) = self.outbox(node, &mut target, false)? else {
+                return outcome;
+            };
+            outcome = outbox.push(message.clone());
+            match outcome {
+                Ok(()) | Err(Error::QueueFull | Error::PoolQueueFull | Error::MessageTooLarge) => {
+                    return outcome;
+                }
+                Err(_) => {}
+            }
+        }
+        outcome
+    }
+
+    /// The queue of messages to `node`, with a dial behind it if there is no connection. `None`:
+    /// the target has been used up, and what it led to has gone again.
+    fn outbox(
+        self: &Arc<Self>,
+        node: &[u8],
+        target: &mut Option<impl FnOnce() -> Option<Target>>,
+        is_retry: bool,
+    ) -> Result<Option<Arc<Outbox>>, Error> {
+        let mut slots = self.lock();
+        match slots.pool.lookup(node) {
+            Slot::Ready(resident) if resident.is_alive() => {
+                resident.last_used = SystemTime::now();
+                return Ok(Some(resident.connection.shared_outbox()));
+            }
+            Slot::Dialing(dial) => return Ok(Some(dial.outbox.clone())),
+            Slot::Ready(_) | Slot::Vacant => {}
+        }
+        let Some(target) = target.take() else {
+            return Ok(None);
+        };
+        let target = target().ok_or(Error::BadAddress)?;
+        let dial = self.begin(&mut slots, node.into(), target, is_retry)?;
+        Ok(Some(dial.outbox))
+    }
+
+    /// Opens a slot for `node` and starts its task.
+    fn begin(
+        self: &Arc<Self>,
+        slots: &mut Slots<T>,
+        node: NodeId,
+        target: Target,
+        is_retry: bool,
+    ) -> Result<Dial<T>, Error> {
+        if slots.is_closed {
+            return Err(Error::PoolClosed);
+        }
+        if slots.pool.dialing() >= self.context.config.max_pending_dials() {
+            return Err(Error::TooManyDials);
+        }
+        if !std::mem::replace(&mut slots.has_dialled, true) {
+            (self.observer)(Event::Unverified);
+        }
+        let (outcome, _) = watch::channel(None);
+        let dial = Dial {
+            outbox: Arc::new(self.context.outbox()),
+            outcome: Arc::new(outcome),
+        };
+        let ticket = slots.pool.begin(node.clone(), dial.clone());
+        let tenancy = Tenancy {
+            shared: self.clone(),
+            node,
+            ticket,
+            target,
+            outbox: dial.outbox.clone(),
+            connection: None,
+            is_retry,
+            end: Error::Cancelled,
+        };
+        self.context.tasks.spawn(tenancy.run(dial.outcome.clone()));
+        Ok(dial)
+    }
+
+    fn evict(&self, victim: &Resident<T>) {
+        self.context.stats.evictions.add(1);
+        victim.connection.outbox().drain(Error::Evicted);
+    }
+
+    /// Gives messages of which nothing was sent another connection.
+    fn resend(self: &Arc<Self>, node: &[u8], target: Target, remains: Remains, cause: &Error) {
+        let count = remains.queued.len();
+        if count == 0 {
+            return;
+        }
+        let refused = match self.outbox(node, &mut Some(|| Some(target)), true) {
+            Ok(Some(outbox)) => outbox.inherit(remains.queued),
+            Ok(None) | Err(_) => count,
+        };
+        self.context.stats.dropped.add(cause, refused);
+    }
+
+    async fn close(self: Arc<Self>) {
+        let (dialing, ready) = {
+            let mut slots = self.lock();
+            slots.is_closed = true;
+            slots.pool.clear()
+        };
+        for dial in dialing {
+            dial.give_up(Error::PoolClosed);
+        }
+        for resident in ready {
+            resident.connection.outbox().drain(Error::PoolClosed);
+        }
+        let tasks = &self.context.tasks;
+        if timeout(self.context.config.linger(), tasks.ended())
+            .await
+            .is_err()
+        {
+            tasks.stop();
+            tasks.ended().await;
+        }
+        self.context.dialer.close().await;
+    }
+
+    /// A std mutex, because nothing awaits inside.
+    fn lock(&self) -> MutexGuard<'_, Slots<T>> {
+        self.slots.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<T: Handles> Clone for Dial<T> {
+    fn clone(&self) -> Self {
+        Self {
+            outbox: self.outbox.clone(),
+            outcome: self.outcome.clone(),
+        }
+    }
+}
+
+/// One slot's time in the pool, from its dial to its end. However its task ends, by return,
+/// cancellation or panic, dropping this leaves nothing behind.
+struct Tenancy<T: Handles> {
+    shared: Arc<Shared<T>>,
+    node: NodeId,
+    ticket: Ticket,
+    target: Target,
+    outbox: Arc<Outbox>,
+    connection: Option<Connection>,
+    /// Whether it was begun for what a lost connection left.
+    is_retry: bool,
+    /// Why it ended.
+    end: Error,
+}
+
+impl<T: Handles> Tenancy<T> {
+    async fn run(mut self, outcome: Arc<watch::Sender<Outcome<T>>>) {
+        let context = self.shared.context.clone();
+        context.stats.dials.add(1);
+        let carrier = match context.dialer.dial(&self.target.address).await {
+            Ok(carrier) => carrier,
+            Err(error) => {
+                context.stats.dial_failures.add(&error, 1);
+                self.end = error.clone();
+                // The slot goes before its waiters hear of it: who asks again dials anew.
+                drop(self);
+                report(&outcome, Err(error));
+                return;
+            }
+        };
+        context.stats.connections.add(1);
+        let connection = Connection::new(carrier, self.outbox.clone(), context.clone());
+        self.connection = Some(connection.clone());
+        if let Some(stream) = self.move_in(connection.clone()) {
+            report(&outcome, Ok(stream));
+        }
+        drop(outcome);
+        self.end = connection.serve(&self.target.address).await;
+        context.stats.closes.add(&self.end, 1);
+    }
+
+    /// Makes the slot ready. `None`: it was removed during the dial, and its outbox only drains.
+    fn move_in(&self, connection: Connection) -> Option<T::Stream> {
+        let resident = Resident::<T>::new(connection, self.target.given.clone());
+        let stream = resident.stream_handle.clone();
+        let admitted = self
+            .shared
+            .lock()
+            .pool
+            .admit(&self.node, self.ticket, resident);
+        if let Some((_, victim)) = admitted.ok()? {
+            self.shared.evict(&victim);
+        }
+        Some(stream)
+    }
+}
+
+impl<T: Handles> Drop for Tenancy<T> {
+    fn drop(&mut self) {
+        self.shared.lock().pool.leave(&self.node, self.ticket);
+        if let Some(connection) = &self.connection {
+            connection.end();
+        }
+        let stats = &self.shared.context.stats;
+        let remains = self.outbox.close(self.end.clone());
+        stats.unconfirmed.add(remains.taken);
+        // A peer that closes each connection before it has taken anything gets one retry.
+        let made_progress = self
+            .connection
+            .as_ref()
+            .is_some_and(Connection::has_delivered);
+        if self.connection.is_some() && self.end.is_loss() && (made_progress || !self.is_retry) {
+            self.shared
+                .resend(&self.node, self.target.clone(), remains, &self.end);
+        } else {
+            stats.dropped.add(&self.end, remains.queued.len());
+        }
+    }
+}
+
+/// Tells everyone who waits, unless they have been told otherwise.
+fn report<S>(outcome: &watch::Sender<Option<S>>, result: S) {
+    outcome.send_if_modified(|current| {
+        let is_first = current.is_none();
+        if is_first {
+            *current = Some(result);
+        }
+        is_first
+    });
+}

@@ -1,0 +1,522 @@
+//! The bounded queue of messages to one peer. Erlang schedulers put messages in without ever
+//! waiting; one task takes them out. It outlives the dial before it and the change from one QUIC
+//! connection to the next behind it, so a message is queued once and never moved.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use bytes::Bytes;
+use tokio::sync::{Notify, oneshot};
+
+use crate::Error;
+use crate::config::Load;
+use crate::stats::Stats;
+
+/// Senders that may wait for room at one peer. Each is a process that waits, so this is reached
+/// only by a leak of such processes.
+const MAX_WAITING: usize = 65_536;
+
+/// What all outboxes of a pool may hold together.
+#[derive(Debug)]
+pub(crate) struct Budget {
+    limit: Load,
+    messages: AtomicUsize,
+    bytes: AtomicUsize,
+}
+
+impl Budget {
+    pub(crate) fn new(limit: Load) -> Self {
+        Self {
+            limit,
+            messages: AtomicUsize::new(0),
+            bytes: AtomicUsize::new(0),
+        }
+    }
+
+    pub(crate) fn used(&self) -> Load {
+        Load {
+            messages: self.messages.load(Ordering::Relaxed),
+            bytes: self.bytes.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Reserves room for one message, unless there is none. Two senders may both see the last
+    /// room as taken for a moment; the bound itself is never exceeded.
+    fn reserve(&self, bytes: usize) -> bool {
+        self.force(bytes);
+        let used = self.used();
+        let fits = used.messages <= self.limit.messages && used.bytes <= self.limit.bytes;
+        if !fits {
+            self.release(Load { messages: 1, bytes });
+        }
+        fits
+    }
+
+    fn force(&self, bytes: usize) {
+        self.messages.fetch_add(1, Ordering::Relaxed);
+        self.bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    fn release(&self, load: Load) {
+        self.messages.fetch_sub(load.messages, Ordering::Relaxed);
+        self.bytes.fetch_sub(load.bytes, Ordering::Relaxed);
+    }
+}
+
+/// How much one outbox may hold.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limits {
+    /// Accepted and not yet settled.
+    pub(crate) outstanding: Load,
+    /// Bytes above which senders wait.
+    pub(crate) watermark_bytes: usize,
+}
+
+/// How a message was taken.
+#[derive(Debug)]
+pub enum Sent {
+    /// It is queued, and will be sent.
+    Accepted,
+    /// It waits for room; the receiver learns when it is queued, or why it never will be. A
+    /// receiver that sees its sender dropped knows that the outbox has gone.
+    Waiting(oneshot::Receiver<Result<(), Error>>),
+}
+
+/// What the task that empties an outbox has to do next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Next {
+    /// Take a message.
+    Message,
+    /// Nothing more: the outbox is empty and stays so.
+    Drained,
+}
+
+/// What an outbox still held when it was closed.
+#[derive(Debug, Default)]
+pub(crate) struct Remains {
+    /// Messages of which nothing was sent, the oldest first.
+    pub(crate) queued: VecDeque<Bytes>,
+    /// How many were taken out and never settled.
+    pub(crate) taken: usize,
+}
+
+#[derive(Debug)]
+pub(crate) struct Outbox {
+    state: Mutex<State>,
+    /// Wakes the one task that takes messages out.
+    wake: Notify,
+    /// Tells the same task that the time to linger has begun.
+    farewell: Notify,
+    limits: Limits,
+    budget: Arc<Budget>,
+    /// Where accepted messages are counted; a stream of plain bytes has none.
+    stats: Option<Arc<Stats>>,
+}
+
+#[derive(Debug)]
+struct State {
+    queue: VecDeque<Bytes>,
+    waiting: VecDeque<Waiting>,
+    /// Accepted and neither acknowledged nor dropped: what is queued and what is in flight.
+    outstanding: Load,
+    phase: Phase,
+}
+
+#[derive(Debug)]
+struct Waiting {
+    message: Bytes,
+    turn: oneshot::Sender<Result<(), Error>>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Phase {
+    /// Messages go in and out.
+    Open,
+    /// Messages go out only; the error is why no more go in.
+    Draining(Error),
+    /// Nothing goes in or out.
+    Closed(Error),
+}
+
+impl Outbox {
+    pub(crate) fn new(limits: Limits, budget: Arc<Budget>, stats: Option<Arc<Stats>>) -> Self {
+        let state = State {
+            queue: VecDeque::new(),
+            waiting: VecDeque::new(),
+            outstanding: Load::default(),
+            phase: Phase::Open,
+        };
+        Self {
+            state: Mutex::new(state),
+            wake: Notify::new(),
+            farewell: Notify::new(),
+            limits,
+            budget,
+            stats,
+        }
+    }
+
+    /// Queues a message up to the outbox's full limits. Never waits.
+    pub(crate) fn push(&self, message: Bytes) -> Result<(), Error> {
+        let mut state = self.open(&message)?;
+        self.fits(&state, &message, self.limits.outstanding.bytes)?;
+        self.accept(&mut state, message);
+        Ok(())
+    }
+
+    /// Takes over the unsent messages of another outbox, which were accepted there, up to the
+    /// limits, and returns how many found no room.
+    pub(crate) fn inherit(&self, messages: VecDeque<Bytes>) -> usize {
+        let mut refused = 0;
+        let mut state = self.lock();
+        for message in messages {
+            if state.phase == Phase::Open
+                && self
+                    .fits(&state, &message, self.limits.outstanding.bytes)
+                    .is_ok()
+            {
+                self.enqueue(&mut state, message);
+            } else {
+                refused += 1;
+            }
+        }
+        refused
+    }
+
+    /// Queues a message up to the watermark. Never waits.
+    pub(crate) fn try_send(&self, message: Bytes) -> Result<(), Error> {
+        let mut state = self.open(&message)?;
+        if !state.waiting.is_empty() {
+            return Err(Error::QueueFull);
+        }
+        self.fits(&state, &message, self.limits.watermark_bytes)?;
+        self.accept(&mut state, message);
+        Ok(())
+    }
+
+    /// Queues a message up to the watermark, or puts it in line for the room behind that.
+    pub(crate) fn send(&self, message: Bytes) -> Result<Sent, Error> {
+        let mut state = self.open(&message)?;
+        if state.waiting.is_empty()
+            && self
+                .fits(&state, &message, self.limits.watermark_bytes)
+                .is_ok()
+        {
+            self.accept(&mut state, message);
+            return Ok(Sent::Accepted);
+        }
+        if state.waiting.len() >= MAX_WAITING {
+            return Err(Error::QueueFull);
+        }
+        let (turn, outcome) = oneshot::channel();
+        state.waiting.push_back(Waiting { message, turn });
+        Ok(Sent::Waiting(outcome))
+    }
+
+    /// Takes the oldest queued message out; it stays outstanding until it is settled.
+    pub(crate) fn take(&self) -> Option<Bytes> {
+        self.lock().queue.pop_front()
+    }
+
+    /// Resolves when there is a message to take, or when there never will be one again. Only the
+    /// outbox's one task waits here: a wake-up has one receiver.
+    pub(crate) async fn next(&self) -> Next {
+        loop {
+            {
+                let state = self.lock();
+                if !state.queue.is_empty() {
+                    return Next::Message;
+                }
+                if state.phase != Phase::Open && state.waiting.is_empty() {
+                    return Next::Drained;
+                }
+            }
+            self.wake.notified().await;
+        }
+    }
+
+    /// Resolves when the outbox begins to drain. Only its one task waits here.
+    pub(crate) async fn draining(&self) {
+        while self.refusal().is_none() {
+            self.farewell.notified().await;
+        }
+    }
+
+    /// A message that was taken is done with; lets the next in line in.
+    pub(crate) fn settle(&self, bytes: usize) {
+        let mut state = self.lock();
+        // After `close`, everything outstanding has been settled in one go.
+        if matches!(state.phase, Phase::Closed(_)) {
+            return;
+        }
+        let load = Load { messages: 1, bytes };
+        state.outstanding.messages -= load.messages;
+        state.outstanding.bytes -= load.bytes;
+        self.budget.release(load);
+        self.admit(&mut state);
+    }
+
+    /// Takes no more messages and lets those that it has go out.
+    pub(crate) fn drain(&self, reason: Error) {
+        let mut state = self.lock();
+        if state.phase == Phase::Open {
+            state.phase = Phase::Draining(reason);
+            drop(state);
+            self.wake.notify_one();
+            self.farewell.notify_one();
+        }
+    }
+
+    /// Why no more messages are taken, if so.
+    pub(crate) fn refusal(&self) -> Option<Error> {
+        match &self.lock().phase {
+            Phase::Open => None,
+            Phase::Draining(reason) | Phase::Closed(reason) => Some(reason.clone()),
+        }
+    }
+
+    /// Ends the outbox: who waits is told `reason`, and what was left is returned. A draining
+    /// outbox keeps the reason of its draining.
+    pub(crate) fn close(&self, reason: Error) -> Remains {
+        let mut state = self.lock();
+        if matches!(state.phase, Phase::Closed(_)) {
+            return Remains::default();
+        }
+        if state.phase == Phase::Open {
+            state.phase = Phase::Closed(reason.clone());
+        } else if let Phase::Draining(first) = state.phase.clone() {
+            state.phase = Phase::Closed(first);
+        }
+        let load = std::mem::take(&mut state.outstanding);
+        self.budget.release(load);
+        let queued = std::mem::take(&mut state.queue);
+        let waiting = std::mem::take(&mut state.waiting);
+        drop(state);
+        for sender in waiting {
+            // A sender that has gone needs no answer.
+            sender.turn.send(Err(reason.clone())).ok();
+        }
+        Remains {
+            taken: load.messages.saturating_sub(queued.len()),
+            queued,
+        }
+    }
+
+    /// Whether nothing is queued, in flight, or waiting.
+    pub(crate) fn is_idle(&self) -> bool {
+        let state = self.lock();
+        state.outstanding.messages == 0 && state.waiting.is_empty()
+    }
+
+    /// How much is queued or in flight.
+    pub(crate) fn outstanding(&self) -> Load {
+        self.lock().outstanding
+    }
+
+    fn open(&self, message: &Bytes) -> Result<MutexGuard<'_, State>, Error> {
+        let state = self.lock();
+        match &state.phase {
+            Phase::Open if message.len() > self.limits.outstanding.bytes => {
+                Err(Error::MessageTooLarge)
+            }
+            Phase::Open => Ok(state),
+            Phase::Draining(reason) | Phase::Closed(reason) => Err(reason.clone()),
+        }
+    }
+
+    /// Reserves room for `message`. An outbox with nothing in it has room for any one message
+    /// that is not too large: so every sender gets its turn, even below a low watermark or
+    /// beside outboxes that have used the pool's budget up.
+    fn fits(&self, state: &State, message: &Bytes, bytes: usize) -> Result<(), Error> {
+        if state.outstanding.messages == 0 {
+            self.budget.force(message.len());
+            return Ok(());
+        }
+        let limit = self.limits.outstanding;
+        if state.outstanding.messages >= limit.messages
+            || state.outstanding.bytes.saturating_add(message.len()) > bytes.min(limit.bytes)
+        {
+            return Err(Error::QueueFull);
+        }
+        if self.budget.reserve(message.len()) {
+            Ok(())
+        } else {
+            Err(Error::PoolQueueFull)
+        }
+    }
+
+    fn accept(&self, state: &mut State, message: Bytes) {
+        if let Some(stats) = &self.stats {
+            stats.accepted.add(1);
+            stats.accepted_bytes.add(message.len());
+        }
+        self.enqueue(state, message);
+    }
+
+    fn enqueue(&self, state: &mut State, message: Bytes) {
+        state.outstanding.messages += 1;
+        state.outstanding.bytes += message.len();
+        state.queue.push_back(message);
+        // The task drains the queue before it sleeps: only the first message has to wake it.
+        if state.queue.len() == 1 {
+            self.wake.notify_one();
+        }
+    }
+
+    /// Lets waiting senders in, in their order, as far as there is room.
+    fn admit(&self, state: &mut State) {
+        while let Some(next) = state.waiting.pop_front() {
+            if next.turn.is_closed() {
+                continue; // Its process has gone, and the message was never accepted.
+            }
+            if self
+                .fits(state, &next.message, self.limits.watermark_bytes)
+                .is_err()
+            {
+                state.waiting.push_front(next);
+                return;
+            }
+            self.accept(state, next.message);
+            next.turn.send(Ok(())).ok();
+        }
+    }
+
+    /// A std mutex, because nothing awaits inside.
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Outbox {
+    fn drop(&mut self) {
+        self.close(Error::Cancelled);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ROOMY: Load = Load {
+        messages: 100,
+        bytes: 1_000,
+    };
+
+    fn outbox(limit: Load, watermark_bytes: usize, budget: Load) -> (Outbox, Arc<Budget>) {
+        let budget = Arc::new(Budget::new(budget));
+        (
+            Outbox::new(
+                Limits {
+                    outstanding: limit,
+                    watermark_bytes,
+                },
+                budget.clone(),
+                None,
+            ),
+            budget,
+        )
+    }
+
+    fn message(bytes: usize) -> Bytes {
+        Bytes::from(vec![0; bytes])
+    }
+
+    #[test]
+    fn refuses_what_exceeds_the_peers_share() {
+        let (outbox, _) = outbox(
+            Load {
+                messages: 2,
+                bytes: 100,
+            },
+            100,
+            ROOMY,
+        );
+        assert_eq!(outbox.push(message(101)), Err(Error::MessageTooLarge));
+        assert_eq!(outbox.push(message(90)), Ok(()));
+        assert_eq!(outbox.push(message(11)), Err(Error::QueueFull));
+        assert_eq!(outbox.push(message(10)), Ok(()));
+        assert_eq!(outbox.push(message(0)), Err(Error::QueueFull));
+    }
+
+    #[test]
+    fn refuses_what_exceeds_the_pools_share_and_gives_it_back() {
+        let (outbox, budget) = outbox(
+            ROOMY,
+            1_000,
+            Load {
+                messages: 2,
+                bytes: 50,
+            },
+        );
+        assert_eq!(outbox.push(message(40)), Ok(()));
+        assert_eq!(outbox.push(message(20)), Err(Error::PoolQueueFull));
+        assert_eq!(outbox.take().map(|m| m.len()), Some(40));
+        outbox.settle(40);
+        assert_eq!(budget.used(), Load::default());
+        assert_eq!(outbox.push(message(20)), Ok(()));
+        assert_eq!(outbox.push(message(20)), Ok(()));
+        drop(outbox);
+        assert_eq!(budget.used(), Load::default());
+    }
+
+    #[test]
+    fn a_sender_waits_above_the_watermark_and_gets_its_turn() {
+        let (outbox, _) = outbox(ROOMY, 10, ROOMY);
+        assert!(matches!(outbox.send(message(10)), Ok(Sent::Accepted)));
+        assert_eq!(outbox.try_send(message(1)), Err(Error::QueueFull));
+        let Ok(Sent::Waiting(mut turn)) = outbox.send(message(20)) else {
+            panic!("the second message must wait");
+        };
+        assert!(turn.try_recv().is_err());
+        assert!(outbox.take().is_some());
+        outbox.settle(10);
+        assert_eq!(turn.try_recv(), Ok(Ok(())));
+        assert_eq!(outbox.take().map(|m| m.len()), Some(20));
+    }
+
+    #[test]
+    fn the_message_of_a_sender_that_has_gone_is_not_sent() {
+        let (outbox, _) = outbox(ROOMY, 1, ROOMY);
+        assert!(matches!(outbox.send(message(5)), Ok(Sent::Accepted)));
+        drop(outbox.send(message(6)));
+        let Ok(Sent::Waiting(mut turn)) = outbox.send(message(7)) else {
+            panic!("the third message must wait");
+        };
+        assert!(outbox.take().is_some());
+        outbox.settle(5);
+        assert_eq!(turn.try_recv(), Ok(Ok(())));
+        assert_eq!(outbox.take().map(|m| m.len()), Some(7));
+    }
+
+    #[test]
+    fn a_draining_outbox_lets_out_what_it_has_and_takes_nothing() {
+        let (outbox, _) = outbox(ROOMY, 1_000, ROOMY);
+        assert_eq!(outbox.push(message(1)), Ok(()));
+        outbox.drain(Error::Evicted);
+        assert_eq!(outbox.push(message(1)), Err(Error::Evicted));
+        assert!(outbox.take().is_some());
+        outbox.settle(1);
+        assert!(outbox.is_idle());
+    }
+
+    #[test]
+    fn closing_tells_what_was_not_sent_from_what_may_have_arrived() {
+        let (outbox, budget) = outbox(ROOMY, 3, ROOMY);
+        for _ in 0..3 {
+            assert_eq!(outbox.push(message(1)), Ok(()));
+        }
+        let Ok(Sent::Waiting(mut turn)) = outbox.send(message(1)) else {
+            panic!("the fourth message must wait");
+        };
+        assert!(outbox.take().is_some());
+        let remains = outbox.close(Error::Reset);
+        assert_eq!((remains.queued.len(), remains.taken), (2, 1));
+        assert_eq!(turn.try_recv(), Ok(Err(Error::Reset)));
+        assert_eq!(budget.used(), Load::default());
+        // The task may still settle what it had taken.
+        outbox.settle(1);
+        assert_eq!(budget.used(), Load::default());
+        assert_eq!(outbox.push(message(1)), Err(Error::Reset));
+    }
+}

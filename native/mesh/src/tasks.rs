@@ -1,0 +1,72 @@
+//! The tasks of one pool: counted, cancelled together, and watched for panics.
+
+use std::future::Future;
+use std::sync::Arc;
+
+use tokio::runtime::Handle;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::stats::Stats;
+
+#[derive(Debug)]
+pub(crate) struct Tasks {
+    runtime: Handle,
+    tracker: TaskTracker,
+    stop: CancellationToken,
+    stats: Arc<Stats>,
+}
+
+impl Tasks {
+    pub(crate) fn new(runtime: Handle, stats: Arc<Stats>) -> Self {
+        Self {
+            runtime,
+            tracker: TaskTracker::new(),
+            stop: CancellationToken::new(),
+            stats,
+        }
+    }
+
+    /// Runs `task` until it ends or all tasks are stopped. What it must leave in order, it leaves
+    /// to destructors: they run however it ends.
+    pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        let stop = self.stop.clone();
+        let watch = PanicWatch(self.stats.clone());
+        let task = async move {
+            let _watch = watch;
+            stop.run_until_cancelled(task).await;
+        };
+        self.tracker.spawn_on(task, &self.runtime);
+    }
+
+    /// Runs `task` uncounted: it may wait for all the others.
+    pub(crate) fn detach(&self, task: impl Future<Output = ()> + Send + 'static) {
+        self.runtime.spawn(task);
+    }
+
+    pub(crate) fn count(&self) -> usize {
+        self.tracker.len()
+    }
+
+    /// Resolves when the last task has ended.
+    pub(crate) async fn ended(&self) {
+        self.tracker.close();
+        self.tracker.wait().await;
+    }
+
+    /// Ends all tasks where they stand.
+    pub(crate) fn stop(&self) {
+        self.stop.cancel();
+    }
+}
+
+/// Counts the panic that it is dropped by; tokio keeps the panic from spreading.
+struct PanicWatch(Arc<Stats>);
+
+impl Drop for PanicWatch {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.panics.add(1);
+        }
+    }
+}

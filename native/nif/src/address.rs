@@ -1,0 +1,68 @@
+//! The address terms that a node holds; what they mean as text is decided in `mesh::Address`.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use mesh::{Address, Target};
+use rustler::types::tuple::get_tuple;
+use rustler::{Binary, NifResult, Term};
+
+/// The longest text taken for an address: a URL with a path, generously.
+const MAX_TEXT: usize = 2_048;
+
+/// Reads `{IpTuple, Port}`, `{Host, Port}`, or a text with host and perhaps port or an endpoint
+/// URL; texts are binaries or lists of characters. `None`: it is none of them.
+pub(crate) fn target(term: Term<'_>) -> Option<Target> {
+    let address = match text(term) {
+        Some(text) => Address::parse(&text)?,
+        None => pair(term)?,
+    };
+    Some(Target {
+        address,
+        given: term.to_binary().as_slice().into(),
+    })
+}
+
+fn pair(term: Term<'_>) -> Option<Address> {
+    let (host, port) = term.decode::<(Term<'_>, u16)>().ok()?;
+    match text(host) {
+        Some(host) => Address::new(&host, port),
+        None => Address::new(&ip(host)?.to_string(), port),
+    }
+}
+
+fn ip(term: Term<'_>) -> Option<IpAddr> {
+    if let Ok((a, b, c, d)) = term.decode::<(u8, u8, u8, u8)>() {
+        return Some(Ipv4Addr::new(a, b, c, d).into());
+    }
+    let parts = get_tuple(term).ok()?;
+    let segments: Vec<u16> = parts
+        .into_iter()
+        .map(|part| part.decode())
+        .collect::<NifResult<_>>()
+        .ok()?;
+    <[u16; 8]>::try_from(segments)
+        .ok()
+        .map(|segments| Ipv6Addr::from(segments).into())
+}
+
+fn text(term: Term<'_>) -> Option<String> {
+    if let Ok(binary) = term.decode::<Binary<'_>>() {
+        let short = Some(binary.as_slice()).filter(|bytes| bytes.len() <= MAX_TEXT)?;
+        return std::str::from_utf8(short).ok().map(str::to_owned);
+    }
+    characters(term)
+}
+
+/// A list of characters, read no further than a text may be long.
+fn characters(mut list: Term<'_>) -> Option<String> {
+    let mut text = String::new();
+    while !list.is_empty_list() {
+        let (head, tail) = list.list_get_cell().ok()?;
+        text.push(char::from_u32(head.decode().ok()?)?);
+        if text.len() > MAX_TEXT {
+            return None;
+        }
+        list = tail;
+    }
+    Some(text)
+}

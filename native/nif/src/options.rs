@@ -1,0 +1,81 @@
+//! The options of a pool, from the map that a node's supervisor hands down. The map is the whole
+//! configuration of the node, so keys that are not ours are none of our business.
+
+use std::path::PathBuf;
+
+use mesh::{BadOption, Config};
+use rustler::types::map::MapIterator;
+use rustler::{Encoder, Env, NifResult, Term};
+
+use crate::atoms;
+use crate::runtime::MAX_WORKERS;
+
+/// What `pool_open/1` is told.
+pub(crate) struct Options {
+    pub(crate) config: Config,
+    /// Certificate and key file; they exist.
+    pub(crate) certificate: Option<(PathBuf, PathBuf)>,
+    pub(crate) workers: Option<usize>,
+}
+
+/// Reads the map; `Err` holds `{error, {bad_option, Key, Value}}`.
+pub(crate) fn read<'a>(env: Env<'a>, map: Term<'a>) -> NifResult<Result<Options, Term<'a>>> {
+    let pairs = MapIterator::new(map).ok_or(rustler::Error::BadArg)?;
+    let mut options = Options {
+        config: Config::default(),
+        certificate: None,
+        workers: None,
+    };
+    for (key, value) in pairs {
+        if options.set(key, value).is_none() {
+            return Ok(Err(bad_option(env, key, value)));
+        }
+    }
+    Ok(match options.config.check() {
+        Ok(()) => Ok(options),
+        Err(BadOption { key, value }) => {
+            let key = rustler::Atom::from_bytes(env, key.as_bytes())?.encode(env);
+            Err(bad_option(env, key, value.encode(env)))
+        }
+    })
+}
+
+impl Options {
+    /// Takes one option; `None` when its value is bad.
+    fn set(&mut self, key: Term<'_>, value: Term<'_>) -> Option<()> {
+        if atoms::certificate() == key {
+            self.certificate = certificate(value)?;
+        } else if atoms::runtime_workers() == key {
+            let workers = value
+                .decode()
+                .ok()
+                .filter(|workers| (1..=MAX_WORKERS).contains(workers));
+            self.workers = Some(workers?);
+        } else if let Some(name) = option_name(key) {
+            self.config.set(name, value.decode().ok()?).ok()?;
+        }
+        Some(())
+    }
+}
+
+/// The name of the option that `key` is, if it is one of the pool's.
+fn option_name(key: Term<'_>) -> Option<&'static str> {
+    let name = key.is_atom().then(|| key.atom_to_string().ok())??;
+    Config::OPTIONS
+        .iter()
+        .map(|bounds| bounds.key)
+        .find(|known| *known == name)
+}
+
+/// `undefined` or `{CertFile, KeyFile}`, both binaries.
+fn certificate(value: Term<'_>) -> Option<Option<(PathBuf, PathBuf)>> {
+    if atoms::undefined() == value {
+        return Some(None);
+    }
+    let (cert_file, key_file) = value.decode::<(&str, &str)>().ok()?;
+    Some(Some((cert_file.into(), key_file.into())))
+}
+
+fn bad_option<'a>(env: Env<'a>, key: Term<'a>, value: Term<'a>) -> Term<'a> {
+    (atoms::error(), (atoms::bad_option(), key, value)).encode(env)
+}
