@@ -400,7 +400,8 @@ existing(Cert, Key, Missing) ->
         [] ->
             {unicode:characters_to_binary(Cert), unicode:characters_to_binary(Key)};
         Absent ->
-            lists:foreach(Missing, Absent)
+            lists:foreach(Missing, Absent),
+            undefined
     end.
 
 -spec warn_missing(file:name_all()) -> ok.
