@@ -160,7 +160,10 @@
 %% a file that does not exist is only warned of.
 -spec start_link(options()) -> {ok, pid()} | {error, term()}.
 start_link(Options) when is_map(Options) ->
-    gen_server:start_link({local, ?SERVER}, ?MODULE, Options, []).
+    case gen_server:start_link({local, ?SERVER}, ?MODULE, Options, []) of
+        {ok, Pid} -> {ok, Pid};
+        {error, Reason} -> {error, Reason}
+    end.
 
 %% @doc Stops the pool: what is queued still goes out, bounded by `linger_ms', then every
 %% connection closes.
@@ -384,13 +387,20 @@ publish(Pool) ->
 certificate(Options) ->
     Named = [
         {maps:get(cert_file, Options, undefined), maps:get(key_file, Options, undefined)},
-        {os:getenv("MACULA_TLS_CERTFILE", undefined), os:getenv("MACULA_TLS_KEYFILE", undefined)},
+        {variable("MACULA_TLS_CERTFILE"), variable("MACULA_TLS_KEYFILE")},
         {application:get_env(macula, tls_certfile, undefined),
             application:get_env(macula, tls_keyfile, undefined)}
     ],
     case [Pair || {Cert, Key} = Pair <- Named, Cert =/= undefined, Key =/= undefined] of
         [{Cert, Key} | _] -> existing(Cert, Key, fun warn_missing/1);
         [] -> existing(?DEFAULT_CERT_FILE, ?DEFAULT_KEY_FILE, fun(_Path) -> ok end)
+    end.
+
+-spec variable(os:env_var_name()) -> undefined | string().
+variable(Name) ->
+    case os:getenv(Name) of
+        false -> undefined;
+        Value -> Value
     end.
 
 -spec existing(file:name_all(), file:name_all(), fun((file:name_all()) -> ok)) ->
@@ -406,4 +416,4 @@ existing(Cert, Key, Missing) ->
 
 -spec warn_missing(file:name_all()) -> ok.
 warn_missing(Path) ->
-    ?LOG_WARNING(#{msg => "certificate file does not exist, no certificate is shown", path => Path}).
+    ?LOG_WARNING(#{msg => "no such file, so no certificate is shown", path => Path}).

@@ -38,7 +38,7 @@ load() ->
     erlang:load_nif(filename:join(priv_dir(), ?LIBRARY), 0).
 
 %% The application's own priv folder; beside the code when the application is not on the path.
--spec priv_dir() -> file:filename().
+-spec priv_dir() -> file:filename_all().
 priv_dir() ->
     case code:priv_dir(macula_gateway_mesh) of
         {error, bad_name} ->
@@ -75,7 +75,7 @@ pool_stats(_Pool) -> erlang:nif_error(not_loaded).
 -spec pool_size(pool()) -> non_neg_integer().
 pool_size(_Pool) -> erlang:nif_error(not_loaded).
 
--spec pool_set_limit(pool(), pos_integer()) -> ok.
+-spec pool_set_limit(pool(), term()) -> ok | {error, {bad_option, max_mesh_connections, term()}}.
 pool_set_limit(_Pool, _Limit) -> erlang:nif_error(not_loaded).
 
 -spec pool_close(pool(), term()) -> ok.

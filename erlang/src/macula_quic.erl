@@ -1,7 +1,7 @@
 %%% @doc Streams of mesh connections.
 %%%
-%%% The stream of {@link macula_gateway_mesh:get_or_create_connection/3} carries whole messages: each
-%%% {@link send/2} is one. A stream of {@link open_stream/1} carries plain bytes.
+%%% The stream of {@link macula_gateway_mesh:get_or_create_connection/3} carries whole messages:
+%%% each {@link send/2} is one. A stream of {@link open_stream/1} carries plain bytes.
 %%%
 %%% This module has no process of its own. Handles are references that only this module and
 %%% {@link macula_gateway_mesh} can use; anything else in their place raises `badarg'.
@@ -11,8 +11,8 @@
 
 -export_type([stream/0, connection/0, send_error/0]).
 
--opaque stream() :: macula_gateway_mesh_nif:stream().
--opaque connection() :: macula_gateway_mesh_nif:connection().
+-type stream() :: macula_gateway_mesh_nif:stream().
+-type connection() :: macula_gateway_mesh_nif:connection().
 
 -type send_error() ::
     closed

@@ -1,7 +1,6 @@
 //! The pool of real connections: who asks for a peer gets the connection that is there, joins the
 //! dial under way, or begins one. Each slot has one task, which dials, serves and cleans up.
 
-use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
@@ -11,6 +10,7 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 
 use crate::address::Address;
+use crate::config::BadOption;
 use crate::connection::{Connection, ConnectionInfo, Context};
 use crate::dial::Dialer;
 use crate::outbox::{Budget, Outbox, Remains};
@@ -311,11 +311,17 @@ impl<T: Handles> Mesh<T> {
     }
 
     /// Sets how many connections the pool may keep; those that are too many go.
-    pub fn set_limit(&self, limit: NonZeroUsize) {
-        let victims = self.0.lock().pool.set_limit(limit);
+    ///
+    /// # Errors
+    /// [`BadOption`] when `limit` is out of the bounds of the option `max_mesh_connections`.
+    pub fn set_limit(&self, limit: u64) -> Result<(), BadOption> {
+        let mut config = Config::default();
+        config.set("max_mesh_connections", limit)?;
+        let victims = self.0.lock().pool.set_limit(config.max_connections());
         for (_, victim) in victims {
             self.0.evict(&victim);
         }
+        Ok(())
     }
 
     /// The pool's figures.

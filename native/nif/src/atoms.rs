@@ -23,6 +23,7 @@ rustler::atoms! {
 
     // Options.
     bad_option,
+    max_mesh_connections,
     runtime_workers,
     certificate,
 

@@ -1,8 +1,6 @@
 //! The functions of `macula_gateway_mesh_nif`. Each decodes, calls `mesh`, and encodes; what takes
 //! longer than a lock is spawned and answered by a message.
 
-use std::num::NonZeroUsize;
-
 use mesh::{Error, Event, Handles, Identity, Mesh, NodeId, Sent};
 use rustler::{Atom, Binary, Encoder, Env, NifResult, ResourceArc, Term};
 
@@ -132,12 +130,21 @@ fn pool_size(pool: Pool) -> usize {
     pool.0.size()
 }
 
-/// `pool_set_limit(Pool, pos_integer()) -> ok`. May have to part with many, hence dirty.
+/// `pool_set_limit(Pool, Limit) -> ok | {error, {bad_option, max_mesh_connections, Limit}}`. May
+/// have to part with many connections, hence dirty.
 #[rustler::nif(schedule = "DirtyCpu")]
-fn pool_set_limit(pool: Pool, limit: usize) -> NifResult<Atom> {
-    pool.0
-        .set_limit(NonZeroUsize::new(limit).ok_or(rustler::Error::BadArg)?);
-    Ok(atoms::ok())
+fn pool_set_limit<'a>(env: Env<'a>, pool: Pool, limit: Term<'a>) -> Term<'a> {
+    match limit
+        .decode()
+        .ok()
+        .and_then(|limit| pool.0.set_limit(limit).ok())
+    {
+        Some(()) => atoms::ok().encode(env),
+        None => {
+            let reason = (atoms::bad_option(), atoms::max_mesh_connections(), limit);
+            (atoms::error(), reason).encode(env)
+        }
+    }
 }
 
 /// `pool_close(Pool, Token) -> ok`. The caller gets `{mesh_closed, Token, ok}` when nothing of

@@ -1,7 +1,8 @@
-//! A node in the field, as a process of its own: a plain QUIC server that tests and benchmarks dial.
+//! A node in the field, as a process of its own: a plain QUIC server that tests and benchmarks
+//! dial.
 //!
-//! It shares no code with the pool under test, so that what it counts is evidence and not an echo. It
-//! is driven by lines on standard input and answers each with one Erlang term (`command.rs`):
+//! It shares no code with the pool under test, so that what it counts is evidence and not an echo.
+//! It is driven by lines on standard input and answers each with one Erlang term (`command.rs`):
 //!
 //! ```text
 //! $ cargo run --release --example peer -- --mode count
@@ -10,8 +11,8 @@
 //! {stats,#{connections_opened=>1,...}}.
 //! ```
 //!
-//! The main thread answers, a second one reads standard input, and the runtime serves the network; so
-//! neither a slow reader of the answers nor a `wait` ever holds up the data path.
+//! The main thread answers, a second one reads standard input, and the runtime serves the network;
+//! so neither a slow reader of the answers nor a `wait` ever holds up the data path.
 
 mod args;
 mod behaviour;
@@ -41,7 +42,8 @@ use node::{Node, Profiles};
 const USAGE_ERROR: u8 = 2;
 /// Lines read ahead of their answers. Drivers wait for each answer, so a few would do.
 const LINES_AHEAD: usize = 64;
-/// The application error code of a peer that leaves in order: 0, as QUIC libraries in the field send.
+/// The application error code of a peer that leaves in order: 0, as QUIC libraries in the field
+/// send.
 const GOODBYE_CODE: VarInt = VarInt::from_u32(0);
 /// How long an exit may take to tell the other ends: several round trips on loopback.
 const GOODBYE_TIME: Duration = Duration::from_millis(300);

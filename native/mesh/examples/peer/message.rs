@@ -1,7 +1,7 @@
 //! One message as it arrives, chunk by chunk: its length, its beginning, and whether it is intact.
 //!
-//! Nothing is collected beyond the beginning, so a message of any size costs the same memory. Counting
-//! messages is the business of `tally.rs`.
+//! Nothing is collected beyond the beginning, so a message of any size costs the same memory.
+//! Counting messages is the business of `tally.rs`.
 
 use std::sync::LazyLock;
 

@@ -19,8 +19,8 @@ use crate::behaviour::{self, Mode};
 use crate::tally::{Ending, Tally};
 use crate::tls;
 
-/// What is asked of the kernel, in each direction; it may grant less. The system's usual 208 KiB loses
-/// thousands of packets under load (LIMITS.md).
+/// What is asked of the kernel, in each direction; it may grant less. The system's usual 208 KiB
+/// loses thousands of packets under load (LIMITS.md).
 const SOCKET_BUFFER_BYTES: usize = 4 * 1024 * 1024;
 /// What nodes in the field grant (CONTRACT.md, "Wire").
 const UNI_STREAMS: VarInt = VarInt::from_u32(3);
