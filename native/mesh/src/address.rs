@@ -55,8 +55,8 @@ impl Address {
         }
         let port = match authority.port() {
             Some(port) => port.as_u16(),
-            // A colon with nothing behind it is a port that somebody forgot.
-            None if authority.as_str().ends_with(':') => return None,
+            // Something follows the host, and it is no port.
+            None if authority.as_str() != authority.host() => return None,
             None => DEFAULT_PORT,
         };
         Self::new(authority.host(), port)

@@ -70,7 +70,7 @@ impl Endpoint {
             .ok();
     }
 
-    fn bound(&self) -> Result<quinn::Endpoint, Error> {
+    pub(crate) fn bound(&self) -> Result<quinn::Endpoint, Error> {
         let mut state = self.lock();
         match &*state {
             State::Bound(endpoint) => Ok(endpoint.clone()),

@@ -2,12 +2,12 @@
 //! dial under way, or begins one. Each slot has one task, which dials, serves and cleans up.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use crate::address::Address;
 use crate::config::BadOption;
@@ -543,7 +543,11 @@ impl<T: Handles> Tenancy<T> {
     async fn run(mut self, outcome: Arc<watch::Sender<Outcome<T>>>) {
         let context = self.shared.context.clone();
         context.stats.dials.add(1);
-        let carrier = match context.dialer.dial(&self.target.address).await {
+        let dialled = tokio::select! {
+            dialled = context.dialer.dial(&self.target.address) => dialled,
+            reason = self.abandoned(context.config.linger()) => Err(reason),
+        };
+        let carrier = match dialled {
             Ok(carrier) => carrier,
             Err(error) => {
                 context.stats.dial_failures.add(&error, 1);
@@ -563,6 +567,16 @@ impl<T: Handles> Tenancy<T> {
         drop(outcome);
         self.end = connection.serve(&self.target.address).await;
         context.stats.closes.add(&self.end, 1);
+    }
+
+    /// Resolves when nobody wants the dial any more: its slot was removed, and no message waits
+    /// for it, or waits too long.
+    async fn abandoned(&self, linger: Duration) -> Error {
+        self.outbox.draining().await;
+        if !self.outbox.is_idle() {
+            sleep(linger).await;
+        }
+        self.outbox.refusal().unwrap_or(Error::Cancelled)
     }
 
     /// Makes the slot ready. `None`: it was removed during the dial, and its outbox only drains.

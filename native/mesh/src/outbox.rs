@@ -255,6 +255,10 @@ impl Outbox {
         state.outstanding.bytes -= load.bytes;
         self.budget.release(load);
         self.admit(&mut state);
+        // The last in line may have gone unserved, and with it what the task was waiting for.
+        if state.phase != Phase::Open && state.queue.is_empty() {
+            self.wake.notify_one();
+        }
     }
 
     /// Takes no more messages and lets those that it has go out.
