@@ -12,26 +12,31 @@
 //! The protocol is QUIC v1 (RFC 9000) with TLS 1.3 (RFC 9001), application protocol `macula`.
 
 mod address;
+mod byte_stream;
 mod config;
-mod connection;
 mod dial;
 mod endpoint;
 mod error;
+mod frames;
 mod handshake;
 mod mesh;
 mod outbox;
 mod pool;
+mod pooled;
+mod scope;
 mod stats;
 mod stream;
 mod tasks;
 mod tls;
 
 pub use address::{Address, DEFAULT_PORT};
+pub use byte_stream::{ByteStream, Reader, Received, SendEnd};
 pub use config::{BadOption, Bounds, Config, Load};
-pub use connection::{Connection, ConnectionInfo};
 pub use error::Error;
+pub use frames::Packet;
 pub use mesh::{Event, Handles, Info, Mesh, NodeId, Plain, Target};
 pub use outbox::Sent;
+pub use pooled::{Figures, PooledConnection};
 pub use stats::Snapshot;
 pub use stream::Stream;
 pub use tls::{ALPN, BadCertificate, CertificateFault, Identity};

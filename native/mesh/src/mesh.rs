@@ -11,13 +11,13 @@ use tokio::time::{sleep, timeout};
 
 use crate::address::Address;
 use crate::config::BadOption;
-use crate::connection::{Connection, ConnectionInfo, Context};
 use crate::dial::Dialer;
-use crate::outbox::{Budget, Outbox, Remains};
+use crate::outbox::{Outbox, Remains};
 use crate::pool::{self, Pool, Slot, Ticket};
-use crate::stats::{Snapshot, Stats};
+use crate::pooled::{Context, Figures, PooledConnection};
+use crate::scope::Scope;
+use crate::stats::Snapshot;
 use crate::stream::Stream;
-use crate::tasks::Tasks;
 use crate::tls::Identity;
 use crate::{Config, Error};
 
@@ -36,7 +36,7 @@ pub trait Handles: Send + Sync + 'static {
     type Stream: Clone + Send + Sync + 'static;
 
     /// Makes a connection's handle.
-    fn connection(connection: Connection) -> Self::Connection;
+    fn connection(connection: PooledConnection) -> Self::Connection;
     /// Makes a stream's handle.
     fn stream(stream: Stream) -> Self::Stream;
 }
@@ -46,10 +46,10 @@ pub trait Handles: Send + Sync + 'static {
 pub struct Plain;
 
 impl Handles for Plain {
-    type Connection = Connection;
+    type Connection = PooledConnection;
     type Stream = Stream;
 
-    fn connection(connection: Connection) -> Connection {
+    fn connection(connection: PooledConnection) -> PooledConnection {
         connection
     }
 
@@ -80,7 +80,7 @@ pub struct Info<T: Handles> {
     /// When it was last asked for or sent to.
     pub last_used: SystemTime,
     /// Its figures.
-    pub figures: ConnectionInfo,
+    pub figures: Figures,
 }
 
 /// What the pool tells its owner unasked.
@@ -116,7 +116,7 @@ struct Dial<T: Handles> {
 
 /// A slot that is ready.
 struct Resident<T: Handles> {
-    connection: Connection,
+    connection: PooledConnection,
     stream: Stream,
     connection_handle: T::Connection,
     stream_handle: T::Stream,
@@ -131,7 +131,7 @@ enum Claim<T: Handles> {
 }
 
 impl<T: Handles> Resident<T> {
-    fn new(connection: Connection, given: Box<[u8]>) -> Self {
+    fn new(connection: PooledConnection, given: Box<[u8]>) -> Self {
         let stream = Stream::messages(connection.clone());
         Self {
             connection_handle: T::connection(connection.clone()),
@@ -186,7 +186,6 @@ impl<T: Handles> Mesh<T> {
         runtime: Handle,
         observer: impl Fn(Event) + Send + Sync + 'static,
     ) -> Result<Self, Error> {
-        let stats = Arc::new(Stats::default());
         let slots = Slots {
             pool: Pool::new(config.max_connections()),
             is_closed: false,
@@ -194,9 +193,7 @@ impl<T: Handles> Mesh<T> {
         };
         let context = Context {
             dialer: Dialer::new(&config, identity)?,
-            tasks: Arc::new(Tasks::new(runtime, stats.clone())),
-            stats,
-            budget: Arc::new(Budget::new(config.pool_queue_limits())),
+            scope: Scope::new(&config, runtime),
             config,
         };
         Ok(Self(Arc::new(Shared {
@@ -216,7 +213,7 @@ impl<T: Handles> Mesh<T> {
             return None;
         }
         let stream = resident.checkout();
-        self.0.context.stats.hits.add(1);
+        self.0.context.scope.stats.hits.add(1);
         Some(stream)
     }
 
@@ -257,7 +254,7 @@ impl<T: Handles> Mesh<T> {
     ) -> Result<(), Error> {
         let outcome = self.0.send(node, &message, target);
         if let Err(error) = &outcome {
-            self.0.context.stats.dropped.add(error, 1);
+            self.0.context.scope.stats.dropped.add(error, 1);
         }
         outcome
     }
@@ -278,7 +275,7 @@ impl<T: Handles> Mesh<T> {
             Slot::Vacant => false,
         };
         if was_there {
-            self.0.context.stats.removals.add(1);
+            self.0.context.scope.stats.removals.add(1);
         }
         was_there
     }
@@ -335,9 +332,9 @@ impl<T: Handles> Mesh<T> {
             size,
             dialing,
             limit: limit.get(),
-            tasks: context.tasks.count(),
-            outstanding: context.budget.used(),
-            ..context.stats.snapshot()
+            tasks: context.scope.tasks.count(),
+            outstanding: context.scope.budget.used(),
+            ..context.scope.stats.snapshot()
         }
     }
 
@@ -350,7 +347,7 @@ impl<T: Handles> Mesh<T> {
 
 impl<T: Handles> Drop for Mesh<T> {
     fn drop(&mut self) {
-        self.0.context.tasks.detach(self.0.clone().close());
+        self.0.context.scope.tasks.detach(self.0.clone().close());
     }
 }
 
@@ -367,16 +364,16 @@ impl<T: Handles> Shared<T> {
         let mut slots = self.lock();
         match slots.pool.lookup(node) {
             Slot::Ready(resident) if resident.is_alive() => {
-                self.context.stats.hits.add(1);
+                self.context.scope.stats.hits.add(1);
                 return Ok(Claim::Ready(resident.checkout()));
             }
             Slot::Dialing(dial) => {
-                self.context.stats.misses.add(1);
+                self.context.scope.stats.misses.add(1);
                 return Ok(Claim::Pending(dial.outcome.subscribe()));
             }
             Slot::Ready(_) | Slot::Vacant => {}
         }
-        self.context.stats.misses.add(1);
+        self.context.scope.stats.misses.add(1);
         let dial = self.begin(&mut slots, node.into(), target, false)?;
         Ok(Claim::Pending(dial.outcome.subscribe()))
     }
@@ -450,7 +447,7 @@ impl<T: Handles> Shared<T> {
         }
         let (outcome, _) = watch::channel(None);
         let dial = Dial {
-            outbox: Arc::new(self.context.outbox()),
+            outbox: Arc::new(self.context.scope.message_outbox()),
             outcome: Arc::new(outcome),
         };
         let ticket = slots.pool.begin(node.clone(), dial.clone());
@@ -464,12 +461,15 @@ impl<T: Handles> Shared<T> {
             is_retry,
             end: Error::Cancelled,
         };
-        self.context.tasks.spawn(tenancy.run(dial.outcome.clone()));
+        self.context
+            .scope
+            .tasks
+            .spawn(tenancy.run(dial.outcome.clone()));
         Ok(dial)
     }
 
     fn evict(&self, victim: &Resident<T>) {
-        self.context.stats.evictions.add(1);
+        self.context.scope.stats.evictions.add(1);
         victim.connection.outbox().drain(Error::Evicted);
     }
 
@@ -483,7 +483,7 @@ impl<T: Handles> Shared<T> {
             Ok(Some(outbox)) => outbox.inherit(remains.queued),
             Ok(None) | Err(_) => count,
         };
-        self.context.stats.dropped.add(cause, refused);
+        self.context.scope.stats.dropped.add(cause, refused);
     }
 
     async fn close(self: Arc<Self>) {
@@ -498,8 +498,8 @@ impl<T: Handles> Shared<T> {
         for resident in ready {
             resident.connection.outbox().drain(Error::PoolClosed);
         }
-        let tasks = &self.context.tasks;
-        if timeout(self.context.config.linger(), tasks.ended())
+        let tasks = &self.context.scope.tasks;
+        if timeout(self.context.scope.linger, tasks.ended())
             .await
             .is_err()
         {
@@ -532,7 +532,7 @@ struct Tenancy<T: Handles> {
     ticket: Ticket,
     target: Target,
     outbox: Arc<Outbox>,
-    connection: Option<Connection>,
+    connection: Option<PooledConnection>,
     /// Whether it was begun for what a lost connection left.
     is_retry: bool,
     /// Why it ended.
@@ -542,15 +542,15 @@ struct Tenancy<T: Handles> {
 impl<T: Handles> Tenancy<T> {
     async fn run(mut self, outcome: Arc<watch::Sender<Outcome<T>>>) {
         let context = self.shared.context.clone();
-        context.stats.dials.add(1);
+        context.scope.stats.dials.add(1);
         let dialled = tokio::select! {
             dialled = context.dialer.dial(&self.target.address) => dialled,
-            reason = self.abandoned(context.config.linger()) => Err(reason),
+            reason = self.abandoned(context.scope.linger) => Err(reason),
         };
         let carrier = match dialled {
             Ok(carrier) => carrier,
             Err(error) => {
-                context.stats.dial_failures.add(&error, 1);
+                context.scope.stats.dial_failures.add(&error, 1);
                 self.end = error.clone();
                 // The slot goes before its waiters hear of it: who asks again dials anew.
                 drop(self);
@@ -558,15 +558,15 @@ impl<T: Handles> Tenancy<T> {
                 return;
             }
         };
-        context.stats.connections.add(1);
-        let connection = Connection::new(carrier, self.outbox.clone(), context.clone());
+        context.scope.stats.connections.add(1);
+        let connection = PooledConnection::new(carrier, self.outbox.clone(), context.clone());
         self.connection = Some(connection.clone());
         if let Some(stream) = self.move_in(connection.clone()) {
             report(&outcome, Ok(stream));
         }
         drop(outcome);
         self.end = connection.serve(&self.target.address).await;
-        context.stats.closes.add(&self.end, 1);
+        context.scope.stats.closes.add(&self.end, 1);
     }
 
     /// Resolves when nobody wants the dial any more: its slot was removed, and no message waits
@@ -580,7 +580,7 @@ impl<T: Handles> Tenancy<T> {
     }
 
     /// Makes the slot ready. `None`: it was removed during the dial, and its outbox only drains.
-    fn move_in(&self, connection: Connection) -> Option<T::Stream> {
+    fn move_in(&self, connection: PooledConnection) -> Option<T::Stream> {
         let resident = Resident::<T>::new(connection, self.target.given.clone());
         let stream = resident.stream_handle.clone();
         let admitted = self
@@ -601,14 +601,14 @@ impl<T: Handles> Drop for Tenancy<T> {
         if let Some(connection) = &self.connection {
             connection.end();
         }
-        let stats = &self.shared.context.stats;
+        let stats = &self.shared.context.scope.stats;
         let remains = self.outbox.close(self.end.clone());
         stats.unconfirmed.add(remains.taken);
         // A peer that closes each connection before it has taken anything gets one retry.
         let made_progress = self
             .connection
             .as_ref()
-            .is_some_and(Connection::has_delivered);
+            .is_some_and(PooledConnection::has_delivered);
         if self.connection.is_some() && self.end.is_loss() && (made_progress || !self.is_retry) {
             self.shared
                 .resend(&self.node, self.target.clone(), remains, &self.end);

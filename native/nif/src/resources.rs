@@ -1,7 +1,7 @@
 //! What Erlang terms refer to: pools, connections and streams. A resource is a handle; what it
 //! refers to ends by itself, and the handle then says so.
 
-use mesh::{Connection, Handles, Mesh, Stream};
+use mesh::{Handles, Mesh, PooledConnection, Stream};
 use rustler::{Env, LocalPid, Monitor, Resource, ResourceArc};
 
 use crate::runtime;
@@ -13,7 +13,7 @@ impl Handles for Resources {
     type Connection = ResourceArc<ConnectionResource>;
     type Stream = ResourceArc<StreamResource>;
 
-    fn connection(connection: Connection) -> Self::Connection {
+    fn connection(connection: PooledConnection) -> Self::Connection {
         ResourceArc::new(ConnectionResource(connection))
     }
 
@@ -35,7 +35,7 @@ impl Resource for PoolResource {
 }
 
 /// A pooled connection.
-pub(crate) struct ConnectionResource(pub(crate) Connection);
+pub(crate) struct ConnectionResource(pub(crate) PooledConnection);
 
 #[rustler::resource_impl]
 impl Resource for ConnectionResource {}

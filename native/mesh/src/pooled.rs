@@ -15,13 +15,14 @@ use tokio::sync::Semaphore;
 use tokio::time::{Instant, interval, sleep, timeout};
 
 use crate::address::Address;
+use crate::byte_stream::{ByteStream, Outgoing, Reader};
 use crate::config::Load;
 use crate::dial::{Dialer, RECEIVE_WINDOW};
+use crate::frames::Packet;
 use crate::handshake::PeerParameters;
-use crate::outbox::{Limits, Next, Outbox};
-use crate::stats::Stats;
-use crate::stream::{ByteStream, Outgoing, Stream};
-use crate::tasks::Tasks;
+use crate::outbox::{Next, Outbox};
+use crate::scope::Scope;
+use crate::stream::Stream;
 use crate::{Config, Error};
 
 /// Application error codes that we send have no meaning to nodes in the field.
@@ -42,7 +43,7 @@ const KEEP_ALIVES_PER_TIMEOUT: u32 = 3;
 
 /// A handle to a pooled connection. Handles do not keep the connection open: the pool does.
 #[derive(Clone, Debug)]
-pub struct Connection(Arc<Inner>);
+pub struct PooledConnection(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
@@ -61,34 +62,13 @@ struct Inner {
 #[derive(Debug)]
 pub(crate) struct Context {
     pub(crate) dialer: Dialer,
-    pub(crate) tasks: Arc<Tasks>,
-    pub(crate) stats: Arc<Stats>,
+    pub(crate) scope: Scope,
     pub(crate) config: Config,
-    pub(crate) budget: Arc<crate::outbox::Budget>,
-}
-
-impl Context {
-    /// The queue of messages to one peer.
-    pub(crate) fn outbox(&self) -> Outbox {
-        Outbox::new(self.limits(), self.budget.clone(), Some(self.stats.clone()))
-    }
-
-    /// The queue of bytes of one stream.
-    pub(crate) fn stream_outbox(&self) -> Outbox {
-        Outbox::new(self.limits(), self.budget.clone(), None)
-    }
-
-    fn limits(&self) -> Limits {
-        Limits {
-            outstanding: self.config.queue_limits(),
-            watermark_bytes: self.config.send_watermark_bytes(),
-        }
-    }
 }
 
 /// Figures of a live connection.
 #[derive(Clone, Debug)]
-pub struct ConnectionInfo {
+pub struct Figures {
     /// Where the peer is.
     pub remote: SocketAddr,
     /// When the connection entered the pool.
@@ -97,7 +77,7 @@ pub struct ConnectionInfo {
     pub busy: bool,
     /// Messages queued or in flight.
     pub outstanding: Load,
-    /// Streams opened by [`Connection::open_stream`] and not yet closed.
+    /// Streams opened by [`PooledConnection::open_stream`] and not yet closed.
     pub user_streams: usize,
     /// The path's round-trip time.
     pub rtt: Duration,
@@ -133,7 +113,7 @@ struct Landing {
     outcome: Result<(), Error>,
 }
 
-impl Connection {
+impl PooledConnection {
     pub(crate) fn new(
         carrier: quinn::Connection,
         outbox: Arc<Outbox>,
@@ -156,10 +136,10 @@ impl Connection {
     }
 
     /// Figures of the connection; `None` when it has ended.
-    pub fn info(&self) -> Option<ConnectionInfo> {
+    pub fn info(&self) -> Option<Figures> {
         let carrier = self.carrier()?;
         let stats = carrier.stats();
-        Some(ConnectionInfo {
+        Some(Figures {
             remote: self.0.remote,
             opened_at: self.0.opened_at,
             busy: !self.is_idle(),
@@ -183,7 +163,19 @@ impl Connection {
             return Err(refusal);
         }
         let (send, recv) = carrier.open_bi().await.map_err(Error::from)?;
-        Ok(Stream::from(ByteStream::start(self.clone(), send, recv)))
+        let id = send.id();
+        let max_frame_bytes = self.0.context.config.queue_limits().bytes;
+        let reader = Reader::new(recv, Packet::Macula, max_frame_bytes);
+        let scope = &self.0.context.scope;
+        let stream = ByteStream::start(
+            scope,
+            self.0.remote,
+            Some(send),
+            Some(reader),
+            id,
+            self.lease(),
+        );
+        Ok(stream.into())
     }
 
     /// Closes the connection, and with it its place in the pool: what is queued still goes out,
@@ -203,10 +195,6 @@ impl Connection {
     /// Whether any message has arrived by this connection.
     pub(crate) fn has_delivered(&self) -> bool {
         self.0.has_delivered.load(Ordering::Relaxed)
-    }
-
-    pub(crate) fn context(&self) -> &Context {
-        &self.0.context
     }
 
     pub(crate) fn is_idle(&self) -> bool {
@@ -236,7 +224,7 @@ impl Connection {
             }
             match self.0.context.dialer.dial(address).await {
                 Ok(fresh) => {
-                    self.0.context.stats.renewals.add(1);
+                    self.0.context.scope.stats.renewals.add(1);
                     patience = LEAST_PATIENCE.max(carrier.rtt() * KEEP_ALIVES_PER_TIMEOUT);
                     *self.lock() = Some(fresh);
                     self.retire(carrier, &places).await;
@@ -257,8 +245,8 @@ impl Connection {
     /// Lets a replaced connection linger, so that its peer can read what it has acknowledged.
     async fn retire(&self, carrier: quinn::Connection, places: &Arc<Semaphore>) {
         let place = places.clone().acquire_owned().await;
-        let linger = self.0.context.config.linger().max(CLOSE_GRACE);
-        self.0.context.tasks.spawn(async move {
+        let linger = self.0.context.scope.linger.max(CLOSE_GRACE);
+        self.0.context.scope.tasks.spawn(async move {
             let _place = place;
             timeout(linger, carrier.closed()).await.ok();
             carrier.close(NO_ERROR, &[]);
@@ -334,7 +322,7 @@ impl Connection {
     }
 
     fn land(&self, landing: Landing) {
-        let stats = &self.0.context.stats;
+        let stats = &self.0.context.scope.stats;
         match landing.outcome {
             Ok(()) => {
                 stats.delivered.add(1);
@@ -355,7 +343,7 @@ impl Connection {
 
     async fn linger_over(&self) {
         self.0.outbox.draining().await;
-        sleep(self.0.context.config.linger()).await;
+        sleep(self.0.context.scope.linger).await;
     }
 
     /// Keeps a connection alive whose peer gives up sooner than quinn's own keep-alive comes.
@@ -390,7 +378,7 @@ impl Connection {
 
 /// A stream of a user that keeps its connection from being idle.
 #[derive(Debug)]
-pub(crate) struct Lease(Connection);
+pub(crate) struct Lease(PooledConnection);
 
 impl Drop for Lease {
     fn drop(&mut self) {

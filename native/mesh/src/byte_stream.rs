@@ -1,0 +1,354 @@
+//! A stream of plain bytes that a caller opened or accepted: the task that writes what its outbox
+//! holds, and the half from which one reader reads.
+
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use quinn::{ReadError, VarInt};
+use tokio::pin;
+use tokio::sync::watch;
+use tokio::time::sleep;
+
+use crate::Error;
+use crate::frames::{Frames, Packet, TooLong};
+use crate::outbox::{Next, Outbox};
+use crate::scope::Scope;
+
+/// The code of a stream that we give up (RESET_STREAM and STOP_SENDING, RFC 9000, sections 19.4
+/// and 19.5); nodes in the field give it no meaning.
+const GIVEN_UP: VarInt = VarInt::from_u32(0);
+/// Chunks taken from the stack in one go, to be joined into one delivery.
+const CHUNKS_PER_READ: usize = 64;
+
+/// How the sending half of a stream ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SendEnd {
+    /// Everything and FIN were acknowledged.
+    Finished,
+    /// We gave it up (RESET_STREAM).
+    Reset,
+    /// The peer did not want it, with this code (STOP_SENDING).
+    Stopped(u64),
+    /// The connection ended first.
+    Lost(Error),
+}
+
+/// What a reader got.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Received {
+    /// Bytes, in parts to be joined; the offset of the first in the stream.
+    Data {
+        /// The parts.
+        parts: Vec<Bytes>,
+        /// Where the first byte is in the stream.
+        offset: u64,
+    },
+    /// The peer has finished its half.
+    Finished,
+    /// The peer gave its half up, with this code (RESET_STREAM).
+    Reset(u64),
+    /// A frame of this many bytes, more than allowed; the peer was told to stop.
+    TooLong(u64),
+    /// The connection ended first.
+    Lost(Error),
+}
+
+/// A stream of plain bytes. Dropping it finishes what is queued and tells the peer to stop.
+#[derive(Debug)]
+pub struct ByteStream {
+    id: u64,
+    remote: SocketAddr,
+    /// Nothing on a stream that only the peer may send on.
+    outbox: Option<Arc<Outbox>>,
+    /// The code to reset the sending half with, once that is wanted.
+    reset: watch::Sender<Option<VarInt>>,
+    end: watch::Receiver<Option<SendEnd>>,
+    reader: Mutex<Option<Reader>>,
+}
+
+impl ByteStream {
+    /// Starts the writing task in `scope`; `lease` is dropped when that ends.
+    pub(crate) fn start(
+        scope: &Scope,
+        remote: SocketAddr,
+        send: Option<quinn::SendStream>,
+        reader: Option<Reader>,
+        id: quinn::StreamId,
+        lease: impl Send + 'static,
+    ) -> Self {
+        let (reset, resets) = watch::channel(None);
+        let (ended, end) = watch::channel(None);
+        let outbox = send.map(|send| {
+            let outbox = Arc::new(scope.stream_outbox());
+            let writer = Writer {
+                outbox: outbox.clone(),
+                stream: Outgoing::new(send),
+                linger: scope.linger,
+                resets,
+                ended,
+            };
+            scope.tasks.spawn(async move {
+                writer.run().await;
+                drop(lease);
+            });
+            outbox
+        });
+        Self {
+            id: id.into(),
+            remote,
+            outbox,
+            reset,
+            end,
+            reader: Mutex::new(reader),
+        }
+    }
+
+    /// The stream's number (RFC 9000, section 2.1).
+    pub fn id(&self) -> u64 {
+        self.id
+    }
+
+    /// Where the peer is.
+    pub fn remote_address(&self) -> SocketAddr {
+        self.remote
+    }
+
+    /// The reading half, once: whoever takes it reads, and stops the peer by dropping it.
+    pub fn take_reader(&self) -> Option<Reader> {
+        self.reader
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take()
+    }
+
+    /// Gives the sending half up: what is queued is lost.
+    pub fn reset(&self, code: u64) {
+        let code = VarInt::from_u64(code).unwrap_or(GIVEN_UP);
+        self.reset.send_replace(Some(code));
+    }
+
+    /// Sends what is queued, then FIN.
+    pub fn finish(&self) {
+        if let Some(outbox) = &self.outbox {
+            outbox.drain(Error::StreamClosed);
+        }
+    }
+
+    /// Resolves when the sending half has ended; a stream without one has ended at once.
+    pub fn sending_ended(&self) -> impl Future<Output = SendEnd> + Send + use<> {
+        let mut end = self.outbox.is_some().then(|| self.end.clone());
+        async move {
+            let Some(end) = &mut end else {
+                return SendEnd::Finished;
+            };
+            match end.wait_for(Option::is_some).await {
+                Ok(end) => end.clone().unwrap_or(SendEnd::Reset),
+                Err(_) => SendEnd::Lost(Error::Cancelled),
+            }
+        }
+    }
+
+    pub(crate) fn outbox(&self) -> Option<&Outbox> {
+        self.outbox.as_deref()
+    }
+}
+
+impl Drop for ByteStream {
+    fn drop(&mut self) {
+        self.finish();
+    }
+}
+
+struct Writer {
+    outbox: Arc<Outbox>,
+    stream: Outgoing,
+    linger: Duration,
+    resets: watch::Receiver<Option<VarInt>>,
+    ended: watch::Sender<Option<SendEnd>>,
+}
+
+impl Writer {
+    /// Writes until the outbox is drained, then finishes the stream; resets it when lingering
+    /// takes too long.
+    async fn run(mut self) {
+        let outbox = self.outbox.clone();
+        let linger_over = async {
+            outbox.draining().await;
+            sleep(self.linger).await;
+        };
+        let reset = reset_code(&mut self.resets);
+        let written = write_all(&mut self.stream, &self.outbox);
+        pin!(linger_over);
+        let end = tokio::select! {
+            biased;
+            code = reset => Err(code),
+            written = written => Ok(written),
+            () = linger_over => Err(GIVEN_UP),
+        };
+        let (end, refusal) = match end {
+            Ok(Ok(())) => (SendEnd::Finished, Error::StreamClosed),
+            Ok(Err(error @ Error::Stopped(code))) => (SendEnd::Stopped(code), error),
+            Ok(Err(error)) => (SendEnd::Lost(error.clone()), error),
+            Err(code) => {
+                self.stream.reset(code);
+                (SendEnd::Reset, Error::StreamClosed)
+            }
+        };
+        outbox.close(refusal);
+        self.ended.send_replace(Some(end));
+    }
+}
+
+/// Resolves with the code when the stream is to be reset.
+async fn reset_code(resets: &mut watch::Receiver<Option<VarInt>>) -> VarInt {
+    let code = resets
+        .wait_for(Option::is_some)
+        .await
+        .ok()
+        .and_then(|code| *code);
+    match code {
+        Some(code) => code,
+        // Nobody is left who could want it; what is queued still goes out.
+        None => std::future::pending().await,
+    }
+}
+
+async fn write_all(stream: &mut Outgoing, outbox: &Outbox) -> Result<(), Error> {
+    while outbox.next().await == Next::Message {
+        let Some(data) = outbox.take() else { break };
+        let bytes = data.len();
+        stream.write(data).await?;
+        outbox.settle(bytes);
+    }
+    stream.finish().await
+}
+
+/// The sending half of a stream. Dropped before it is finished, it resets the stream, where quinn
+/// would finish it: half a message must not look like a whole one.
+#[derive(Debug)]
+pub(crate) struct Outgoing {
+    stream: quinn::SendStream,
+    is_finished: bool,
+}
+
+impl Outgoing {
+    pub(crate) fn new(stream: quinn::SendStream) -> Self {
+        Self {
+            stream,
+            is_finished: false,
+        }
+    }
+
+    /// Hands all of `data` to the stack; waits while flow control does.
+    pub(crate) async fn write(&mut self, data: Bytes) -> Result<(), Error> {
+        Ok(self.stream.write_chunk(data).await?)
+    }
+
+    /// Sends FIN and waits until the peer has acknowledged everything.
+    pub(crate) async fn finish(&mut self) -> Result<(), Error> {
+        // An error here is told again, and better, by what follows.
+        self.stream.finish().ok();
+        self.is_finished = true;
+        match self.stream.stopped().await? {
+            None => Ok(()),
+            Some(code) => Err(Error::Stopped(code.into_inner())),
+        }
+    }
+
+    fn reset(&mut self, code: VarInt) {
+        self.is_finished = true;
+        // A stream that is closed already needs no reset.
+        self.stream.reset(code).ok();
+    }
+}
+
+impl Drop for Outgoing {
+    fn drop(&mut self) {
+        if !self.is_finished {
+            self.reset(GIVEN_UP);
+        }
+    }
+}
+
+/// The receiving half of a stream. Dropped before its end, it tells the peer to stop.
+#[derive(Debug)]
+pub struct Reader {
+    stream: quinn::RecvStream,
+    frames: Frames,
+    /// Where the next byte to be delivered is in the stream.
+    offset: u64,
+    /// How the stream ended, once it has; told when everything before it is delivered.
+    end: Option<Received>,
+}
+
+impl Reader {
+    pub(crate) fn new(stream: quinn::RecvStream, packet: Packet, max_frame_bytes: usize) -> Self {
+        Self {
+            stream,
+            frames: Frames::new(packet, max_frame_bytes),
+            offset: 0,
+            end: None,
+        }
+    }
+
+    /// Sets how the bytes from here on are cut.
+    pub fn set_packet(&mut self, packet: Packet) {
+        self.frames.set_packet(packet);
+    }
+
+    /// Tells the peer to stop, with this code.
+    pub fn stop(&mut self, code: u64) {
+        // A stream that has ended needs no stop.
+        self.stream
+            .stop(VarInt::from_u64(code).unwrap_or(GIVEN_UP))
+            .ok();
+    }
+
+    /// The next delivery, or how the stream ended. Cancelled while it waits, it loses nothing.
+    pub async fn receive(&mut self) -> Received {
+        loop {
+            match self.frames.next() {
+                Ok(Some(parts)) => return self.deliver(parts),
+                Ok(None) => {}
+                Err(TooLong(bytes)) => {
+                    self.stop(GIVEN_UP.into_inner());
+                    self.frames.rest();
+                    self.end = Some(Received::TooLong(bytes));
+                }
+            }
+            if let Some(end) = &self.end {
+                if self.frames.held() > 0 {
+                    let parts = self.frames.rest();
+                    return self.deliver(parts);
+                }
+                return end.clone();
+            }
+            let mut chunks: [Bytes; CHUNKS_PER_READ] = std::array::from_fn(|_| Bytes::new());
+            match self.stream.read_chunks(&mut chunks).await {
+                Ok(Some(count)) => {
+                    for chunk in chunks.into_iter().take(count) {
+                        self.frames.push(chunk);
+                    }
+                }
+                Ok(None) => self.end = Some(Received::Finished),
+                Err(ReadError::Reset(code)) => {
+                    self.frames.rest();
+                    self.end = Some(Received::Reset(code.into_inner()));
+                }
+                Err(ReadError::ConnectionLost(error)) => {
+                    self.end = Some(Received::Lost(error.into()));
+                }
+                Err(_) => self.end = Some(Received::Lost(Error::StreamClosed)),
+            }
+        }
+    }
+
+    fn deliver(&mut self, parts: Vec<Bytes>) -> Received {
+        let offset = self.offset;
+        let bytes: usize = parts.iter().map(Bytes::len).sum();
+        self.offset += u64::try_from(bytes).unwrap_or(u64::MAX);
+        Received::Data { parts, offset }
+    }
+}
