@@ -110,6 +110,11 @@ fn parse_ip(host: &str) -> Option<IpAddr> {
     bare.parse().ok()
 }
 
+/// An IPv4 address that came mapped into IPv6 (RFC 4291, section 2.5.5.2) as what it is.
+pub(crate) fn canonical(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip().to_canonical(), address.port())
+}
+
 /// Turns addresses into socket addresses, with the system's own resolver.
 #[derive(Clone, Debug)]
 pub(crate) struct Resolver {

@@ -13,7 +13,7 @@ use tokio::time::sleep;
 
 use crate::Error;
 use crate::frames::{Frames, Packet, TooLong};
-use crate::outbox::{Next, Outbox};
+use crate::outbox::{Budget, Next, Outbox};
 use crate::scope::Scope;
 
 /// The code of a stream that we give up (RESET_STREAM and STOP_SENDING, RFC 9000, sections 19.4
@@ -69,9 +69,11 @@ pub struct ByteStream {
 }
 
 impl ByteStream {
-    /// Starts the writing task in `scope`; `lease` is dropped when that ends.
+    /// Starts the writing task in `scope`, its queue within `budget`; `lease` is dropped when the
+    /// task ends.
     pub(crate) fn start(
         scope: &Scope,
+        budget: Arc<Budget>,
         remote: SocketAddr,
         send: Option<quinn::SendStream>,
         reader: Option<Reader>,
@@ -81,7 +83,7 @@ impl ByteStream {
         let (reset, resets) = watch::channel(None);
         let (ended, end) = watch::channel(None);
         let outbox = send.map(|send| {
-            let outbox = Arc::new(scope.stream_outbox());
+            let outbox = Arc::new(scope.stream_outbox(budget));
             let writer = Writer {
                 outbox: outbox.clone(),
                 stream: Outgoing::new(send),

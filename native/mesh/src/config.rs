@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use thiserror::Error;
 
+use crate::settings::Transport;
+
 /// An option was refused: the name of the option and the value that it may not have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[error("option {key} cannot be {value}")]
@@ -30,40 +32,55 @@ pub struct Bounds {
 }
 
 macro_rules! options {
-    ($($(#[$doc:meta])* $key:ident: $default:expr, $min:expr => $max:expr;)*) => {
-        /// The options of a pool, all within their bounds.
+    ($(#[$about:meta])* $name:ident {
+        $($(#[$doc:meta])* $key:ident: $default:expr, $min:expr => $max:expr;)*
+    }) => {
+        $(#[$about])*
         #[derive(Clone, Debug, PartialEq, Eq)]
-        pub struct Config {
-            $($(#[$doc])* $key: u64,)*
+        pub struct $name {
+            $($(#[$doc])* pub(crate) $key: u64,)*
         }
 
-        impl Default for Config {
+        impl Default for $name {
             fn default() -> Self {
                 Self { $($key: $default,)* }
             }
         }
 
-        impl Config {
+        impl $name {
             /// Every option with its default and its bounds, in the order of this page.
             pub const OPTIONS: &'static [Bounds] = &[
                 $(Bounds { key: stringify!($key), default: $default, min: $min, max: $max },)*
             ];
 
-            fn slot(&mut self, key: &str) -> Option<&mut u64> {
+            /// Sets one option by name. `Ok(false)`: there is none of that name.
+            ///
+            /// # Errors
+            /// [`BadOption`] when the value is out of the option's bounds.
+            pub fn set(&mut self, key: &str, value: u64) -> Result<bool, BadOption> {
                 match key {
-                    $(stringify!($key) => Some(&mut self.$key),)*
-                    _ => None,
+                    $(stringify!($key) => {
+                        if !($min..=$max).contains(&value) {
+                            return Err(BadOption { key: stringify!($key), value });
+                        }
+                        self.$key = value;
+                        Ok(true)
+                    })*
+                    _ => Ok(false),
                 }
             }
         }
     };
 }
+pub(crate) use options;
 
-const MIB: u64 = 1024 * 1024;
+pub(crate) const MIB: u64 = 1024 * 1024;
 /// An hour: longer timeouts are mistakes in the unit.
-const LONGEST_MS: u64 = 3_600_000;
+pub(crate) const LONGEST_MS: u64 = 3_600_000;
 
 options! {
+    /// The options of a pool, all within their bounds.
+    Config {
     /// How many connections the pool keeps open at most.
     max_mesh_connections: 1_000, 1 => 1_000_000;
     /// How long a dial may take, name look-up included, in milliseconds.
@@ -95,29 +112,10 @@ options! {
     /// UDP socket buffers, each direction, in bytes; the kernel may grant less. Small ones lose
     /// packets in bursts.
     udp_buffer_bytes: 4 * MIB, 65_536 => 1_024 * MIB;
+    }
 }
 
 impl Config {
-    /// Sets one option by name. `Ok(false)`: there is none of that name.
-    ///
-    /// # Errors
-    /// [`BadOption`] when the value is out of the option's bounds.
-    pub fn set(&mut self, key: &str, value: u64) -> Result<bool, BadOption> {
-        let Some(bounds) = Self::OPTIONS.iter().find(|bounds| bounds.key == key) else {
-            return Ok(false);
-        };
-        if value < bounds.min || value > bounds.max {
-            return Err(BadOption {
-                key: bounds.key,
-                value,
-            });
-        }
-        if let Some(slot) = self.slot(key) {
-            *slot = value;
-        }
-        Ok(true)
-    }
-
     /// Checks what one option demands of another.
     ///
     /// # Errors
@@ -140,13 +138,20 @@ impl Config {
         Duration::from_millis(self.connect_timeout_ms)
     }
 
-    pub(crate) fn idle_timeout(&self) -> Duration {
-        Duration::from_millis(self.idle_timeout_ms)
+    pub(crate) fn keep_alive_interval(&self) -> Option<Duration> {
+        self.transport().keep_alive_interval()
     }
 
-    pub(crate) fn keep_alive_interval(&self) -> Option<Duration> {
-        (self.keep_alive_interval_ms > 0)
-            .then(|| Duration::from_millis(self.keep_alive_interval_ms))
+    /// The transport of pooled connections. Peers may open the unidirectional streams that nodes
+    /// in the field count on, and no others: answers come on streams of our own.
+    pub(crate) fn transport(&self) -> Transport {
+        Transport {
+            idle_timeout_ms: self.idle_timeout_ms,
+            keep_alive_interval_ms: self.keep_alive_interval_ms,
+            peer_bidi_stream_count: 0,
+            udp_buffer_bytes: self.udp_buffer_bytes,
+            ..Transport::default()
+        }
     }
 
     pub(crate) fn linger(&self) -> Duration {
@@ -197,7 +202,7 @@ pub struct Load {
     pub bytes: usize,
 }
 
-fn size(value: u64) -> usize {
+pub(crate) fn size(value: u64) -> usize {
     usize::try_from(value).unwrap_or(usize::MAX)
 }
 

@@ -6,7 +6,7 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use quinn::{ClientConfig, ConnectError, Connecting, EndpointConfig, VarInt};
+use quinn::{ClientConfig, ConnectError, Connecting, EndpointConfig, ServerConfig, VarInt};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::Error;
@@ -70,6 +70,14 @@ impl Endpoint {
             .ok();
     }
 
+    /// Where the socket is bound, if it is.
+    pub(crate) fn local_address(&self) -> Option<SocketAddr> {
+        match &*self.lock() {
+            State::Bound(endpoint) => endpoint.local_addr().ok(),
+            State::Unbound | State::Closed => None,
+        }
+    }
+
     pub(crate) fn bound(&self) -> Result<quinn::Endpoint, Error> {
         let mut state = self.lock();
         match &*state {
@@ -97,24 +105,29 @@ impl Endpoint {
 }
 
 fn bind(buffer_bytes: usize) -> io::Result<quinn::Endpoint> {
-    let socket = dual_stack().or_else(|_| ipv4_only())?;
+    bind_at((Ipv6Addr::UNSPECIFIED, 0).into(), buffer_bytes, None)
+        .or_else(|_| bind_at((Ipv4Addr::UNSPECIFIED, 0).into(), buffer_bytes, None))
+}
+
+/// An endpoint at `address`. The unspecified IPv6 address stands for both families: IPv4 peers
+/// appear there as mapped addresses (RFC 3493, section 3.7).
+pub(crate) fn bind_at(
+    address: SocketAddr,
+    buffer_bytes: usize,
+    server: Option<ServerConfig>,
+) -> io::Result<quinn::Endpoint> {
+    let socket = Socket::new(
+        Domain::for_address(address),
+        Type::DGRAM,
+        Some(Protocol::UDP),
+    )?;
+    if address.is_ipv6() {
+        socket.set_only_v6(!address.ip().is_unspecified())?;
+    }
+    socket.bind(&address.into())?;
     // The kernel grants what its limits allow, and a smaller buffer still works.
     socket.set_recv_buffer_size(buffer_bytes).ok();
     socket.set_send_buffer_size(buffer_bytes).ok();
     let runtime = quinn::default_runtime().ok_or(io::ErrorKind::Unsupported)?;
-    quinn::Endpoint::new(EndpointConfig::default(), None, socket.into(), runtime)
-}
-
-/// One socket for both families: IPv4 peers appear as mapped addresses (RFC 3493, section 3.7).
-fn dual_stack() -> io::Result<Socket> {
-    let socket = Socket::new(Domain::IPV6, Type::DGRAM, Some(Protocol::UDP))?;
-    socket.set_only_v6(false)?;
-    socket.bind(&SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0)).into())?;
-    Ok(socket)
-}
-
-fn ipv4_only() -> io::Result<Socket> {
-    let socket = Socket::new(Domain::IPV4, Type::DGRAM, Some(Protocol::UDP))?;
-    socket.bind(&SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)).into())?;
-    Ok(socket)
+    quinn::Endpoint::new(EndpointConfig::default(), server, socket.into(), runtime)
 }

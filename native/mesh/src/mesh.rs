@@ -12,13 +12,16 @@ use tokio::time::{sleep, timeout};
 use crate::address::Address;
 use crate::config::BadOption;
 use crate::dial::Dialer;
+use crate::endpoint::Endpoint;
 use crate::outbox::{Outbox, Remains};
 use crate::pool::{self, Pool, Slot, Ticket};
 use crate::pooled::{Context, Figures, PooledConnection};
 use crate::scope::Scope;
+use crate::settings::Settings;
 use crate::stats::Snapshot;
 use crate::stream::Stream;
 use crate::tls::Identity;
+use crate::verify::Verification;
 use crate::{Config, Error};
 
 /// Who a peer is: any bytes; 32 in practice.
@@ -178,11 +181,11 @@ impl<T: Handles> Mesh<T> {
     /// An empty pool whose tasks run on `runtime`. `observer` must not block.
     ///
     /// # Errors
-    /// [`Error::Cancelled`] when TLS takes `identity` for no identity; one that was loaded by
-    /// [`Identity::load`] is.
+    /// [`Error::Unverified`] when the roots of `verification` are of no use.
     pub fn new(
         config: Config,
         identity: Option<Identity>,
+        verification: Verification,
         runtime: Handle,
         observer: impl Fn(Event) + Send + Sync + 'static,
     ) -> Result<Self, Error> {
@@ -191,8 +194,19 @@ impl<T: Handles> Mesh<T> {
             is_closed: false,
             has_dialled: false,
         };
+        let settings = Settings {
+            transport: config.transport(),
+            identity,
+            verification,
+            ..Settings::default()
+        };
         let context = Context {
-            dialer: Dialer::new(&config, identity)?,
+            dialer: Dialer::new(
+                Arc::new(Endpoint::new(config.udp_buffer_bytes())),
+                settings,
+                config.max_concurrent_dials(),
+                config.connect_timeout(),
+            )?,
             scope: Scope::new(&config, runtime),
             config,
         };
@@ -442,7 +456,7 @@ impl<T: Handles> Shared<T> {
         if slots.pool.dialing() >= self.context.config.max_pending_dials() {
             return Err(Error::TooManyDials);
         }
-        if !std::mem::replace(&mut slots.has_dialled, true) {
+        if !std::mem::replace(&mut slots.has_dialled, true) && !self.context.dialer.verifies() {
             (self.observer)(Event::Unverified);
         }
         let (outcome, _) = watch::channel(None);
@@ -544,7 +558,7 @@ impl<T: Handles> Tenancy<T> {
         let context = self.shared.context.clone();
         context.scope.stats.dials.add(1);
         let dialled = tokio::select! {
-            dialled = context.dialer.dial(&self.target.address) => dialled,
+            dialled = context.dialer.dial(&self.target.address, &self.node) => dialled,
             reason = self.abandoned(context.scope.linger) => Err(reason),
         };
         let carrier = match dialled {
@@ -565,7 +579,7 @@ impl<T: Handles> Tenancy<T> {
             report(&outcome, Ok(stream));
         }
         drop(outcome);
-        self.end = connection.serve(&self.target.address).await;
+        self.end = connection.serve(&self.target.address, &self.node).await;
         context.scope.stats.closes.add(&self.end, 1);
     }
 

@@ -14,14 +14,15 @@ use tokio::pin;
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, interval, sleep, timeout};
 
-use crate::address::Address;
+use crate::address::{Address, canonical};
 use crate::byte_stream::{ByteStream, Outgoing, Reader};
 use crate::config::Load;
-use crate::dial::{Dialer, RECEIVE_WINDOW};
+use crate::dial::Dialer;
 use crate::frames::Packet;
 use crate::handshake::PeerParameters;
 use crate::outbox::{Next, Outbox};
 use crate::scope::Scope;
+use crate::settings::RECEIVE_WINDOW;
 use crate::stream::Stream;
 use crate::{Config, Error};
 
@@ -167,13 +168,16 @@ impl PooledConnection {
         let max_frame_bytes = self.0.context.config.queue_limits().bytes;
         let reader = Reader::new(recv, Packet::Macula, max_frame_bytes);
         let scope = &self.0.context.scope;
+        let budget = scope.budget.clone();
+        let lease = self.lease();
         let stream = ByteStream::start(
             scope,
+            budget,
             self.0.remote,
             Some(send),
             Some(reader),
             id,
-            self.lease(),
+            lease,
         );
         Ok(stream.into())
     }
@@ -213,7 +217,7 @@ impl PooledConnection {
     }
 
     /// Carries messages until the connection is over, and tells why it is.
-    pub(crate) async fn serve(&self, address: &Address) -> Error {
+    pub(crate) async fn serve(&self, address: &Address, node: &[u8]) -> Error {
         let mut patience = self.0.context.config.stream_credit_timeout();
         let places = Arc::new(Semaphore::new(MAX_RETIRED));
         while let Some(carrier) = self.carrier() {
@@ -222,7 +226,7 @@ impl PooledConnection {
                 End::Drained => break,
                 End::Exhausted => {}
             }
-            match self.0.context.dialer.dial(address).await {
+            match self.0.context.dialer.dial(address, node).await {
                 Ok(fresh) => {
                     self.0.context.scope.stats.renewals.add(1);
                     patience = LEAST_PATIENCE.max(carrier.rtt() * KEEP_ALIVES_PER_TIMEOUT);
@@ -408,8 +412,4 @@ async fn fly(message: Bytes, send: quinn::SendStream, mut recv: quinn::RecvStrea
 fn ping(carrier: &quinn::Connection) {
     carrier.set_receive_window(VarInt::from_u32(RECEIVE_WINDOW + 1));
     carrier.set_receive_window(VarInt::from_u32(RECEIVE_WINDOW));
-}
-
-fn canonical(address: SocketAddr) -> SocketAddr {
-    SocketAddr::new(address.ip().to_canonical(), address.port())
 }

@@ -24,7 +24,7 @@ impl Counter {
     }
 }
 
-/// Counters by [`Error::name`].
+/// Counters by cause, an [`Error::name`] for the most part.
 #[derive(Debug, Default)]
 pub(crate) struct Causes(Mutex<BTreeMap<&'static str, u64>>);
 
@@ -33,11 +33,20 @@ impl Causes {
         if count == 0 {
             return;
         }
-        let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        *counts.entry(cause.name()).or_default() += u64::try_from(count).unwrap_or(u64::MAX);
+        self.increase(cause.name(), count);
     }
 
-    fn values(&self) -> BTreeMap<&'static str, u64> {
+    /// Counts something that is no error of a caller's.
+    pub(crate) fn count(&self, cause: &'static str) {
+        self.increase(cause, 1);
+    }
+
+    fn increase(&self, cause: &'static str, count: usize) {
+        let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        *counts.entry(cause).or_default() += u64::try_from(count).unwrap_or(u64::MAX);
+    }
+
+    pub(crate) fn values(&self) -> BTreeMap<&'static str, u64> {
         self.0
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
