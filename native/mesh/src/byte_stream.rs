@@ -97,14 +97,7 @@ impl ByteStream {
             });
             outbox
         });
-        Self {
-            id: id.into(),
-            remote,
-            outbox,
-            reset,
-            end,
-            reader: Mutex::new(reader),
-        }
+        Self { id: id.into(), remote, outbox, reset, end, reader: Mutex::new(reader) }
     }
 
     /// The stream's number (RFC 9000, section 2.1).
@@ -119,10 +112,7 @@ impl ByteStream {
 
     /// The reading half, once: whoever takes it reads, and stops the peer by dropping it.
     pub fn take_reader(&self) -> Option<Reader> {
-        self.reader
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take()
+        self.reader.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
     /// Gives the sending half up: what is queued is lost.
@@ -205,11 +195,7 @@ impl Writer {
 
 /// Resolves with the code when the stream is to be reset.
 async fn reset_code(resets: &mut watch::Receiver<Option<VarInt>>) -> VarInt {
-    let code = resets
-        .wait_for(Option::is_some)
-        .await
-        .ok()
-        .and_then(|code| *code);
+    let code = resets.wait_for(Option::is_some).await.ok().and_then(|code| *code);
     match code {
         Some(code) => code,
         // Nobody is left who could want it; what is queued still goes out.
@@ -237,10 +223,7 @@ pub(crate) struct Outgoing {
 
 impl Outgoing {
     pub(crate) fn new(stream: quinn::SendStream) -> Self {
-        Self {
-            stream,
-            is_finished: false,
-        }
+        Self { stream, is_finished: false }
     }
 
     /// Hands all of `data` to the stack; waits while flow control does.
@@ -287,12 +270,7 @@ pub struct Reader {
 
 impl Reader {
     pub(crate) fn new(stream: quinn::RecvStream, packet: Packet, max_frame_bytes: usize) -> Self {
-        Self {
-            stream,
-            frames: Frames::new(packet, max_frame_bytes),
-            offset: 0,
-            end: None,
-        }
+        Self { stream, frames: Frames::new(packet, max_frame_bytes), offset: 0, end: None }
     }
 
     /// Sets how the bytes from here on are cut.
@@ -303,9 +281,7 @@ impl Reader {
     /// Tells the peer to stop, with this code.
     pub fn stop(&mut self, code: u64) {
         // A stream that has ended needs no stop.
-        self.stream
-            .stop(VarInt::from_u64(code).unwrap_or(GIVEN_UP))
-            .ok();
+        self.stream.stop(VarInt::from_u64(code).unwrap_or(GIVEN_UP)).ok();
     }
 
     /// The next delivery, or how the stream ended. Cancelled while it waits, it loses nothing.

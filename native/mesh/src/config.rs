@@ -159,10 +159,7 @@ impl Config {
     }
 
     pub(crate) fn queue_limits(&self) -> Load {
-        Load {
-            messages: size(self.queue_max_messages),
-            bytes: size(self.queue_max_bytes),
-        }
+        Load { messages: size(self.queue_max_messages), bytes: size(self.queue_max_bytes) }
     }
 
     pub(crate) fn pool_queue_limits(&self) -> Load {
@@ -216,16 +213,10 @@ mod tests {
             let mut config = Config::default();
             assert_eq!(config.set(bounds.key, bounds.min), Ok(true));
             assert_eq!(config.set(bounds.key, bounds.max), Ok(true));
-            let above = BadOption {
-                key: bounds.key,
-                value: bounds.max + 1,
-            };
+            let above = BadOption { key: bounds.key, value: bounds.max + 1 };
             assert_eq!(config.set(bounds.key, above.value), Err(above));
             if let Some(value) = bounds.min.checked_sub(1) {
-                let below = BadOption {
-                    key: bounds.key,
-                    value,
-                };
+                let below = BadOption { key: bounds.key, value };
                 assert_eq!(config.set(bounds.key, value), Err(below));
             }
         }
@@ -234,10 +225,7 @@ mod tests {
     #[test]
     fn the_defaults_are_within_their_bounds_and_agree_with_each_other() {
         for bounds in Config::OPTIONS {
-            assert!(
-                (bounds.min..=bounds.max).contains(&bounds.default),
-                "{bounds:?}"
-            );
+            assert!((bounds.min..=bounds.max).contains(&bounds.default), "{bounds:?}");
         }
         assert_eq!(Config::default().check(), Ok(()));
     }
@@ -251,12 +239,6 @@ mod tests {
     fn a_keep_alive_that_comes_after_the_idle_timeout_is_refused() {
         let mut config = Config::default();
         assert_eq!(config.set("idle_timeout_ms", 10_000), Ok(true));
-        assert_eq!(
-            config.check(),
-            Err(BadOption {
-                key: "keep_alive_interval_ms",
-                value: 20_000
-            })
-        );
+        assert_eq!(config.check(), Err(BadOption { key: "keep_alive_interval_ms", value: 20_000 }));
     }
 }

@@ -133,9 +133,7 @@ impl Facts {
 
     /// Of a connection that a listener has accepted.
     pub(crate) fn accepted(carrier: &quinn::Connection, local: SocketAddr) -> Self {
-        let data = carrier
-            .handshake_data()
-            .and_then(|data| data.downcast::<HandshakeData>().ok());
+        let data = carrier.handshake_data().and_then(|data| data.downcast::<HandshakeData>().ok());
         let (alpn, server_name) = match data {
             Some(data) => (data.protocol.unwrap_or_default(), data.server_name),
             None => (Vec::new(), None),
@@ -264,9 +262,6 @@ impl Connection {
 
     /// A std mutex, because nothing awaits inside.
     fn lock(&self) -> MutexGuard<'_, Option<quinn::Connection>> {
-        self.0
-            .carrier
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+        self.0.carrier.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

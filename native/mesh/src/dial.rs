@@ -70,7 +70,7 @@ impl Dialer {
         let connection = dialled.unwrap_or(Err(Error::ConnectTimeout))?;
         if let Verification::Key(rule) = self.settings.verification {
             // Before anything is sent: whoever it is, it learns nothing from us.
-            if let Err(fault) = rule.check(&connection, node) {
+            if let Err(fault) = rule.check_server(&connection, node) {
                 connection.close(IMPOSTOR, &[]);
                 return Err(fault.into());
             }
@@ -202,10 +202,7 @@ mod tests {
         let (_socket, silent) = silent();
         let live = peer.local_addr().expect("an address");
         let connection = dialer(60_000).race(vec![silent, live], "peer").await;
-        assert_eq!(
-            connection.expect("a connection").remote_address().port(),
-            live.port()
-        );
+        assert_eq!(connection.expect("a connection").remote_address().port(), live.port());
     }
 
     #[tokio::test]
@@ -221,10 +218,7 @@ mod tests {
         let _turn = dialer.turns.acquire().await.expect("the only turn");
         let peer = peer();
         let live = Address::from(peer.local_addr().expect("an address"));
-        assert_eq!(
-            dialer.dial(&live, &[]).await.err(),
-            Some(Error::ConnectTimeout)
-        );
+        assert_eq!(dialer.dial(&live, &[]).await.err(), Some(Error::ConnectTimeout));
     }
 
     /// A socket that fails as one whose network device has gone.
@@ -267,9 +261,7 @@ mod tests {
         let dialer = dialer(5_000);
         let first = dialer.dial(&live, &[]).await.expect("a connection");
         let bound = dialer.endpoint.bound().expect("the endpoint");
-        bound
-            .rebind_abstract(Arc::new(Broken))
-            .expect("another socket");
+        bound.rebind_abstract(Arc::new(Broken)).expect("another socket");
         drop(bound);
         first.closed().await;
         assert!(dialer.dial(&live, &[]).await.is_ok());

@@ -32,10 +32,7 @@ enum State {
 impl Endpoint {
     /// Nothing is bound before the first dial.
     pub(crate) fn new(buffer_bytes: usize) -> Self {
-        Self {
-            buffer_bytes,
-            state: Mutex::new(State::Unbound),
-        }
+        Self { buffer_bytes, state: Mutex::new(State::Unbound) }
     }
 
     /// Begins a handshake, on a new socket if the old one has died.
@@ -65,9 +62,7 @@ impl Endpoint {
         };
         endpoint.close(VarInt::from_u32(0), &[]);
         // A timeout is no failure: the peers time out too.
-        tokio::time::timeout(FAREWELL, endpoint.wait_idle())
-            .await
-            .ok();
+        tokio::time::timeout(FAREWELL, endpoint.wait_idle()).await.ok();
     }
 
     /// Where the socket is bound, if it is.
@@ -116,11 +111,7 @@ pub(crate) fn bind_at(
     buffer_bytes: usize,
     server: Option<ServerConfig>,
 ) -> io::Result<quinn::Endpoint> {
-    let socket = Socket::new(
-        Domain::for_address(address),
-        Type::DGRAM,
-        Some(Protocol::UDP),
-    )?;
+    let socket = Socket::new(Domain::for_address(address), Type::DGRAM, Some(Protocol::UDP))?;
     if address.is_ipv6() {
         socket.set_only_v6(!address.ip().is_unspecified())?;
     }

@@ -91,15 +91,9 @@ struct ObservedSession(Box<dyn Session>);
 impl Session for ObservedSession {
     fn handshake_data(&self) -> Option<Box<dyn Any>> {
         let parameters = self.0.transport_parameters().ok().flatten()?;
-        let tls = self
-            .0
-            .handshake_data()
-            .and_then(|data| data.downcast::<HandshakeData>().ok());
+        let tls = self.0.handshake_data().and_then(|data| data.downcast::<HandshakeData>().ok());
         let alpn = tls.and_then(|data| data.protocol).unwrap_or_default();
-        Some(Box::new(PeerParameters {
-            alpn,
-            ..PeerParameters::read(&parameters)
-        }))
+        Some(Box::new(PeerParameters { alpn, ..PeerParameters::read(&parameters) }))
     }
 
     fn initial_keys(&self, dst_cid: &ConnectionId, side: Side) -> Keys {

@@ -126,10 +126,7 @@ impl Listener {
 
     /// Where it listens.
     pub fn local_addresses(&self) -> Vec<SocketAddr> {
-        lock(&self.0.doors)
-            .iter()
-            .map(|door| door.address)
-            .collect()
+        lock(&self.0.doors).iter().map(|door| door.address).collect()
     }
 
     /// Asks for one connection that has got in or will.
@@ -147,10 +144,7 @@ impl Listener {
     /// # Errors
     /// [`Error::Unverified`] when it is of no use.
     pub fn set_identity(&self, identity: Identity) -> Result<(), Error> {
-        let settings = Settings {
-            identity: Some(identity),
-            ..self.0.settings.clone()
-        };
+        let settings = Settings { identity: Some(identity), ..self.0.settings.clone() };
         let server = server_config(&settings)?;
         *lock(&self.0.server) = server.clone();
         for door in lock(&self.0.doors).iter() {
@@ -267,9 +261,7 @@ impl Inner {
         }
         let seat = Seat::take(&self.census, ip);
         let host = self.clone();
-        self.scope
-            .tasks
-            .spawn(async move { host.welcome(incoming, local, seat).await });
+        self.scope.tasks.spawn(async move { host.welcome(incoming, local, seat).await });
     }
 
     async fn welcome(&self, incoming: Incoming, local: SocketAddr, mut seat: Seat) {
@@ -282,7 +274,7 @@ impl Inner {
         };
         seat.shake_hands();
         if let Verification::Key(rule) = self.settings.verification
-            && rule.check(&carrier, &[]).is_err()
+            && rule.check_client(&carrier).is_err()
         {
             self.refused.count("wrong_key");
             carrier.close(quinn::VarInt::from_u64(IMPOSTOR).unwrap_or_default(), &[]);
@@ -312,11 +304,7 @@ impl Seat {
         counts.handshakes += 1;
         counts.connections += 1;
         *counts.by_address.entry(ip).or_default() += 1;
-        Self {
-            census: census.clone(),
-            ip,
-            is_shaking_hands: true,
-        }
+        Self { census: census.clone(), ip, is_shaking_hands: true }
     }
 
     /// The handshake is over.
@@ -343,9 +331,7 @@ impl Drop for Seat {
 
 impl std::fmt::Debug for Inner {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Listener")
-            .field("doors", &self.doors)
-            .finish_non_exhaustive()
+        f.debug_struct("Listener").field("doors", &self.doors).finish_non_exhaustive()
     }
 }
 
@@ -367,10 +353,7 @@ fn bind(
     let buffer_bytes = settings.transport.udp_buffer_bytes();
     let open = |address: SocketAddr| -> Result<Door, Error> {
         let endpoint = endpoint::bind_at(address, buffer_bytes, Some(server.clone()))?;
-        Ok(Door {
-            address: canonical(endpoint.local_addr()?),
-            endpoint,
-        })
+        Ok(Door { address: canonical(endpoint.local_addr()?), endpoint })
     };
     match place {
         Place::Everywhere(port) => {

@@ -247,10 +247,7 @@ impl<T: Handles> Mesh<T> {
                 Claim::Ready(stream) => return Ok(stream),
                 Claim::Pending(pending) => pending,
             };
-            let outcome = pending
-                .wait_for(Option::is_some)
-                .await
-                .map_err(|_| Error::Cancelled)?;
+            let outcome = pending.wait_for(Option::is_some).await.map_err(|_| Error::Cancelled)?;
             outcome.clone().unwrap_or(Err(Error::Cancelled))
         }
     }
@@ -296,24 +293,14 @@ impl<T: Handles> Mesh<T> {
 
     /// What is known of the connection to `node`. This is no use of it.
     pub fn info(&self, node: &[u8]) -> Option<Info<T>> {
-        self.0
-            .lock()
-            .pool
-            .peek(node)
-            .filter(|resident| resident.is_alive())?
-            .info()
+        self.0.lock().pool.peek(node).filter(|resident| resident.is_alive())?.info()
     }
 
     /// What is known of each connection, the most recently used first.
     pub fn list(&self) -> Vec<(NodeId, Info<T>)> {
         let slots = self.0.lock();
-        let alive = slots
-            .pool
-            .iter()
-            .filter(|(_, resident)| resident.is_alive());
-        alive
-            .filter_map(|(node, resident)| Some((node.clone(), resident.info()?)))
-            .collect()
+        let alive = slots.pool.iter().filter(|(_, resident)| resident.is_alive());
+        alive.filter_map(|(node, resident)| Some((node.clone(), resident.info()?))).collect()
     }
 
     /// How many connections are in the pool.
@@ -475,10 +462,7 @@ impl<T: Handles> Shared<T> {
             is_retry,
             end: Error::Cancelled,
         };
-        self.context
-            .scope
-            .tasks
-            .spawn(tenancy.run(dial.outcome.clone()));
+        self.context.scope.tasks.spawn(tenancy.run(dial.outcome.clone()));
         Ok(dial)
     }
 
@@ -513,10 +497,7 @@ impl<T: Handles> Shared<T> {
             resident.connection.outbox().drain(Error::PoolClosed);
         }
         let tasks = &self.context.scope.tasks;
-        if timeout(self.context.scope.linger, tasks.ended())
-            .await
-            .is_err()
-        {
+        if timeout(self.context.scope.linger, tasks.ended()).await.is_err() {
             tasks.stop();
             tasks.ended().await;
         }
@@ -531,10 +512,7 @@ impl<T: Handles> Shared<T> {
 
 impl<T: Handles> Clone for Dial<T> {
     fn clone(&self) -> Self {
-        Self {
-            outbox: self.outbox.clone(),
-            outcome: self.outcome.clone(),
-        }
+        Self { outbox: self.outbox.clone(), outcome: self.outcome.clone() }
     }
 }
 
@@ -597,11 +575,7 @@ impl<T: Handles> Tenancy<T> {
     fn move_in(&self, connection: PooledConnection) -> Option<T::Stream> {
         let resident = Resident::<T>::new(connection, self.target.given.clone());
         let stream = resident.stream_handle.clone();
-        let admitted = self
-            .shared
-            .lock()
-            .pool
-            .admit(&self.node, self.ticket, resident);
+        let admitted = self.shared.lock().pool.admit(&self.node, self.ticket, resident);
         if let Some((_, victim)) = admitted.ok()? {
             self.shared.evict(&victim);
         }
@@ -619,13 +593,9 @@ impl<T: Handles> Drop for Tenancy<T> {
         let remains = self.outbox.close(self.end.clone());
         stats.unconfirmed.add(remains.taken);
         // A peer that closes each connection before it has taken anything gets one retry.
-        let made_progress = self
-            .connection
-            .as_ref()
-            .is_some_and(PooledConnection::has_delivered);
+        let made_progress = self.connection.as_ref().is_some_and(PooledConnection::has_delivered);
         if self.connection.is_some() && self.end.is_loss() && (made_progress || !self.is_retry) {
-            self.shared
-                .resend(&self.node, self.target.clone(), remains, &self.end);
+            self.shared.resend(&self.node, self.target.clone(), remains, &self.end);
         } else {
             stats.dropped.add(&self.end, remains.queued.len());
         }

@@ -170,15 +170,8 @@ impl PooledConnection {
         let scope = &self.0.context.scope;
         let budget = scope.budget.clone();
         let lease = self.lease();
-        let stream = ByteStream::start(
-            scope,
-            budget,
-            self.0.remote,
-            Some(send),
-            Some(reader),
-            id,
-            lease,
-        );
+        let stream =
+            ByteStream::start(scope, budget, self.0.remote, Some(send), Some(reader), id, lease);
         Ok(stream.into())
     }
 
@@ -373,10 +366,7 @@ impl PooledConnection {
 
     /// A std mutex, because nothing awaits inside.
     fn lock(&self) -> MutexGuard<'_, Option<quinn::Connection>> {
-        self.0
-            .carrier
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+        self.0.carrier.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -400,10 +390,7 @@ async fn fly(message: Bytes, send: quinn::SendStream, mut recv: quinn::RecvStrea
         stream.write(message).await?;
         stream.finish().await
     };
-    Landing {
-        bytes,
-        outcome: outcome.await,
-    }
+    Landing { bytes, outcome: outcome.await }
 }
 
 /// Makes the peer acknowledge something. quinn has no ping to call, but a larger receive window

@@ -40,15 +40,8 @@ pub enum Request<T> {
 impl<T> Rendezvous<T> {
     /// At most `capacity` items wait for somebody.
     pub(crate) fn new(capacity: usize) -> Self {
-        let state = State {
-            items: VecDeque::new(),
-            waiters: VecDeque::new(),
-            is_closed: false,
-        };
-        Self {
-            state: Mutex::new(state),
-            capacity,
-        }
+        let state = State { items: VecDeque::new(), waiters: VecDeque::new(), is_closed: false };
+        Self { state: Mutex::new(state), capacity }
     }
 
     /// Brings an item to the first who waits, or lets it wait.
@@ -88,9 +81,7 @@ impl<T> Rendezvous<T> {
     pub(crate) fn cancel(&self, id: RequestId) -> bool {
         let mut state = self.lock();
         let place = state.waiters.iter().position(|(waiting, _)| *waiting == id);
-        place
-            .and_then(|place| state.waiters.remove(place))
-            .is_some()
+        place.and_then(|place| state.waiters.remove(place)).is_some()
     }
 
     /// Items that nobody has asked for.
@@ -152,19 +143,10 @@ mod tests {
         assert_eq!(meeting.offer(1), Ok(()));
         assert_eq!(meeting.offer(2), Ok(()));
         assert_eq!(meeting.offer(3), Err(3));
-        assert!(matches!(
-            meeting.request(0, waiter(0, &log, false)),
-            Request::Served(1, _)
-        ));
-        assert!(matches!(
-            meeting.request(0, waiter(0, &log, false)),
-            Request::Served(2, _)
-        ));
+        assert!(matches!(meeting.request(0, waiter(0, &log, false)), Request::Served(1, _)));
+        assert!(matches!(meeting.request(0, waiter(0, &log, false)), Request::Served(2, _)));
         for name in [10, 11] {
-            assert!(matches!(
-                meeting.request(name, waiter(name, &log, false)),
-                Request::Waiting
-            ));
+            assert!(matches!(meeting.request(name, waiter(name, &log, false)), Request::Waiting));
         }
         assert_eq!(meeting.offer(4), Ok(()));
         assert_eq!(meeting.offer(5), Ok(()));
@@ -198,9 +180,6 @@ mod tests {
         assert_eq!(meeting.offer(1), Ok(()));
         assert_eq!(meeting.close(), [1]);
         assert_eq!(meeting.offer(2), Err(2));
-        assert!(matches!(
-            meeting.request(1, Box::new(Some)),
-            Request::Refused
-        ));
+        assert!(matches!(meeting.request(1, Box::new(Some)), Request::Refused));
     }
 }

@@ -81,10 +81,7 @@ impl Transport {
     pub fn check(&self) -> Result<(), BadOption> {
         if self.keep_alive_interval_ms >= self.idle_timeout_ms {
             let value = self.keep_alive_interval_ms;
-            return Err(BadOption {
-                key: "keep_alive_interval_ms",
-                value,
-            });
+            return Err(BadOption { key: "keep_alive_interval_ms", value });
         }
         Ok(())
     }
@@ -117,11 +114,7 @@ impl Transport {
 
     /// Streams of a peer that may wait to be accepted.
     pub(crate) fn max_streams(&self) -> usize {
-        size(
-            self.peer_bidi_stream_count
-                .saturating_add(self.peer_unidi_stream_count),
-        )
-        .max(1)
+        size(self.peer_bidi_stream_count.saturating_add(self.peer_unidi_stream_count)).max(1)
     }
 
     pub(crate) fn backlog(&self) -> usize {

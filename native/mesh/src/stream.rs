@@ -32,10 +32,7 @@ impl Stream {
     /// The handle that the pool gives out: each send is one whole message.
     pub(crate) fn messages(connection: PooledConnection) -> Self {
         let is_open = AtomicBool::new(true);
-        Self(Arc::new(Kind::Messages(MessageStream {
-            connection,
-            is_open,
-        })))
+        Self(Arc::new(Kind::Messages(MessageStream { connection, is_open })))
     }
 
     /// The stream as one of plain bytes, if it is one.

@@ -27,10 +27,7 @@ pub struct Identity {
 
 impl Clone for Identity {
     fn clone(&self) -> Self {
-        Self {
-            chain: self.chain.clone(),
-            key: self.key.clone_key(),
-        }
+        Self { chain: self.chain.clone(), key: self.key.clone_key() }
     }
 }
 
@@ -118,10 +115,7 @@ impl Identity {
 }
 
 fn bad(path: &Path, fault: CertificateFault) -> BadCertificate {
-    BadCertificate {
-        path: path.to_owned(),
-        fault,
-    }
+    BadCertificate { path: path.to_owned(), fault }
 }
 
 fn fault(error: &pem::Error, missing: CertificateFault) -> CertificateFault {
@@ -191,9 +185,7 @@ pub fn load_roots(ca_file: &Path) -> Result<RootCertStore, BadCertificate> {
         .and_then(Iterator::collect::<Result<Vec<_>, _>>)
         .map_err(|error| bad(ca_file, fault(&error, CertificateFault::NoCertificate)))?;
     for certificate in certificates {
-        roots
-            .add(certificate)
-            .map_err(|_| bad(ca_file, CertificateFault::InvalidCertificate))?;
+        roots.add(certificate).map_err(|_| bad(ca_file, CertificateFault::InvalidCertificate))?;
     }
     if roots.is_empty() {
         return Err(bad(ca_file, CertificateFault::NoCertificate));

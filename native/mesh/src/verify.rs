@@ -17,9 +17,8 @@ use rustls::{
 use thiserror::Error;
 
 /// The DER prefix of an Ed25519 public key; the 32 bytes of the key follow (RFC 8410, section 4).
-const ED25519_SPKI_PREFIX: [u8; 12] = [
-    0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x21, 0x00,
-];
+const ED25519_SPKI_PREFIX: [u8; 12] =
+    [0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x21, 0x00];
 
 /// What the other side has to prove.
 #[derive(Clone, Debug, Default)]
@@ -33,6 +32,8 @@ pub enum Verification {
         roots: Arc<RootCertStore>,
         /// Whether a server's certificate must also name the host (RFC 6125).
         check_name: bool,
+        /// Certificates that the peer may show besides its own.
+        max_depth: usize,
     },
     /// A certain key.
     Key(KeyRule),
@@ -91,45 +92,51 @@ pub struct PeerIdentity {
     pub certificate: Vec<u8>,
     /// SHA-256 of the certificate's SubjectPublicKeyInfo.
     pub spki_sha256: [u8; 32],
+    /// Its public key, if that is one of Ed25519.
+    pub ed25519: Option<[u8; 32]>,
 }
 
 impl PeerIdentity {
     /// Of the other side of `connection`, if it showed a certificate.
     pub(crate) fn of(connection: &quinn::Connection) -> Option<Self> {
-        let chain = connection
-            .peer_identity()?
-            .downcast::<Vec<CertificateDer<'static>>>()
-            .ok()?;
+        let chain = connection.peer_identity()?.downcast::<Vec<CertificateDer<'static>>>().ok()?;
         let certificate = chain.first()?;
-        let spki_sha256 = sha256(&spki(certificate)?);
+        let spki = ParsedCertificate::try_from(certificate).ok()?.subject_public_key_info();
+        let ed25519 = spki.strip_prefix(&ED25519_SPKI_PREFIX);
         Some(Self {
             certificate: certificate.to_vec(),
-            spki_sha256,
+            spki_sha256: sha256(&spki),
+            ed25519: ed25519.and_then(|key| key.try_into().ok()),
         })
     }
 }
 
 impl KeyRule {
-    /// Checks the key of `connection`'s other side, which is to be `node`.
-    pub(crate) fn check(self, connection: &quinn::Connection, node: &[u8]) -> Result<(), Fault> {
+    /// Checks the key of the server at `connection`, which is to be `node`.
+    pub(crate) fn check_server(
+        self,
+        connection: &quinn::Connection,
+        node: &[u8],
+    ) -> Result<(), Fault> {
         let peer = PeerIdentity::of(connection).ok_or(Fault::NoCertificate)?;
         let is_right = match self {
             Self::SpkiSha256(expected) => peer.spki_sha256 == expected,
             Self::NodeSpkiSha256 => peer.spki_sha256 == node,
-            Self::NodeEd25519 => spki(&CertificateDer::from(peer.certificate))
-                .is_some_and(|spki| spki.strip_prefix(&ED25519_SPKI_PREFIX) == Some(node)),
+            Self::NodeEd25519 => peer.ed25519.is_some_and(|key| key == node),
         };
-        if is_right {
-            Ok(())
-        } else {
-            Err(Fault::WrongKey)
-        }
+        if is_right { Ok(()) } else { Err(Fault::WrongKey) }
     }
-}
 
-fn spki(certificate: &CertificateDer<'_>) -> Option<Vec<u8>> {
-    let parsed = ParsedCertificate::try_from(certificate).ok()?;
-    Some(parsed.subject_public_key_info().to_vec())
+    /// Checks the key of the client at `connection`. Which node it is, only its key says.
+    pub(crate) fn check_client(self, connection: &quinn::Connection) -> Result<(), Fault> {
+        let peer = PeerIdentity::of(connection).ok_or(Fault::NoCertificate)?;
+        let is_right = match self {
+            Self::SpkiSha256(expected) => peer.spki_sha256 == expected,
+            Self::NodeSpkiSha256 => true,
+            Self::NodeEd25519 => peer.ed25519.is_some(),
+        };
+        if is_right { Ok(()) } else { Err(Fault::WrongKey) }
+    }
 }
 
 fn sha256(data: &[u8]) -> [u8; 32] {
@@ -187,6 +194,7 @@ pub(crate) struct Servers {
     /// `None`: any certificate will do here.
     roots: Option<Arc<WebPkiServerVerifier>>,
     check_name: bool,
+    max_depth: usize,
     verdict: Verdict,
 }
 
@@ -196,23 +204,18 @@ impl Servers {
         provider: &Arc<CryptoProvider>,
         verdict: Verdict,
     ) -> Result<Self, Fault> {
-        let (roots, check_name) = match verification {
-            Verification::None | Verification::Key(_) => (None, false),
-            Verification::Peer { roots, check_name } => {
+        let algorithms = provider.signature_verification_algorithms;
+        Ok(match verification {
+            Verification::None | Verification::Key(_) => {
+                Self { algorithms, roots: None, check_name: false, max_depth: 0, verdict }
+            }
+            Verification::Peer { roots, check_name, max_depth } => {
                 let builder =
                     WebPkiServerVerifier::builder_with_provider(roots.clone(), provider.clone());
-                (
-                    Some(builder.build().map_err(|_| Fault::UnknownIssuer)?),
-                    *check_name,
-                )
+                let roots = Some(builder.build().map_err(|_| Fault::UnknownIssuer)?);
+                let (check_name, max_depth) = (*check_name, *max_depth);
+                Self { algorithms, roots, check_name, max_depth, verdict }
             }
-        };
-        let algorithms = provider.signature_verification_algorithms;
-        Ok(Self {
-            algorithms,
-            roots,
-            check_name,
-            verdict,
         })
     }
 
@@ -227,6 +230,9 @@ impl Servers {
         let Some(roots) = &self.roots else {
             return Ok(ServerCertVerified::assertion());
         };
+        if intermediates.len() > self.max_depth {
+            return Err(rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer));
+        }
         let verified =
             roots.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now);
         match verified {
@@ -289,9 +295,9 @@ pub(crate) fn clients(
                 WebPkiClientVerifier::builder_with_provider(roots.clone(), provider.clone());
             Ok(Some(builder.build().map_err(|_| Fault::UnknownIssuer)?))
         }
-        Verification::Key(_) => Ok(Some(Arc::new(AnyClient(
-            provider.signature_verification_algorithms,
-        )))),
+        Verification::Key(_) => {
+            Ok(Some(Arc::new(AnyClient(provider.signature_verification_algorithms))))
+        }
     }
 }
 

@@ -16,10 +16,7 @@ pub(crate) fn target(term: Term<'_>) -> Option<Target> {
         Some(text) => Address::parse(&text)?,
         None => pair(term)?,
     };
-    Some(Target {
-        address,
-        given: term.to_binary().as_slice().into(),
-    })
+    Some(Target { address, given: term.to_binary().as_slice().into() })
 }
 
 fn pair(term: Term<'_>) -> Option<Address> {
@@ -35,14 +32,9 @@ fn ip(term: Term<'_>) -> Option<IpAddr> {
         return Some(Ipv4Addr::new(a, b, c, d).into());
     }
     let parts = get_tuple(term).ok()?;
-    let segments: Vec<u16> = parts
-        .into_iter()
-        .map(|part| part.decode())
-        .collect::<NifResult<_>>()
-        .ok()?;
-    <[u16; 8]>::try_from(segments)
-        .ok()
-        .map(|segments| Ipv6Addr::from(segments).into())
+    let segments: Vec<u16> =
+        parts.into_iter().map(|part| part.decode()).collect::<NifResult<_>>().ok()?;
+    <[u16; 8]>::try_from(segments).ok().map(|segments| Ipv6Addr::from(segments).into())
 }
 
 fn text(term: Term<'_>) -> Option<String> {

@@ -21,10 +21,7 @@ fn pool_open<'a>(env: Env<'a>, map: Term<'a>) -> NifResult<Term<'a>> {
         Err(error) => return Ok(error),
     };
     let files = options.certificate;
-    let identity = match files
-        .map(|(cert, key)| Identity::load(&cert, &key))
-        .transpose()
-    {
+    let identity = match files.map(|(cert, key)| Identity::load(&cert, &key)).transpose() {
         Ok(identity) => identity,
         Err(bad) => return Ok(terms::bad_certificate(env, &bad)),
     };
@@ -83,11 +80,7 @@ fn pool_connect<'a>(
 #[rustler::nif]
 fn pool_send<'a>(pool: Pool, node: Binary<'a>, address: Term<'a>, message: Binary<'a>) -> Atom {
     // The pool has counted the loss, and nobody is waiting to hear of it.
-    pool.0
-        .send(node.as_slice(), data::bytes(&message), || {
-            address::target(address)
-        })
-        .ok();
+    pool.0.send(node.as_slice(), data::bytes(&message), || address::target(address)).ok();
     atoms::ok()
 }
 
@@ -134,11 +127,7 @@ fn pool_size(pool: Pool) -> usize {
 /// have to part with many connections, hence dirty.
 #[rustler::nif(schedule = "DirtyCpu")]
 fn pool_set_limit<'a>(env: Env<'a>, pool: Pool, limit: Term<'a>) -> Term<'a> {
-    match limit
-        .decode()
-        .ok()
-        .and_then(|limit| pool.0.set_limit(limit).ok())
-    {
+    match limit.decode().ok().and_then(|limit| pool.0.set_limit(limit).ok()) {
         Some(()) => atoms::ok().encode(env),
         None => {
             let reason = (atoms::bad_option(), atoms::max_mesh_connections(), limit);

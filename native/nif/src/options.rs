@@ -21,11 +21,7 @@ pub(crate) struct Options {
 /// Reads the map; `Err` holds `{error, {bad_option, Key, Value}}`.
 pub(crate) fn read<'a>(env: Env<'a>, map: Term<'a>) -> NifResult<Result<Options, Term<'a>>> {
     let pairs = MapIterator::new(map).ok_or(rustler::Error::BadArg)?;
-    let mut options = Options {
-        config: Config::default(),
-        certificate: None,
-        workers: None,
-    };
+    let mut options = Options { config: Config::default(), certificate: None, workers: None };
     for (key, value) in pairs {
         if options.set(key, value).is_none() {
             return Ok(Err(bad_option(env, key, value)));
@@ -46,10 +42,7 @@ impl Options {
         if atoms::certificate() == key {
             self.certificate = certificate(value)?;
         } else if atoms::runtime_workers() == key {
-            let workers = value
-                .decode()
-                .ok()
-                .filter(|workers| (1..=MAX_WORKERS).contains(workers));
+            let workers = value.decode().ok().filter(|workers| (1..=MAX_WORKERS).contains(workers));
             self.workers = Some(workers?);
         } else if let Some(name) = option_name(key) {
             self.config.set(name, value.decode().ok()?).ok()?;
@@ -61,10 +54,7 @@ impl Options {
 /// The name of the option that `key` is, if it is one of the pool's.
 fn option_name(key: Term<'_>) -> Option<&'static str> {
     let name = key.is_atom().then(|| key.atom_to_string().ok())??;
-    Config::OPTIONS
-        .iter()
-        .map(|bounds| bounds.key)
-        .find(|known| *known == name)
+    Config::OPTIONS.iter().map(|bounds| bounds.key).find(|known| *known == name)
 }
 
 /// `undefined` or `{CertFile, KeyFile}`, both binaries.

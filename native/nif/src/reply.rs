@@ -21,11 +21,7 @@ impl Reply {
     pub(crate) fn new(tag: Atom, to: LocalPid, token: Term<'_>) -> Self {
         let env = OwnedEnv::new();
         let saved = env.save(token);
-        Self {
-            tag,
-            to,
-            token: Some((env, saved)),
-        }
+        Self { tag, to, token: Some((env, saved)) }
     }
 
     /// Sends the result that `encode` makes.
@@ -45,10 +41,7 @@ impl Reply {
         };
         let tag = self.tag;
         // A process that has gone needs no message.
-        env.send_and_clear(&self.to, |env| {
-            (tag, saved.load(env), encode(env)).encode(env)
-        })
-        .ok();
+        env.send_and_clear(&self.to, |env| (tag, saved.load(env), encode(env)).encode(env)).ok();
     }
 }
 
@@ -64,8 +57,6 @@ pub(crate) fn notify(to: LocalPid, tag: Atom, what: Atom) {
         return;
     };
     runtime.spawn(async move {
-        OwnedEnv::new()
-            .send_and_clear(&to, |env| (tag, what).encode(env))
-            .ok();
+        OwnedEnv::new().send_and_clear(&to, |env| (tag, what).encode(env)).ok();
     });
 }

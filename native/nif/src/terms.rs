@@ -49,11 +49,7 @@ pub(crate) fn error<'a>(env: Env<'a>, error: &Error) -> Term<'a> {
 
 /// `{error, {connect_failed, Reason}}`.
 pub(crate) fn connect_failed<'a>(env: Env<'a>, error: &Error) -> Term<'a> {
-    (
-        atoms::error(),
-        (atoms::connect_failed(), reason(env, error)),
-    )
-        .encode(env)
+    (atoms::error(), (atoms::connect_failed(), reason(env, error))).encode(env)
 }
 
 /// `{error, {bad_certificate, Path, Reason}}`, the path a binary.
@@ -93,11 +89,7 @@ fn posix(kind: ErrorKind) -> Atom {
 pub(crate) fn socket_address<'a>(env: Env<'a>, address: SocketAddr) -> Term<'a> {
     let parts: Vec<Term<'a>> = match address.ip() {
         IpAddr::V4(ip) => ip.octets().iter().map(|octet| octet.encode(env)).collect(),
-        IpAddr::V6(ip) => ip
-            .segments()
-            .iter()
-            .map(|segment| segment.encode(env))
-            .collect(),
+        IpAddr::V6(ip) => ip.segments().iter().map(|segment| segment.encode(env)).collect(),
     };
     (make_tuple(env, &parts), address.port()).encode(env)
 }
@@ -105,11 +97,7 @@ pub(crate) fn socket_address<'a>(env: Env<'a>, address: SocketAddr) -> Term<'a> 
 /// The map of `get_connection_info/2`.
 pub(crate) fn info<'a>(env: Env<'a>, info: &Info<Resources>) -> NifResult<Term<'a>> {
     let figures = &info.figures;
-    let state = if figures.busy {
-        atoms::busy()
-    } else {
-        atoms::idle()
-    };
+    let state = if figures.busy { atoms::busy() } else { atoms::idle() };
     // The external form was made from a term by this library.
     let given = env.binary_to_term(&info.given).map(|(term, _)| term);
     map(
@@ -117,10 +105,7 @@ pub(crate) fn info<'a>(env: Env<'a>, info: &Info<Resources>) -> NifResult<Term<'
         &[
             (atoms::connection(), info.connection.encode(env)),
             (atoms::stream(), info.stream.encode(env)),
-            (
-                atoms::address(),
-                given.unwrap_or_else(|| atoms::undefined().encode(env)),
-            ),
+            (atoms::address(), given.unwrap_or_else(|| atoms::undefined().encode(env))),
             (atoms::last_used(), seconds(info.last_used).encode(env)),
             (atoms::state(), state.encode(env)),
             (atoms::peername(), socket_address(env, figures.remote)),
@@ -130,14 +115,8 @@ pub(crate) fn info<'a>(env: Env<'a>, info: &Info<Resources>) -> NifResult<Term<'
             (atoms::lost_packets(), figures.lost_packets.encode(env)),
             (atoms::sent_bytes(), figures.sent_bytes.encode(env)),
             (atoms::received_bytes(), figures.received_bytes.encode(env)),
-            (
-                atoms::outstanding_messages(),
-                figures.outstanding.messages.encode(env),
-            ),
-            (
-                atoms::outstanding_bytes(),
-                figures.outstanding.bytes.encode(env),
-            ),
+            (atoms::outstanding_messages(), figures.outstanding.messages.encode(env)),
+            (atoms::outstanding_bytes(), figures.outstanding.bytes.encode(env)),
             (atoms::streams(), figures.user_streams.encode(env)),
         ],
     )
@@ -172,14 +151,8 @@ pub(crate) fn stats<'a>(
             (atoms::bytes_delivered(), stats.delivered_bytes.encode(env)),
             (atoms::messages_dropped(), causes(env, &stats.dropped)?),
             (atoms::messages_unconfirmed(), stats.unconfirmed.encode(env)),
-            (
-                atoms::outstanding_messages(),
-                stats.outstanding.messages.encode(env),
-            ),
-            (
-                atoms::outstanding_bytes(),
-                stats.outstanding.bytes.encode(env),
-            ),
+            (atoms::outstanding_messages(), stats.outstanding.messages.encode(env)),
+            (atoms::outstanding_bytes(), stats.outstanding.bytes.encode(env)),
             (atoms::panics(), stats.panics.encode(env)),
         ],
     )
@@ -200,8 +173,7 @@ fn map<'a>(env: Env<'a>, pairs: &[(Atom, Term<'a>)]) -> NifResult<Term<'a>> {
 
 /// As `erlang:system_time(second)`.
 fn seconds(time: SystemTime) -> u64 {
-    time.duration_since(UNIX_EPOCH)
-        .map_or(0, |since| since.as_secs())
+    time.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
 fn microseconds(duration: Duration) -> u64 {
