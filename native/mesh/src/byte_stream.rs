@@ -22,6 +22,16 @@ const GIVEN_UP: VarInt = VarInt::from_u32(0);
 /// Chunks taken from the stack in one go, to be joined into one delivery.
 const CHUNKS_PER_READ: usize = 64;
 
+/// The bit of a stream's number that says that only its opener sends (RFC 9000, section 2.1).
+const UNIDIRECTIONAL: u64 = 0x2;
+
+/// The addresses between which a stream runs.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Ends {
+    pub(crate) local: SocketAddr,
+    pub(crate) remote: SocketAddr,
+}
+
 /// How the sending half of a stream ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SendEnd {
@@ -59,7 +69,7 @@ pub enum Received {
 #[derive(Debug)]
 pub struct ByteStream {
     id: u64,
-    remote: SocketAddr,
+    ends: Ends,
     /// Nothing on a stream that only the peer may send on.
     outbox: Option<Arc<Outbox>>,
     /// The code to reset the sending half with, once that is wanted.
@@ -74,7 +84,7 @@ impl ByteStream {
     pub(crate) fn start(
         scope: &Scope,
         budget: Arc<Budget>,
-        remote: SocketAddr,
+        ends: Ends,
         send: Option<quinn::SendStream>,
         reader: Option<Reader>,
         id: quinn::StreamId,
@@ -97,7 +107,7 @@ impl ByteStream {
             });
             outbox
         });
-        Self { id: id.into(), remote, outbox, reset, end, reader: Mutex::new(reader) }
+        Self { id: id.into(), ends, outbox, reset, end, reader: Mutex::new(reader) }
     }
 
     /// The stream's number (RFC 9000, section 2.1).
@@ -107,12 +117,27 @@ impl ByteStream {
 
     /// Where the peer is.
     pub fn remote_address(&self) -> SocketAddr {
-        self.remote
+        self.ends.remote
+    }
+
+    /// Where we are.
+    pub fn local_address(&self) -> SocketAddr {
+        self.ends.local
+    }
+
+    /// Whether only one side sends on it (RFC 9000, section 2.1).
+    pub fn is_unidirectional(&self) -> bool {
+        self.id & UNIDIRECTIONAL != 0
     }
 
     /// The reading half, once: whoever takes it reads, and stops the peer by dropping it.
     pub fn take_reader(&self) -> Option<Reader> {
         self.reader.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    /// Reads no more, unless somebody has taken the reading half: the peer is told to stop.
+    pub fn stop_reading(&self) {
+        drop(self.take_reader());
     }
 
     /// Gives the sending half up: what is queued is lost.
@@ -171,11 +196,13 @@ impl Writer {
             sleep(self.linger).await;
         };
         let reset = reset_code(&mut self.resets);
+        let stopped = self.stream.stopped_by_peer();
         let written = write_all(&mut self.stream, &self.outbox);
         pin!(linger_over);
         let end = tokio::select! {
             biased;
             code = reset => Err(code),
+            code = stopped => Ok(Err(Error::Stopped(code))),
             written = written => Ok(written),
             () = linger_over => Err(GIVEN_UP),
         };
@@ -239,6 +266,18 @@ impl Outgoing {
         match self.stream.stopped().await? {
             None => Ok(()),
             Some(code) => Err(Error::Stopped(code.into_inner())),
+        }
+    }
+
+    /// Resolves with the code when the peer does not want the stream (STOP_SENDING).
+    fn stopped_by_peer(&self) -> impl Future<Output = u64> + Send + use<> {
+        let stopped = self.stream.stopped();
+        async move {
+            match stopped.await {
+                Ok(Some(code)) => code.into_inner(),
+                // Whoever writes learns of any other end by writing.
+                Ok(None) | Err(_) => std::future::pending().await,
+            }
         }
     }
 

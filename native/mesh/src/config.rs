@@ -116,17 +116,14 @@ options! {
 }
 
 impl Config {
-    /// Checks what one option demands of another.
+    /// Checks what one option demands of another, and fits a keep-alive interval that was not
+    /// asked for to an idle timeout that was.
     ///
     /// # Errors
     /// [`BadOption`] when keep-alives would come too late to keep anything alive.
-    pub fn check(&self) -> Result<(), BadOption> {
-        if self.keep_alive_interval_ms >= self.idle_timeout_ms {
-            return Err(BadOption {
-                key: "keep_alive_interval_ms",
-                value: self.keep_alive_interval_ms,
-            });
-        }
+    pub fn settle(&mut self, has_keep_alive: bool) -> Result<(), BadOption> {
+        self.keep_alive_interval_ms =
+            keep_alive(self.keep_alive_interval_ms, self.idle_timeout_ms, has_keep_alive)?;
         Ok(())
     }
 
@@ -152,6 +149,11 @@ impl Config {
             udp_buffer_bytes: self.udp_buffer_bytes,
             ..Transport::default()
         }
+    }
+
+    /// The option `linger_ms`.
+    pub fn linger_ms(&self) -> u64 {
+        self.linger_ms
     }
 
     pub(crate) fn linger(&self) -> Duration {
@@ -187,6 +189,18 @@ impl Config {
 
     pub(crate) fn udp_buffer_bytes(&self) -> usize {
         size(self.udp_buffer_bytes)
+    }
+}
+
+/// Keep-alives within one idle timeout, when nothing is said: one may be lost.
+const KEEP_ALIVES_PER_TIMEOUT: u64 = 3;
+
+/// The keep-alive interval to go with an idle timeout, both in milliseconds.
+pub(crate) fn keep_alive(value: u64, idle_timeout: u64, is_given: bool) -> Result<u64, BadOption> {
+    match value < idle_timeout {
+        true => Ok(value),
+        false if is_given => Err(BadOption { key: "keep_alive_interval_ms", value }),
+        false => Ok(idle_timeout / KEEP_ALIVES_PER_TIMEOUT),
     }
 }
 
@@ -227,7 +241,9 @@ mod tests {
         for bounds in Config::OPTIONS {
             assert!((bounds.min..=bounds.max).contains(&bounds.default), "{bounds:?}");
         }
-        assert_eq!(Config::default().check(), Ok(()));
+        let mut config = Config::default();
+        assert_eq!(config.settle(true), Ok(()));
+        assert_eq!(config, Config::default());
     }
 
     #[test]
@@ -236,9 +252,12 @@ mod tests {
     }
 
     #[test]
-    fn a_keep_alive_that_comes_after_the_idle_timeout_is_refused() {
+    fn a_keep_alive_that_comes_after_the_idle_timeout_is_refused_if_it_was_asked_for() {
         let mut config = Config::default();
-        assert_eq!(config.set("idle_timeout_ms", 10_000), Ok(true));
-        assert_eq!(config.check(), Err(BadOption { key: "keep_alive_interval_ms", value: 20_000 }));
+        assert_eq!(config.set("idle_timeout_ms", 9_000), Ok(true));
+        let late = BadOption { key: "keep_alive_interval_ms", value: 20_000 };
+        assert_eq!(config.settle(true), Err(late));
+        assert_eq!(config.settle(false), Ok(()));
+        assert_eq!(config.keep_alive_interval(), Some(Duration::from_secs(3)));
     }
 }

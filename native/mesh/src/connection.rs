@@ -9,7 +9,7 @@ use quinn::crypto::rustls::HandshakeData;
 use tokio::sync::watch;
 
 use crate::address::{Address, canonical};
-use crate::byte_stream::{ByteStream, Reader};
+use crate::byte_stream::{ByteStream, Ends, Reader};
 use crate::dial::Dialer;
 use crate::endpoint::Endpoint;
 use crate::frames::Packet;
@@ -66,6 +66,19 @@ pub struct Traffic {
     pub received_bytes: u64,
     /// Bytes queued for its streams and not yet handed to the stack.
     pub pending_bytes: usize,
+}
+
+impl Traffic {
+    pub(crate) fn of(carrier: &quinn::Connection, pending_bytes: usize) -> Self {
+        let stats = carrier.stats();
+        Self {
+            sent_datagrams: stats.udp_tx.datagrams,
+            sent_bytes: stats.udp_tx.bytes,
+            received_datagrams: stats.udp_rx.datagrams,
+            received_bytes: stats.udp_rx.bytes,
+            pending_bytes,
+        }
+    }
 }
 
 /// Dials connections of callers' own, all through one socket.
@@ -196,7 +209,11 @@ impl Connection {
     }
 
     /// Asks for one stream that the peer has opened or will open.
-    pub fn request_stream(&self, id: RequestId, waiter: Waiter<Stream>) -> Request<Stream> {
+    pub fn request_stream(
+        &self,
+        id: RequestId,
+        waiter: Box<dyn Waiter<Stream>>,
+    ) -> Request<Stream> {
         self.0.streams.request(id, waiter)
     }
 
@@ -227,14 +244,7 @@ impl Connection {
 
     /// The connection's counters; `None` when it has ended.
     pub fn traffic(&self) -> Option<Traffic> {
-        let stats = self.lock().as_ref()?.stats();
-        Some(Traffic {
-            sent_datagrams: stats.udp_tx.datagrams,
-            sent_bytes: stats.udp_tx.bytes,
-            received_datagrams: stats.udp_rx.datagrams,
-            received_bytes: stats.udp_rx.bytes,
-            pending_bytes: self.0.budget.used().bytes,
-        })
+        Some(Traffic::of(self.lock().as_ref()?, self.0.budget.used().bytes))
     }
 
     async fn take_in(&self, carrier: &quinn::Connection) -> Error {
@@ -252,8 +262,9 @@ impl Connection {
     fn stream(&self, send: Option<quinn::SendStream>, recv: quinn::RecvStream) -> Stream {
         let id = recv.id();
         let reader = Reader::new(recv, Packet::Macula, self.0.max_frame_bytes);
-        let (remote, budget) = (self.0.facts.remote, self.0.budget.clone());
-        ByteStream::start(&self.0.scope, budget, remote, send, Some(reader), id, ()).into()
+        let ends = Ends { local: self.0.facts.local, remote: self.0.facts.remote };
+        let budget = self.0.budget.clone();
+        ByteStream::start(&self.0.scope, budget, ends, send, Some(reader), id, ()).into()
     }
 
     fn end(&self) -> Error {

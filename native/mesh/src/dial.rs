@@ -12,8 +12,8 @@ use tokio::sync::Semaphore;
 use tokio::time::{Duration, Instant, sleep, timeout_at};
 
 use crate::Error;
-use crate::address::{Address, Resolver};
-use crate::endpoint::Endpoint;
+use crate::address::{Address, Resolver, canonical};
+use crate::endpoint::{Endpoint, Granted};
 use crate::handshake::Observed;
 use crate::settings::Settings;
 use crate::tls;
@@ -83,6 +83,18 @@ impl Dialer {
         !matches!(self.settings.verification, Verification::None)
     }
 
+    /// The buffers of the socket.
+    pub(crate) fn granted(&self) -> Granted {
+        self.endpoint.granted()
+    }
+
+    /// Where we are on a connection of ours.
+    pub(crate) fn local_address(&self, connection: &quinn::Connection) -> Option<SocketAddr> {
+        let bound = self.endpoint.local_address()?;
+        let ip = connection.local_ip().unwrap_or_else(|| bound.ip());
+        Some(canonical(SocketAddr::new(ip, bound.port())))
+    }
+
     /// Closes all connections.
     pub(crate) async fn close(&self) {
         self.endpoint.close().await;
@@ -141,6 +153,7 @@ fn client_config(settings: &Settings, verdict: Verdict) -> Result<ClientConfig, 
 }
 
 #[cfg(test)]
+#[allow(clippy::disallowed_methods, reason = "tokio's test macro blocks, on a thread of the test")]
 mod tests {
     use std::io;
     use std::net::{Ipv4Addr, UdpSocket};

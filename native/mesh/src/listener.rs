@@ -130,7 +130,11 @@ impl Listener {
     }
 
     /// Asks for one connection that has got in or will.
-    pub fn request(&self, id: RequestId, waiter: Waiter<Connection>) -> Request<Connection> {
+    pub fn request(
+        &self,
+        id: RequestId,
+        waiter: Box<dyn Waiter<Connection>>,
+    ) -> Request<Connection> {
         self.0.connections.request(id, waiter)
     }
 
@@ -219,7 +223,7 @@ impl Inner {
         loop {
             let server = lock(&self.server).clone();
             let buffer_bytes = self.settings.transport.udp_buffer_bytes();
-            if let Ok(endpoint) = endpoint::bind_at(address, buffer_bytes, Some(server)) {
+            if let Ok((endpoint, _)) = endpoint::bind_at(address, buffer_bytes, Some(server)) {
                 return Door { address, endpoint };
             }
             sleep(REBIND_DELAY).await;
@@ -352,7 +356,7 @@ fn bind(
     let _context = runtime.enter();
     let buffer_bytes = settings.transport.udp_buffer_bytes();
     let open = |address: SocketAddr| -> Result<Door, Error> {
-        let endpoint = endpoint::bind_at(address, buffer_bytes, Some(server.clone()))?;
+        let (endpoint, _) = endpoint::bind_at(address, buffer_bytes, Some(server.clone()))?;
         Ok(Door { address: canonical(endpoint.local_addr()?), endpoint })
     };
     match place {

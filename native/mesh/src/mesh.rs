@@ -19,7 +19,7 @@ use crate::pooled::{Context, Figures, PooledConnection};
 use crate::scope::Scope;
 use crate::settings::Settings;
 use crate::stats::Snapshot;
-use crate::stream::Stream;
+use crate::stream::{Stream, Usage};
 use crate::tls::Identity;
 use crate::verify::Verification;
 use crate::{Config, Error};
@@ -124,6 +124,8 @@ struct Resident<T: Handles> {
     connection_handle: T::Connection,
     stream_handle: T::Stream,
     given: Box<[u8]>,
+    /// Notes that a stream of the connection was used.
+    usage: Usage,
     last_used: SystemTime,
 }
 
@@ -134,14 +136,15 @@ enum Claim<T: Handles> {
 }
 
 impl<T: Handles> Resident<T> {
-    fn new(connection: PooledConnection, given: Box<[u8]>) -> Self {
-        let stream = Stream::messages(connection.clone());
+    fn new(connection: PooledConnection, given: Box<[u8]>, usage: Usage) -> Self {
+        let stream = Stream::messages(connection.clone(), usage.clone());
         Self {
             connection_handle: T::connection(connection.clone()),
             stream_handle: T::stream(stream.clone()),
             connection,
             stream,
             given,
+            usage,
             last_used: SystemTime::now(),
         }
     }
@@ -149,7 +152,7 @@ impl<T: Handles> Resident<T> {
     /// Uses the connection; its stream is made anew if somebody has closed it.
     fn checkout(&mut self) -> T::Stream {
         if !self.stream.is_open() {
-            self.stream = Stream::messages(self.connection.clone());
+            self.stream = Stream::messages(self.connection.clone(), self.usage.clone());
             self.stream_handle = T::stream(self.stream.clone());
         }
         self.last_used = SystemTime::now();
@@ -329,12 +332,15 @@ impl<T: Handles> Mesh<T> {
             let slots = self.0.lock();
             (slots.pool.ready(), slots.pool.dialing(), slots.pool.limit())
         };
+        let granted = context.dialer.granted();
         Snapshot {
             size,
             dialing,
             limit: limit.get(),
             tasks: context.scope.tasks.count(),
             outstanding: context.scope.budget.used(),
+            udp_receive_buffer_bytes: granted.receive_bytes,
+            udp_send_buffer_bytes: granted.send_bytes,
             ..context.scope.stats.snapshot()
         }
     }
@@ -571,9 +577,21 @@ impl<T: Handles> Tenancy<T> {
         self.outbox.refusal().unwrap_or(Error::Cancelled)
     }
 
+    /// Makes the connection the most recently used; does nothing when it has left the pool.
+    fn usage(&self) -> Usage {
+        let (shared, node, ticket) = (Arc::downgrade(&self.shared), self.node.clone(), self.ticket);
+        Arc::new(move || {
+            if let Some(shared) = shared.upgrade()
+                && let Some(resident) = shared.lock().pool.touch(&node, ticket)
+            {
+                resident.last_used = SystemTime::now();
+            }
+        })
+    }
+
     /// Makes the slot ready. `None`: it was removed during the dial, and its outbox only drains.
     fn move_in(&self, connection: PooledConnection) -> Option<T::Stream> {
-        let resident = Resident::<T>::new(connection, self.target.given.clone());
+        let resident = Resident::<T>::new(connection, self.target.given.clone(), self.usage());
         let stream = resident.stream_handle.clone();
         let admitted = self.shared.lock().pool.admit(&self.node, self.ticket, resident);
         if let Some((_, victim)) = admitted.ok()? {

@@ -68,6 +68,16 @@ impl<K: Hash + Eq + Clone, D, R: Resident> Pool<K, D, R> {
         }
     }
 
+    /// Makes the ready slot `ticket` of `key` the most recently used.
+    pub(crate) fn touch<Q>(&mut self, key: &Q, ticket: Ticket) -> Option<&mut R>
+    where
+        K: std::borrow::Borrow<Q>,
+        Q: Hash + Eq + ?Sized,
+    {
+        self.ready.peek(key).filter(|(there, _)| *there == ticket)?;
+        self.ready.get_mut(key).map(|(_, resident)| resident)
+    }
+
     /// The ready slot of `key`, without using it.
     pub(crate) fn peek<Q>(&self, key: &Q) -> Option<&R>
     where

@@ -15,8 +15,9 @@ use tokio::sync::Semaphore;
 use tokio::time::{Instant, interval, sleep, timeout};
 
 use crate::address::{Address, canonical};
-use crate::byte_stream::{ByteStream, Outgoing, Reader};
+use crate::byte_stream::{ByteStream, Ends, Outgoing, Reader};
 use crate::config::Load;
+use crate::connection::Traffic;
 use crate::dial::Dialer;
 use crate::frames::Packet;
 use crate::handshake::PeerParameters;
@@ -136,6 +137,17 @@ impl PooledConnection {
         self.0.remote
     }
 
+    /// Where we are; `None` when the connection has ended.
+    pub fn local_address(&self) -> Option<SocketAddr> {
+        let carrier = self.carrier()?;
+        self.0.context.dialer.local_address(&carrier)
+    }
+
+    /// The connection's counters; `None` when it has ended.
+    pub fn traffic(&self) -> Option<Traffic> {
+        Some(Traffic::of(&self.carrier()?, self.0.outbox.outstanding().bytes))
+    }
+
     /// Figures of the connection; `None` when it has ended.
     pub fn info(&self) -> Option<Figures> {
         let carrier = self.carrier()?;
@@ -167,11 +179,11 @@ impl PooledConnection {
         let id = send.id();
         let max_frame_bytes = self.0.context.config.queue_limits().bytes;
         let reader = Reader::new(recv, Packet::Macula, max_frame_bytes);
-        let scope = &self.0.context.scope;
-        let budget = scope.budget.clone();
-        let lease = self.lease();
-        let stream =
-            ByteStream::start(scope, budget, self.0.remote, Some(send), Some(reader), id, lease);
+        let Context { scope, dialer, .. } = &*self.0.context;
+        let local = dialer.local_address(&carrier).ok_or(Error::Cancelled)?;
+        let ends = Ends { local, remote: self.0.remote };
+        let (budget, lease) = (scope.connection_budget(), self.lease());
+        let stream = ByteStream::start(scope, budget, ends, Some(send), Some(reader), id, lease);
         Ok(stream.into())
     }
 
@@ -219,14 +231,20 @@ impl PooledConnection {
                 End::Drained => break,
                 End::Exhausted => {}
             }
+            let stats = &self.0.context.scope.stats;
+            stats.dials.add(1);
             match self.0.context.dialer.dial(address, node).await {
                 Ok(fresh) => {
-                    self.0.context.scope.stats.renewals.add(1);
+                    stats.connections.add(1);
+                    stats.renewals.add(1);
                     patience = LEAST_PATIENCE.max(carrier.rtt() * KEEP_ALIVES_PER_TIMEOUT);
                     *self.lock() = Some(fresh);
                     self.retire(carrier, &places).await;
                 }
-                Err(_) => return Error::NoCredit,
+                Err(error) => {
+                    stats.dial_failures.add(&error, 1);
+                    return Error::NoCredit;
+                }
             }
         }
         self.refusal()
@@ -326,7 +344,6 @@ impl PooledConnection {
                 stats.delivered_bytes.add(landing.bytes);
                 self.0.has_delivered.store(true, Ordering::Relaxed);
             }
-            Err(error @ Error::Stopped(_)) => stats.dropped.add(&error, 1),
             Err(_) => stats.unconfirmed.add(1),
         }
         self.0.outbox.settle(landing.bytes);

@@ -5,9 +5,15 @@
 use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// Somebody who waits. Called once, on whatever thread brings the arrival, and must not block;
-/// gives the item back when its process has gone. Dropped uncalled when nothing will arrive.
-pub type Waiter<T> = Box<dyn FnOnce(T) -> Option<T> + Send>;
+/// Somebody who waits. Dropped unused when he takes his request back.
+pub trait Waiter<T>: Send {
+    /// Takes what has arrived, on whatever thread brings it, without blocking; gives it back when
+    /// the process behind has gone.
+    fn meet(self: Box<Self>, item: T) -> Option<T>;
+
+    /// Nothing will arrive.
+    fn refuse(self: Box<Self>);
+}
 
 /// The number of a request, chosen by who makes it.
 pub type RequestId = u64;
@@ -20,7 +26,7 @@ pub(crate) struct Rendezvous<T> {
 
 struct State<T> {
     items: VecDeque<T>,
-    waiters: VecDeque<(RequestId, Waiter<T>)>,
+    waiters: VecDeque<(RequestId, Box<dyn Waiter<T>>)>,
     is_closed: bool,
 }
 
@@ -30,10 +36,10 @@ const MAX_WAITERS: usize = 65_536;
 /// What became of a request.
 pub enum Request<T> {
     /// Something was there; the waiter was not used.
-    Served(T, Waiter<T>),
-    /// The waiter will be called, or dropped.
+    Served(T, Box<dyn Waiter<T>>),
+    /// The waiter will be called.
     Waiting,
-    /// Nothing will arrive any more, or too many wait.
+    /// Nothing will arrive any more, or too many wait: the waiter was refused.
     Refused,
 }
 
@@ -52,7 +58,7 @@ impl<T> Rendezvous<T> {
         let mut state = self.lock();
         let mut item = item;
         while let Some((_, waiter)) = state.waiters.pop_front() {
-            match waiter(item) {
+            match waiter.meet(item) {
                 None => return Ok(()),
                 Some(returned) => item = returned,
             }
@@ -65,12 +71,14 @@ impl<T> Rendezvous<T> {
     }
 
     /// Asks for one item.
-    pub(crate) fn request(&self, id: RequestId, waiter: Waiter<T>) -> Request<T> {
+    pub(crate) fn request(&self, id: RequestId, waiter: Box<dyn Waiter<T>>) -> Request<T> {
         let mut state = self.lock();
         if let Some(item) = state.items.pop_front() {
             return Request::Served(item, waiter);
         }
         if state.is_closed || state.waiters.len() >= MAX_WAITERS {
+            drop(state);
+            waiter.refuse();
             return Request::Refused;
         }
         state.waiters.push_back((id, waiter));
@@ -96,7 +104,9 @@ impl<T> Rendezvous<T> {
         let waiters = std::mem::take(&mut state.waiters);
         let items = std::mem::take(&mut state.items);
         drop(state);
-        drop(waiters);
+        for (_, waiter) in waiters {
+            waiter.refuse();
+        }
         items
     }
 
@@ -125,15 +135,30 @@ mod tests {
     type Log = Arc<Mutex<Vec<(u64, u32)>>>;
 
     /// A waiter that writes down what it gets, or returns it.
-    fn waiter(name: u64, log: &Log, is_gone: bool) -> Waiter<u32> {
-        let log = log.clone();
-        Box::new(move |item| {
-            if is_gone {
+    struct Writer {
+        name: u64,
+        log: Log,
+        is_gone: bool,
+    }
+
+    impl Waiter<u32> for Writer {
+        fn meet(self: Box<Self>, item: u32) -> Option<u32> {
+            if self.is_gone {
                 return Some(item);
             }
-            log.lock().expect("the log").push((name, item));
+            self.log.lock().expect("the log").push((self.name, item));
             None
-        })
+        }
+
+        fn refuse(self: Box<Self>) {
+            self.log.lock().expect("the log").push((self.name, REFUSED));
+        }
+    }
+
+    const REFUSED: u32 = 0;
+
+    fn waiter(name: u64, log: &Log, is_gone: bool) -> Box<dyn Waiter<u32>> {
+        Box::new(Writer { name, log: log.clone(), is_gone })
     }
 
     #[test]
@@ -176,10 +201,12 @@ mod tests {
 
     #[test]
     fn closing_refuses_everyone() {
-        let meeting: Rendezvous<u32> = Rendezvous::new(1);
-        assert_eq!(meeting.offer(1), Ok(()));
-        assert_eq!(meeting.close(), [1]);
+        let log = Log::default();
+        let meeting = Rendezvous::new(1);
+        meeting.request(1, waiter(1, &log, false));
+        assert_eq!(meeting.close(), []);
         assert_eq!(meeting.offer(2), Err(2));
-        assert!(matches!(meeting.request(1, Box::new(Some)), Request::Refused));
+        assert!(matches!(meeting.request(2, waiter(2, &log, false)), Request::Refused));
+        assert_eq!(*log.lock().expect("the log"), vec![(1, REFUSED), (2, REFUSED)]);
     }
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use quinn::{IdleTimeout, TransportConfig, VarInt};
 
-use crate::config::{BadOption, Bounds, LONGEST_MS, MIB, options, size};
+use crate::config::{BadOption, Bounds, LONGEST_MS, MIB, keep_alive, options, size};
 use crate::tls::{ALPN, Identity};
 use crate::verify::Verification;
 
@@ -74,15 +74,13 @@ impl Default for Settings {
 }
 
 impl Transport {
-    /// Checks what one option demands of another.
+    /// As [`crate::Config::settle`].
     ///
     /// # Errors
     /// [`BadOption`] when keep-alives would come too late to keep anything alive.
-    pub fn check(&self) -> Result<(), BadOption> {
-        if self.keep_alive_interval_ms >= self.idle_timeout_ms {
-            let value = self.keep_alive_interval_ms;
-            return Err(BadOption { key: "keep_alive_interval_ms", value });
-        }
+    pub fn settle(&mut self, has_keep_alive: bool) -> Result<(), BadOption> {
+        self.keep_alive_interval_ms =
+            keep_alive(self.keep_alive_interval_ms, self.idle_timeout_ms, has_keep_alive)?;
         Ok(())
     }
 

@@ -117,6 +117,10 @@ pub struct Snapshot {
     pub unconfirmed: u64,
     /// Tasks that panicked.
     pub panics: u64,
+    /// The receive buffer of the UDP socket, in bytes; 0 before the first dial.
+    pub udp_receive_buffer_bytes: usize,
+    /// The send buffer of the UDP socket, in bytes; 0 before the first dial.
+    pub udp_send_buffer_bytes: usize,
 }
 
 impl Stats {

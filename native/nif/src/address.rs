@@ -1,6 +1,6 @@
 //! The address terms that a node holds; what they mean as text is decided in `mesh::Address`.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use mesh::{Address, Target};
 use rustler::types::tuple::get_tuple;
@@ -8,6 +8,8 @@ use rustler::{Binary, NifResult, Term};
 
 /// The longest text taken for an address: a URL with a path, generously.
 const MAX_TEXT: usize = 2_048;
+/// Addresses of one listener.
+const MAX_SOCKETS: usize = 64;
 
 /// Reads `{IpTuple, Port}`, `{Host, Port}`, or a text with host and perhaps port or an endpoint
 /// URL; texts are binaries or lists of characters. `None`: it is none of them.
@@ -27,6 +29,21 @@ fn pair(term: Term<'_>) -> Option<Address> {
     }
 }
 
+/// Reads a list of `{IpAddress, Port}`, the port 0 too. `None`: it is none, or too long.
+pub(crate) fn sockets(mut list: Term<'_>) -> Option<Vec<SocketAddr>> {
+    let mut addresses = Vec::new();
+    while !list.is_empty_list() {
+        let (head, tail) = list.list_get_cell().ok()?;
+        let (host, port) = head.decode::<(Term<'_>, u16)>().ok()?;
+        addresses.push(SocketAddr::new(ip(host)?, port));
+        if addresses.len() > MAX_SOCKETS {
+            return None;
+        }
+        list = tail;
+    }
+    (!addresses.is_empty()).then_some(addresses)
+}
+
 fn ip(term: Term<'_>) -> Option<IpAddr> {
     if let Ok((a, b, c, d)) = term.decode::<(u8, u8, u8, u8)>() {
         return Some(Ipv4Addr::new(a, b, c, d).into());
@@ -37,7 +54,8 @@ fn ip(term: Term<'_>) -> Option<IpAddr> {
     <[u16; 8]>::try_from(segments).ok().map(|segments| Ipv6Addr::from(segments).into())
 }
 
-fn text(term: Term<'_>) -> Option<String> {
+/// A short text: a binary or a list of characters.
+pub(crate) fn text(term: Term<'_>) -> Option<String> {
     if let Ok(binary) = term.decode::<Binary<'_>>() {
         let short = Some(binary.as_slice()).filter(|bytes| bytes.len() <= MAX_TEXT)?;
         return std::str::from_utf8(short).ok().map(str::to_owned);

@@ -5,7 +5,8 @@ use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use mesh::{BadCertificate, CertificateFault, Error, Info, Snapshot};
+use mesh::{BadCertificate, CertificateFault, Error, Fault, Info};
+use mesh::{ListenerStats, Snapshot, Traffic};
 use rustler::types::tuple::make_tuple;
 use rustler::{Atom, Encoder, Env, NifResult, Term};
 
@@ -20,6 +21,7 @@ pub(crate) fn reason<'a>(env: Env<'a>, error: &Error) -> Term<'a> {
         Error::ConnectTimeout => atoms::timeout().encode(env),
         Error::NameNotFound => atoms::nxdomain().encode(env),
         Error::InvalidServerName => atoms::invalid_server_name().encode(env),
+        Error::Unverified(fault) => (atoms::unverified(), unverified(*fault)).encode(env),
         Error::Refused => atoms::refused().encode(env),
         Error::TlsAlert(alert) => detailed(atoms::tls_alert(), u64::from(*alert)),
         Error::VersionMismatch => atoms::version_mismatch().encode(env),
@@ -39,6 +41,22 @@ pub(crate) fn reason<'a>(env: Env<'a>, error: &Error) -> Term<'a> {
         Error::PoolQueueFull => atoms::pool_queue_full().encode(env),
         Error::MessageTooLarge => atoms::message_too_large().encode(env),
         Error::Cancelled => atoms::cancelled().encode(env),
+    }
+}
+
+/// Why somebody was not believed.
+fn unverified(fault: Fault) -> Atom {
+    match fault {
+        Fault::NoCertificate => atoms::no_certificate(),
+        Fault::BadCertificate => atoms::bad_peer_certificate(),
+        Fault::UnknownIssuer => atoms::unknown_issuer(),
+        Fault::Expired => atoms::expired(),
+        Fault::NotValidYet => atoms::not_valid_yet(),
+        Fault::Revoked => atoms::revoked(),
+        Fault::WrongName => atoms::wrong_name(),
+        Fault::WrongPurpose => atoms::wrong_purpose(),
+        Fault::BadSignature => atoms::bad_signature(),
+        Fault::WrongKey => atoms::wrong_key(),
     }
 }
 
@@ -154,6 +172,35 @@ pub(crate) fn stats<'a>(
             (atoms::outstanding_messages(), stats.outstanding.messages.encode(env)),
             (atoms::outstanding_bytes(), stats.outstanding.bytes.encode(env)),
             (atoms::panics(), stats.panics.encode(env)),
+            (atoms::udp_receive_buffer_bytes(), stats.udp_receive_buffer_bytes.encode(env)),
+            (atoms::udp_send_buffer_bytes(), stats.udp_send_buffer_bytes.encode(env)),
+        ],
+    )
+}
+
+/// The map of `listener_stats/1`.
+pub(crate) fn listener_stats<'a>(env: Env<'a>, stats: &ListenerStats) -> NifResult<Term<'a>> {
+    map(
+        env,
+        &[
+            (atoms::connections(), stats.connections.encode(env)),
+            (atoms::handshakes(), stats.handshakes.encode(env)),
+            (atoms::waiting(), stats.waiting.encode(env)),
+            (atoms::refused_by_cause(), causes(env, &stats.refused)?),
+        ],
+    )
+}
+
+/// The counters of `getstat/2`.
+pub(crate) fn traffic<'a>(env: Env<'a>, traffic: &Traffic) -> NifResult<Term<'a>> {
+    map(
+        env,
+        &[
+            (atoms::send_cnt(), traffic.sent_datagrams.encode(env)),
+            (atoms::recv_cnt(), traffic.received_datagrams.encode(env)),
+            (atoms::send_oct(), traffic.sent_bytes.encode(env)),
+            (atoms::recv_oct(), traffic.received_bytes.encode(env)),
+            (atoms::send_pend(), traffic.pending_bytes.encode(env)),
         ],
     )
 }
@@ -167,7 +214,7 @@ fn causes<'a>(env: Env<'a>, counts: &BTreeMap<&'static str, u64>) -> NifResult<T
     map(env, &pairs?)
 }
 
-fn map<'a>(env: Env<'a>, pairs: &[(Atom, Term<'a>)]) -> NifResult<Term<'a>> {
+pub(crate) fn map<'a>(env: Env<'a>, pairs: &[(Atom, Term<'a>)]) -> NifResult<Term<'a>> {
     Term::map_from_pairs(env, pairs)
 }
 

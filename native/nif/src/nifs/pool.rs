@@ -1,19 +1,15 @@
-//! The functions of `macula_gateway_mesh_nif`. Each decodes, calls `mesh`, and encodes; what takes
-//! longer than a lock is spawned and answered by a message.
+//! Pools.
 
-use mesh::{Error, Event, Handles, Identity, Mesh, NodeId, Sent};
+use mesh::{Event, Identity, Mesh};
 use rustler::{Atom, Binary, Encoder, Env, NifResult, ResourceArc, Term};
 
+use super::{Pool, spawn};
 use crate::reply::{Reply, notify};
-use crate::resources::{ConnectionResource, PoolResource, Resources, StreamResource};
-use crate::{address, atoms, data, options, runtime, terms};
+use crate::resources::PoolResource;
+use crate::{address, atoms, data, events, options, runtime, terms};
 
-type Pool = ResourceArc<PoolResource>;
-type Connection = ResourceArc<ConnectionResource>;
-type Stream = ResourceArc<StreamResource>;
-
-/// `pool_open(Options) -> {ok, Pool} | {error, Reason}`. The caller becomes the owner: the pool
-/// closes when it dies, and it gets `{mesh_event, _}`. Reads files, hence dirty.
+/// `pool_open(Options) -> {ok, Pool, LingerMs} | {error, Reason}`. The caller becomes the owner:
+/// the pool closes when it dies, and it gets `{mesh_event, _}`. Reads files, hence dirty.
 #[rustler::nif(schedule = "DirtyIo")]
 fn pool_open<'a>(env: Env<'a>, map: Term<'a>) -> NifResult<Term<'a>> {
     let options = match options::read(env, map)? {
@@ -29,14 +25,15 @@ fn pool_open<'a>(env: Env<'a>, map: Term<'a>) -> NifResult<Term<'a>> {
         return Ok((atoms::error(), atoms::runtime_failed()).encode(env));
     };
     let owner = env.pid();
+    let linger_ms = options.config.linger_ms();
     let observer = move |event| match event {
         Event::Unverified => notify(owner, atoms::mesh_event(), atoms::unverified()),
     };
-    match Mesh::new(options.config, identity, runtime.clone(), observer) {
+    match Mesh::new(options.config, identity, options.verification, runtime.clone(), observer) {
         Ok(mesh) => {
             let pool = ResourceArc::new(PoolResource(mesh));
             env.monitor(&pool, &owner);
-            Ok((atoms::ok(), pool).encode(env))
+            Ok((atoms::ok(), pool, linger_ms).encode(env))
         }
         Err(error) => Ok(terms::error(env, &error)),
     }
@@ -105,7 +102,7 @@ fn pool_info<'a>(env: Env<'a>, pool: Pool, node: Binary<'a>) -> NifResult<Term<'
 fn pool_list<'a>(env: Env<'a>, pool: Pool) -> NifResult<Term<'a>> {
     let mut list = Vec::new();
     for (node, info) in pool.0.list() {
-        list.push((binary(env, &node), terms::info(env, &info)?).encode(env));
+        list.push((events::binary(env, &node), terms::info(env, &info)?).encode(env));
     }
     Ok(list.encode(env))
 }
@@ -149,112 +146,7 @@ fn pool_close<'a>(env: Env<'a>, pool: Pool, token: Term<'a>) -> NifResult<Atom> 
     Ok(atoms::ok())
 }
 
-/// `stream_send(Stream, Data) -> ok | {error, Reason} | wait`. `wait`: nothing was taken, there
-/// is no room now.
-#[rustler::nif]
-fn stream_send<'a>(env: Env<'a>, stream: Stream, data: Binary<'a>) -> Term<'a> {
-    match stream.0.try_send(data::bytes(&data)) {
-        Ok(()) => atoms::ok().encode(env),
-        Err(Error::QueueFull | Error::PoolQueueFull) => atoms::wait().encode(env),
-        Err(error) => terms::error(env, &error),
-    }
-}
-
-/// `stream_send_wait(Stream, Data, Token) -> ok | {error, Reason} | wait`. After `wait`, the
-/// caller gets `{mesh_sent, Token, ok | {error, Reason}}`.
-#[rustler::nif]
-fn stream_send_wait<'a>(
-    env: Env<'a>,
-    stream: Stream,
-    data: Binary<'a>,
-    token: Term<'a>,
-) -> NifResult<Term<'a>> {
-    let turn = match stream.0.send(data::bytes(&data)) {
-        Ok(Sent::Accepted) => return Ok(atoms::ok().encode(env)),
-        Ok(Sent::Waiting(turn)) => turn,
-        Err(error) => return Ok(terms::error(env, &error)),
-    };
-    let reply = Reply::new(atoms::mesh_sent(), env.pid(), token);
-    spawn(async move {
-        let outcome = turn.await.unwrap_or(Err(Error::Cancelled));
-        reply.send(|env| match outcome {
-            Ok(()) => atoms::ok().encode(env),
-            Err(error) => terms::error(env, &error),
-        });
-    })?;
-    Ok(atoms::wait().encode(env))
-}
-
-/// `stream_async_send(Stream, Data) -> ok | {error, Reason}`; `{error, send_queue_full}` when
-/// there is no room now, at this peer or in the pool.
-#[rustler::nif]
-fn stream_async_send<'a>(env: Env<'a>, stream: Stream, data: Binary<'a>) -> Term<'a> {
-    match stream.0.try_send(data::bytes(&data)) {
-        Ok(()) => atoms::ok().encode(env),
-        Err(Error::PoolQueueFull) => terms::error(env, &Error::QueueFull),
-        Err(error) => terms::error(env, &error),
-    }
-}
-
-/// `handle_close(Stream | Connection) -> ok`.
-#[rustler::nif]
-fn handle_close(handle: Term<'_>) -> NifResult<Atom> {
-    if let Ok(stream) = handle.decode::<Stream>() {
-        stream.0.close();
-    } else {
-        handle.decode::<Connection>()?.0.close();
-    }
-    Ok(atoms::ok())
-}
-
-/// `handle_peername(Stream | Connection) -> {ok, {IpAddress, Port}}`.
-#[rustler::nif]
-fn handle_peername<'a>(env: Env<'a>, handle: Term<'a>) -> NifResult<Term<'a>> {
-    let address = match handle.decode::<Stream>() {
-        Ok(stream) => stream.0.remote_address(),
-        Err(_) => handle.decode::<Connection>()?.0.remote_address(),
-    };
-    Ok((atoms::ok(), terms::socket_address(env, address)).encode(env))
-}
-
-/// `connection_open_stream(Connection, Token) -> ok`. The caller gets `{mesh_opened, Token,
-/// {ok, Stream} | {error, Reason}}` and owns the stream: it closes when the caller dies.
-#[rustler::nif]
-fn connection_open_stream<'a>(
-    env: Env<'a>,
-    connection: Connection,
-    token: Term<'a>,
-) -> NifResult<Atom> {
-    let owner = env.pid();
-    let reply = Reply::new(atoms::mesh_opened(), owner, token);
-    spawn(async move {
-        match connection.0.open_stream().await {
-            Ok(stream) => {
-                let stream = Resources::stream(stream);
-                if stream.monitor(None, &owner).is_none() {
-                    stream.0.close();
-                }
-                reply.send(|env| (atoms::ok(), stream).encode(env));
-            }
-            Err(error) => reply.send(|env| terms::error(env, &error)),
-        }
-    })?;
-    Ok(atoms::ok())
-}
-
-fn spawn(task: impl Future<Output = ()> + Send + 'static) -> NifResult<()> {
-    let runtime = runtime::handle().ok_or(rustler::Error::BadArg)?;
-    runtime.spawn(task);
-    Ok(())
-}
-
 fn bad_address<'a>(env: Env<'a>, address: Term<'a>) -> Term<'a> {
     let reason = (atoms::connect_failed(), (atoms::bad_address(), address));
     (atoms::error(), reason).encode(env)
-}
-
-fn binary<'a>(env: Env<'a>, node: &NodeId) -> Binary<'a> {
-    let mut binary = rustler::NewBinary::new(env, node.len());
-    binary.as_mut_slice().copy_from_slice(node);
-    binary.into()
 }
