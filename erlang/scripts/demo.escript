@@ -104,10 +104,12 @@ dial_a_silent_peer(Pool) ->
     end).
 
 report_silent({Us, {error, {connect_failed, timeout}}, Delivered}) when Delivered > 0 ->
-    say("The silent peer: {error, {connect_failed, timeout}} after ~.2f s, of ~b ms at most;", [
+    say("The silent peer's dial ended after ~.2f s, its deadline being ~b ms:", [
         Us / 1_000_000, ?CONNECT_MS
     ]),
-    say("~ts messages were delivered to the other peers in that time.~n", [number(Delivered)]);
+    say("{error, {connect_failed, timeout}}. Meanwhile ~ts messages were delivered to others.~n", [
+        number(Delivered)
+    ]);
 report_silent(Other) ->
     failed("the silent peer's dial was to time out beside others, but: ~p", [Other]).
 
