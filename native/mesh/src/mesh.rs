@@ -13,6 +13,7 @@ use crate::address::Address;
 use crate::config::BadOption;
 use crate::dial::Dialer;
 use crate::endpoint::Endpoint;
+use crate::joined::MESH_ALPN;
 use crate::outbox::{Outbox, Remains};
 use crate::pool::{self, Pool, Slot, Ticket};
 use crate::pooled::{Context, Figures, PooledConnection};
@@ -20,7 +21,7 @@ use crate::scope::Scope;
 use crate::settings::Settings;
 use crate::stats::Snapshot;
 use crate::stream::{Stream, Usage};
-use crate::tls::Identity;
+use crate::tls::{ALPN, Identity};
 use crate::verify::Verification;
 use crate::{Config, Error};
 
@@ -201,6 +202,7 @@ impl<T: Handles> Mesh<T> {
             transport: config.transport(),
             identity,
             verification,
+            alpn: vec![MESH_ALPN.to_vec(), ALPN.to_vec()],
             ..Settings::default()
         };
         let context = Context {
