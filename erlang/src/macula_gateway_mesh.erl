@@ -6,8 +6,8 @@
 %%% asynchronous messages, do not pass through it: they are served in the caller's process.
 %%%
 %%% It receives from the native side `{mesh_connected, From, Result}', the outcome of a dial for a
-%%% waiting caller, and `{mesh_event, unverified}' with the pool's first dial; and sends only the
-%%% replies of `gen_server'.
+%%% waiting caller, `{mesh_event, unverified}' with the pool's first dial, and `{mesh_event,
+%%% socket_lost}'; and sends only the replies of `gen_server'.
 -module(macula_gateway_mesh).
 
 -behaviour(gen_server).
@@ -300,6 +300,9 @@ handle_info({mesh_connected, From, Result}, State) ->
     {noreply, State};
 handle_info({mesh_event, unverified}, State) ->
     ?LOG_WARNING(#{msg => "connections of the mesh pool do not verify who answers"}),
+    {noreply, State};
+handle_info({mesh_event, socket_lost}, State) ->
+    ?LOG_ERROR(#{msg => "the UDP socket of the mesh pool has died and is bound anew"}),
     {noreply, State};
 handle_info(_Message, State) ->
     {noreply, State}.

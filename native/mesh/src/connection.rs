@@ -95,7 +95,7 @@ impl Client {
     pub fn new(runtime: tokio::runtime::Handle) -> Self {
         let config = Config::default();
         Self {
-            endpoint: Arc::new(Endpoint::new(config.udp_buffer_bytes())),
+            endpoint: Arc::new(Endpoint::new(config.udp_buffer_bytes(), || {})),
             scope: Arc::new(Scope::new(&config, runtime)),
         }
     }

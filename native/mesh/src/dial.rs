@@ -155,20 +155,21 @@ fn client_config(settings: &Settings, verdict: Verdict) -> Result<ClientConfig, 
 #[cfg(test)]
 #[allow(clippy::disallowed_methods, reason = "tokio's test macro blocks, on a thread of the test")]
 mod tests {
-    use std::io;
     use std::net::{Ipv4Addr, UdpSocket};
-    use std::pin::Pin;
-    use std::task::{Context, Poll};
+    use std::sync::atomic::{AtomicUsize, Ordering};
 
     use quinn::crypto::rustls::QuicServerConfig;
-    use quinn::udp::{RecvMeta, Transmit};
-    use quinn::{AsyncUdpSocket, UdpPoller};
     use rustls::pki_types::PrivatePkcs8KeyDer;
 
     use super::*;
+    use crate::endpoint::broken::break_socket;
 
     fn dialer(connect_timeout_ms: u64) -> Dialer {
-        let endpoint = Arc::new(Endpoint::new(65_536));
+        dialer_with(connect_timeout_ms, || {})
+    }
+
+    fn dialer_with(connect_timeout_ms: u64, on_loss: impl Fn() + Send + Sync + 'static) -> Dialer {
+        let endpoint = Arc::new(Endpoint::new(65_536, on_loss));
         let timeout = Duration::from_millis(connect_timeout_ms);
         Dialer::new(endpoint, Settings::default(), 1, timeout).expect("a dialer")
     }
@@ -234,50 +235,22 @@ mod tests {
         assert_eq!(dialer.dial(&live, &[]).await.err(), Some(Error::ConnectTimeout));
     }
 
-    /// A socket that fails as one whose network device has gone.
-    #[derive(Debug)]
-    struct Broken;
-
-    impl AsyncUdpSocket for Broken {
-        fn create_io_poller(self: Arc<Self>) -> Pin<Box<dyn UdpPoller>> {
-            Box::pin(Broken)
-        }
-
-        fn try_send(&self, _: &Transmit<'_>) -> io::Result<()> {
-            Err(io::ErrorKind::NetworkDown.into())
-        }
-
-        fn poll_recv(
-            &self,
-            _: &mut Context<'_>,
-            _: &mut [io::IoSliceMut<'_>],
-            _: &mut [RecvMeta],
-        ) -> Poll<io::Result<usize>> {
-            Poll::Ready(Err(io::ErrorKind::NetworkDown.into()))
-        }
-
-        fn local_addr(&self) -> io::Result<SocketAddr> {
-            Ok((Ipv4Addr::LOCALHOST, 0).into())
-        }
-    }
-
-    impl UdpPoller for Broken {
-        fn poll_writable(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-            Poll::Ready(Ok(()))
-        }
-    }
-
     #[tokio::test]
-    async fn the_socket_is_rebuilt_after_its_driver_has_ended() {
+    async fn a_dead_socket_is_told_of_once_and_rebuilt() {
         let peer = peer();
         let live = Address::from(peer.local_addr().expect("an address"));
-        let dialer = dialer(5_000);
+        let losses = Arc::new(AtomicUsize::new(0));
+        let counter = losses.clone();
+        let dialer = dialer_with(5_000, move || {
+            counter.fetch_add(1, Ordering::Relaxed);
+        });
         let first = dialer.dial(&live, &[]).await.expect("a connection");
-        let bound = dialer.endpoint.bound().expect("the endpoint");
-        bound.rebind_abstract(Arc::new(Broken)).expect("another socket");
-        drop(bound);
+        break_socket(&dialer.endpoint.bound().expect("the endpoint"));
         first.closed().await;
-        assert!(dialer.dial(&live, &[]).await.is_ok());
+        for _ in 0..2 {
+            assert!(dialer.dial(&live, &[]).await.is_ok());
+        }
+        assert_eq!(losses.load(Ordering::Relaxed), 1);
     }
 
     #[tokio::test]

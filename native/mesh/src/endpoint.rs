@@ -15,10 +15,11 @@ use crate::Error;
 /// for three probe timeouts (RFC 9000, section 10.2), which nobody has to wait for.
 const FAREWELL: Duration = Duration::from_millis(100);
 
-#[derive(Debug)]
 pub(crate) struct Endpoint {
     buffer_bytes: usize,
     state: Mutex<State>,
+    /// Called when the socket was found dead.
+    on_loss: Box<dyn Fn() + Send + Sync>,
 }
 
 /// The socket buffers that the kernel has granted.
@@ -37,9 +38,9 @@ enum State {
 }
 
 impl Endpoint {
-    /// Nothing is bound before the first dial.
-    pub(crate) fn new(buffer_bytes: usize) -> Self {
-        Self { buffer_bytes, state: Mutex::new(State::Unbound) }
+    /// Nothing is bound before the first dial. `on_loss` must not block.
+    pub(crate) fn new(buffer_bytes: usize, on_loss: impl Fn() + Send + Sync + 'static) -> Self {
+        Self { buffer_bytes, state: Mutex::new(State::Unbound), on_loss: Box::new(on_loss) }
     }
 
     /// Begins a handshake, on a new socket if the old one has died.
@@ -53,7 +54,7 @@ impl Endpoint {
         match endpoint.connect_with(config.clone(), address, server_name) {
             // quinn's driver ends on a socket error and only this tells.
             Err(ConnectError::EndpointStopping) => {
-                self.discard();
+                self.discard(&endpoint);
                 let endpoint = self.bound()?;
                 Ok(endpoint.connect_with(config, address, server_name)?)
             }
@@ -101,16 +102,35 @@ impl Endpoint {
         }
     }
 
-    fn discard(&self) {
-        let mut state = self.lock();
-        if matches!(*state, State::Bound(..)) {
-            *state = State::Unbound;
+    /// Gives a dead socket up, unless somebody else has done so already.
+    fn discard(&self, dead: &quinn::Endpoint) {
+        let is_first = {
+            let mut state = self.lock();
+            let is_there = matches!(&*state, State::Bound(bound, _) if is_same(bound, dead));
+            if is_there {
+                *state = State::Unbound;
+            }
+            is_there
+        };
+        if is_first {
+            (self.on_loss)();
         }
     }
 
     /// A std mutex, because nothing awaits inside.
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Two sockets alive at the same time have two ports.
+fn is_same(one: &quinn::Endpoint, other: &quinn::Endpoint) -> bool {
+    one.local_addr().ok() == other.local_addr().ok()
+}
+
+impl std::fmt::Debug for Endpoint {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Endpoint").field("state", &self.state).finish_non_exhaustive()
     }
 }
 
@@ -141,4 +161,55 @@ pub(crate) fn bind_at(
     let runtime = quinn::default_runtime().ok_or(io::ErrorKind::Unsupported)?;
     let config = EndpointConfig::default();
     Ok((quinn::Endpoint::new(config, server, socket.into(), runtime)?, granted))
+}
+
+#[cfg(test)]
+pub(crate) mod broken {
+    //! A socket that fails as one whose network device has gone.
+
+    use std::pin::Pin;
+    use std::sync::Arc;
+    use std::task::{Context, Poll};
+
+    use quinn::udp::{RecvMeta, Transmit};
+    use quinn::{AsyncUdpSocket, UdpPoller};
+
+    use super::{Ipv4Addr, SocketAddr, io};
+
+    #[derive(Debug)]
+    struct Broken;
+
+    /// Breaks the socket of `endpoint`.
+    pub(crate) fn break_socket(endpoint: &quinn::Endpoint) {
+        endpoint.rebind_abstract(Arc::new(Broken)).expect("another socket");
+    }
+
+    impl AsyncUdpSocket for Broken {
+        fn create_io_poller(self: Arc<Self>) -> Pin<Box<dyn UdpPoller>> {
+            Box::pin(Broken)
+        }
+
+        fn try_send(&self, _: &Transmit<'_>) -> io::Result<()> {
+            Err(io::ErrorKind::NetworkDown.into())
+        }
+
+        fn poll_recv(
+            &self,
+            _: &mut Context<'_>,
+            _: &mut [io::IoSliceMut<'_>],
+            _: &mut [RecvMeta],
+        ) -> Poll<io::Result<usize>> {
+            Poll::Ready(Err(io::ErrorKind::NetworkDown.into()))
+        }
+
+        fn local_addr(&self) -> io::Result<SocketAddr> {
+            Ok((Ipv4Addr::LOCALHOST, 0).into())
+        }
+    }
+
+    impl UdpPoller for Broken {
+        fn poll_writable(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+    }
 }

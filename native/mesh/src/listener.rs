@@ -77,11 +77,11 @@ struct Inner {
     observer: Box<dyn Fn(ListenerEvent) + Send + Sync>,
 }
 
-/// One listening socket.
+/// One listening socket; without an endpoint while it is being bound again.
 #[derive(Clone, Debug)]
 struct Door {
     address: SocketAddr,
-    endpoint: quinn::Endpoint,
+    endpoint: Option<quinn::Endpoint>,
 }
 
 /// Who is in, and who is on the way.
@@ -119,7 +119,7 @@ impl Listener {
             doors: Mutex::new(doors.clone()),
         });
         for (index, door) in doors.into_iter().enumerate() {
-            inner.scope.tasks.spawn(inner.clone().attend(index, door));
+            inner.scope.tasks.spawn(inner.clone().attend(index, door.address));
         }
         Ok(Self(inner))
     }
@@ -151,8 +151,8 @@ impl Listener {
         let settings = Settings { identity: Some(identity), ..self.0.settings.clone() };
         let server = server_config(&settings)?;
         *lock(&self.0.server) = server.clone();
-        for door in lock(&self.0.doors).iter() {
-            door.endpoint.set_server_config(Some(server.clone()));
+        for endpoint in lock(&self.0.doors).iter().filter_map(|door| door.endpoint.as_ref()) {
+            endpoint.set_server_config(Some(server.clone()));
         }
         Ok(())
     }
@@ -187,44 +187,59 @@ impl Inner {
         for connection in self.connections.close() {
             connection.close(NO_ERROR);
         }
-        for door in lock(&self.doors).drain(..) {
-            door.endpoint.set_server_config(None);
+        for endpoint in lock(&self.doors).drain(..).filter_map(|door| door.endpoint) {
+            endpoint.set_server_config(None);
         }
     }
 
     /// Takes in clients at one door until the listener is closed.
-    async fn attend(self: Arc<Self>, index: usize, mut door: Door) {
+    async fn attend(self: Arc<Self>, index: usize, address: SocketAddr) {
         let mut closed = self.closed.subscribe();
+        let closing = async move {
+            // The sender lives as long as the listener does.
+            closed.wait_for(|closed| *closed).await.ok();
+        };
+        tokio::pin!(closing);
         loop {
             let incoming = tokio::select! {
-                _ = closed.wait_for(|closed| *closed) => return,
-                incoming = door.endpoint.accept() => incoming,
+                () = &mut closing => return,
+                incoming = self.arrival(index) => incoming,
             };
-            match incoming {
-                Some(incoming) => self.clone().meet(incoming, door.address),
-                // quinn's driver ends on a socket error and only this tells.
-                None => {
-                    (self.observer)(ListenerEvent::SocketLost(door.address));
-                    let rebuilt = tokio::select! {
-                        _ = closed.wait_for(|closed| *closed) => return,
-                        rebuilt = self.rebuild(door.address) => rebuilt,
-                    };
-                    door = rebuilt;
-                    if let Some(place) = lock(&self.doors).get_mut(index) {
-                        *place = door.clone();
-                    }
-                    (self.observer)(ListenerEvent::SocketRebuilt(door.address));
-                }
+            if let Some(incoming) = incoming {
+                self.clone().meet(incoming, address);
+                continue;
             }
+            (self.observer)(ListenerEvent::SocketLost(address));
+            // Given back before it is bound again: its last holder keeps the address.
+            self.place(index, None);
+            let endpoint = tokio::select! {
+                () = &mut closing => return,
+                endpoint = self.rebuild(address) => endpoint,
+            };
+            self.place(index, Some(endpoint));
+            (self.observer)(ListenerEvent::SocketRebuilt(address));
         }
     }
 
-    async fn rebuild(&self, address: SocketAddr) -> Door {
+    /// The next client at a door; `None`: its socket has died. quinn's driver ends on a socket
+    /// error, and only this tells.
+    async fn arrival(&self, index: usize) -> Option<Incoming> {
+        let endpoint = lock(&self.doors).get(index).and_then(|door| door.endpoint.clone());
+        endpoint?.accept().await
+    }
+
+    fn place(&self, index: usize, endpoint: Option<quinn::Endpoint>) {
+        if let Some(door) = lock(&self.doors).get_mut(index) {
+            door.endpoint = endpoint;
+        }
+    }
+
+    async fn rebuild(&self, address: SocketAddr) -> quinn::Endpoint {
         loop {
             let server = lock(&self.server).clone();
             let buffer_bytes = self.settings.transport.udp_buffer_bytes();
             if let Ok((endpoint, _)) = endpoint::bind_at(address, buffer_bytes, Some(server)) {
-                return Door { address, endpoint };
+                return endpoint;
             }
             sleep(REBIND_DELAY).await;
         }
@@ -357,7 +372,7 @@ fn bind(
     let buffer_bytes = settings.transport.udp_buffer_bytes();
     let open = |address: SocketAddr| -> Result<Door, Error> {
         let (endpoint, _) = endpoint::bind_at(address, buffer_bytes, Some(server.clone()))?;
-        Ok(Door { address: canonical(endpoint.local_addr()?), endpoint })
+        Ok(Door { address: canonical(endpoint.local_addr()?), endpoint: Some(endpoint) })
     };
     match place {
         Place::Everywhere(port) => {
@@ -373,4 +388,34 @@ fn bind(
 /// A std mutex, because nothing awaits inside.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+#[allow(clippy::disallowed_methods, reason = "tokio's test macro blocks, on a thread of the test")]
+mod tests {
+    use tokio::sync::mpsc;
+
+    use super::*;
+    use crate::endpoint::broken::break_socket;
+
+    #[tokio::test]
+    async fn a_dead_socket_is_told_of_and_bound_again_at_the_same_address() {
+        let certified = rcgen::generate_simple_self_signed(["node".into()]).expect("a certificate");
+        let chain = vec![certified.cert.der().to_vec()];
+        let identity = Identity::from_der(chain, certified.signing_key.serialize_der());
+        let settings = Settings { identity: identity.ok(), ..Settings::default() };
+        let (events, mut told) = mpsc::channel(2);
+        let place = Place::At(vec![(Ipv4Addr::LOCALHOST, 0).into()]);
+        let listener =
+            Listener::bind(&place, settings, tokio::runtime::Handle::current(), move |event| {
+                events.try_send(event).expect("room for two events");
+            })
+            .expect("a listener");
+        let address = *listener.local_addresses().first().expect("an address");
+        let endpoint = lock(&listener.0.doors).first().expect("a door").endpoint.clone();
+        break_socket(&endpoint.expect("an endpoint"));
+        assert_eq!(told.recv().await, Some(ListenerEvent::SocketLost(address)));
+        assert_eq!(told.recv().await, Some(ListenerEvent::SocketRebuilt(address)));
+        assert_eq!(listener.local_addresses(), vec![address]);
+    }
 }

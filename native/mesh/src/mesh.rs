@@ -92,6 +92,8 @@ pub struct Info<T: Handles> {
 pub enum Event {
     /// The first dial has begun, and no dial of this pool verifies who answers.
     Unverified,
+    /// The UDP socket has died, and all connections with it; the next dial binds another.
+    SocketLost,
 }
 
 /// A bounded pool of connections by node id. Dropping it closes it.
@@ -100,7 +102,7 @@ pub struct Mesh<T: Handles>(Arc<Shared<T>>);
 struct Shared<T: Handles> {
     slots: Mutex<Slots<T>>,
     context: Arc<Context>,
-    observer: Box<dyn Fn(Event) + Send + Sync>,
+    observer: Arc<dyn Fn(Event) + Send + Sync>,
 }
 
 struct Slots<T: Handles> {
@@ -220,6 +222,9 @@ impl<T: Handles> Mesh<T> {
             is_closed: false,
             has_dialled: false,
         };
+        let observer: Arc<dyn Fn(Event) + Send + Sync> = Arc::new(observer);
+        let witness = observer.clone();
+        let on_loss = move || witness(Event::SocketLost);
         let settings = Settings {
             transport: config.transport(),
             identity,
@@ -229,7 +234,7 @@ impl<T: Handles> Mesh<T> {
         };
         let context = Context {
             dialer: Dialer::new(
-                Arc::new(Endpoint::new(config.udp_buffer_bytes())),
+                Arc::new(Endpoint::new(config.udp_buffer_bytes(), on_loss)),
                 settings,
                 config.max_concurrent_dials(),
                 config.connect_timeout(),
@@ -240,7 +245,7 @@ impl<T: Handles> Mesh<T> {
         Ok(Self(Arc::new(Shared {
             slots: Mutex::new(slots),
             context: Arc::new(context),
-            observer: Box::new(observer),
+            observer,
         })))
     }
 

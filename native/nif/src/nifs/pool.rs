@@ -28,6 +28,7 @@ fn pool_open<'a>(env: Env<'a>, map: Term<'a>) -> NifResult<Term<'a>> {
     let linger_ms = options.config.linger_ms();
     let observer = move |event| match event {
         Event::Unverified => notify(owner, atoms::mesh_event(), atoms::unverified()),
+        Event::SocketLost => notify(owner, atoms::mesh_event(), atoms::socket_lost()),
     };
     match Mesh::new(options.config, identity, options.verification, runtime.clone(), observer) {
         Ok(mesh) => {
