@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use mesh::{Address, Target};
 use rustler::types::tuple::get_tuple;
-use rustler::{Binary, NifResult, Term};
+use rustler::{Binary, Term};
 
 /// The longest text taken for an address: a URL with a path, generously.
 const MAX_TEXT: usize = 2_048;
@@ -23,7 +23,8 @@ pub(crate) fn target(term: Term<'_>) -> Option<Target> {
 }
 
 fn pair(term: Term<'_>) -> Option<Address> {
-    let (host, port) = term.decode::<(Term<'_>, u16)>().ok()?;
+    let (host, port) = term.decode::<(Term<'_>, Term<'_>)>().ok()?;
+    let port = number(port)?;
     match text(host) {
         Some(host) => Address::new(&host, port),
         None => Address::new(&ip(host)?.to_string(), port),
@@ -31,18 +32,22 @@ fn pair(term: Term<'_>) -> Option<Address> {
 }
 
 fn ip(term: Term<'_>) -> Option<IpAddr> {
-    if let Ok((a, b, c, d)) = term.decode::<(u8, u8, u8, u8)>() {
-        return Some(Ipv4Addr::new(a, b, c, d).into());
-    }
     let parts = get_tuple(term).ok()?;
-    let segments: Vec<u16> = parts
-        .into_iter()
-        .map(|part| part.decode())
-        .collect::<NifResult<_>>()
-        .ok()?;
-    <[u16; 8]>::try_from(segments)
-        .ok()
-        .map(|segments| Ipv6Addr::from(segments).into())
+    if let Some(octets) = numbers::<u8, 4>(&parts) {
+        return Some(Ipv4Addr::from(octets).into());
+    }
+    numbers::<u16, 8>(&parts).map(|segments| Ipv6Addr::from(segments).into())
+}
+
+fn numbers<T: TryFrom<u32>, const N: usize>(terms: &[Term<'_>]) -> Option<[T; N]> {
+    let numbers: Option<Vec<T>> = terms.iter().map(|term| number(*term)).collect();
+    numbers?.try_into().ok()
+}
+
+/// By way of `u32`: rustler decodes the narrower types by cutting bits off, and {127,0,0,257}
+/// would be the machine itself.
+fn number<T: TryFrom<u32>>(term: Term<'_>) -> Option<T> {
+    T::try_from(term.decode().ok()?).ok()
 }
 
 fn text(term: Term<'_>) -> Option<String> {
