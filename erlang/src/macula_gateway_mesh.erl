@@ -245,6 +245,13 @@ set_max_connections(Server, Limit) ->
 -spec init(options()) -> {ok, #state{}} | {stop, term()}.
 init(Options) ->
     _ = process_flag(trap_exit, true),
+    case [File || {_Key, Name} = File <- file_options(Options), not is_file_name(Name)] of
+        [] -> open(Options);
+        [{Key, Name} | _] -> {stop, {bad_option, Key, Name}}
+    end.
+
+-spec open(options()) -> {ok, #state{}} | {stop, term()}.
+open(Options) ->
     Native = maps:put(certificate, certificate(Options), Options),
     case macula_gateway_mesh_nif:pool_open(Native) of
         {ok, Pool} ->
@@ -380,6 +387,20 @@ publish(Pool) ->
             undefined -> []
         end,
     persistent_term:put(?MODULE, {self(), Pool, Former}).
+
+-spec file_options(options()) -> [{atom(), term()}].
+file_options(Options) ->
+    [File || {_Key, Name} = File <- maps:to_list(maps:with([cert_file, key_file], Options)),
+        Name =/= undefined].
+
+%% Whether the native side can take it: a string or a binary, in Unicode.
+-spec is_file_name(term()) -> boolean().
+is_file_name(Name) ->
+    try
+        is_binary(unicode:characters_to_binary(Name))
+    catch
+        error:badarg -> false
+    end.
 
 %% The files of our certificate: from the options, the environment, the platform's application
 %% environment, or the platform's default place, in this order.
