@@ -524,8 +524,8 @@ accepts_the_address_forms_of_ipv6(_Config) ->
 an_address_without_a_port_means_4433(_Config) ->
     % Operators write bare hosts into the lists of seed nodes. A loopback address of this test's own
     % keeps the port free.
-    Host = lists:concat(["127.", rand:uniform(250), ".", rand:uniform(250), ".", rand:uniform(250)]),
-    {ok, Ip} = inet:parse_ipv4_address(Host),
+    Ip = {127, rand:uniform(250), rand:uniform(250), rand:uniform(250)},
+    Host = inet:ntoa(Ip),
     Peer = mesh_ct:start_peer(["--address", Host, "--port", integer_to_list(?DEFAULT_PORT)]),
     Pool = mesh_ct:start_pool(),
     Texts = [Host, "https://" ++ Host, "https://" ++ Host ++ "/", "https://" ++ Host ++ "/a?b#c"],
@@ -991,7 +991,8 @@ other_casts_and_messages_are_ignored(_Config) ->
         exit(crash)
     end),
     ?assertEqual({exit, crash}, mesh_ct:await(Linked)),
-    ?assertEqual({ok, Stream}, gen_server:call(Pool, {get_or_create_connection, id(Peer), Address})),
+    Call = {get_or_create_connection, id(Peer), Address},
+    ?assertEqual({ok, Stream}, gen_server:call(Pool, Call)),
     ?assertEqual({Pool, 1}, {whereis(?POOL), mesh_ct:stat(size)}).
 
 takes_any_reference_to_the_server(_Config) ->
@@ -1308,7 +1309,10 @@ a_former_pid_still_sends_and_connects(_Config) ->
     ok = macula_quic:send(Fresh, mesh_peer:frame(2, 8)),
     mesh_peer:wait(Peer, distinct, 3),
     % A pid that never was the server is none.
-    Stranger = spawn(fun() -> ok end),
+    {Stranger, Monitor} = spawn_monitor(fun() -> ok end),
+    receive
+        {'DOWN', Monitor, process, Stranger, _} -> ok
+    end,
     ?assertExit({noproc, _}, ?POOL:get_or_create_connection(Stranger, <<"n">>, nowhere)).
 
 stopped_by_its_supervisor_it_sends_first_and_closes(_Config) ->
