@@ -56,6 +56,7 @@ all() ->
         opening_waits_for_the_peers_credit,
         opening_fails_on_a_connection_that_is_gone,
         opening_waits_no_longer_than_the_connection_lives,
+        opening_is_given_up_when_the_node_is_removed,
         an_opened_stream_waits_for_its_reader_and_refuses_without_waiting,
         an_opened_stream_tells_that_the_peer_stopped_it,
         an_opened_stream_ends_with_its_connection,
@@ -583,6 +584,18 @@ opening_waits_no_longer_than_the_connection_lives(_Config) ->
     mesh_peer:wait(Peer, connections_opened, 1),
     {closed, 1} = mesh_peer:command(Peer, "close 5"),
     ?assertEqual({error, {closed_by_peer, 5}}, mesh_ct:await(Second)),
+    mesh_ct:poll_until(fun() -> macula_quic:async_send(First, <<"m">>) =/= ok end).
+
+opening_is_given_up_when_the_node_is_removed(_Config) ->
+    % The same when we end it ourselves.
+    Peer = mesh_ct:start_peer(["--bidi-streams", "1"]),
+    Pool = mesh_ct:start_pool(#{linger_ms => 100}),
+    First = open(Pool, Peer),
+    #{connection := Connection} = info(Pool, Peer),
+    Second = mesh_ct:start_task(fun() -> macula_quic:open_stream(Connection) end),
+    mesh_ct:poll_until(fun() -> mesh_ct:is_waiting(Second) end),
+    ok = ?POOL:remove_connection(Pool, mesh_ct:node_id(Peer)),
+    ?assertEqual({error, removed}, mesh_ct:await(Second)),
     mesh_ct:poll_until(fun() -> macula_quic:async_send(First, <<"m">>) =/= ok end).
 
 an_opened_stream_waits_for_its_reader_and_refuses_without_waiting(_Config) ->
