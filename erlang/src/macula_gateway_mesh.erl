@@ -38,11 +38,10 @@
 -define(CALL_TIMEOUT, 10_000).
 %% What terminate/2 waits beyond the linger time, for the last packets to leave.
 -define(FAREWELL_MS, 500).
--define(DEFAULT_LINGER_MS, 1_000).
+%% What supervisors of the platform give the server to stop.
+-define(SHUTDOWN_MS, 5_000).
 %% Pids of former incarnations that are still taken for the server.
 -define(MAX_FORMER, 100).
--define(DEFAULT_CERT_FILE, "/var/lib/macula/cert.pem").
--define(DEFAULT_KEY_FILE, "/var/lib/macula/key.pem").
 
 -type server() :: gen_server:server_ref().
 -type node_id() :: binary().
@@ -59,6 +58,9 @@
 -type options() :: #{
     cert_file => file:name_all(),
     key_file => file:name_all(),
+    verify => macula_quic:verify(),
+    cacertfile => file:name_all(),
+    verify_hostname => boolean(),
     max_mesh_connections => pos_integer(),
     connect_timeout_ms => pos_integer(),
     idle_timeout_ms => pos_integer(),
@@ -123,7 +125,9 @@
     messages_unconfirmed := non_neg_integer(),
     outstanding_messages := non_neg_integer(),
     outstanding_bytes := non_neg_integer(),
-    panics := non_neg_integer()
+    panics := non_neg_integer(),
+    udp_receive_buffer_bytes := non_neg_integer(),
+    udp_send_buffer_bytes := non_neg_integer()
 }.
 %% Counts since the start of this server. A message that was accepted is delivered (acknowledged
 %% whole by the peer's transport), dropped (nothing of it was sent), unconfirmed (something of it
@@ -142,6 +146,7 @@
     | {closed_by_peer, non_neg_integer()}
     | reset
     | idle_timeout
+    | {unverified, Why :: atom()}
     | {socket_error, Posix :: atom()}
     | too_many_dials
     | removed
@@ -176,7 +181,8 @@ stop(Server) ->
 child_spec(Options) when is_list(Options) ->
     child_spec(maps:from_list(Options));
 child_spec(Options) when is_map(Options) ->
-    #{id => ?MODULE, start => {?MODULE, start_link, [Options]}, shutdown => 5_000}.
+    Shutdown = shutdown_ms(maps:get(linger_ms, Options, undefined)),
+    #{id => ?MODULE, start => {?MODULE, start_link, [Options]}, shutdown => Shutdown}.
 
 %% @doc The stream of the pooled connection to `NodeId', dialled at `Address' if there is none.
 %% Each {@link macula_quic:send/2} on it is one message. While the connection lives, every call
@@ -245,19 +251,10 @@ set_max_connections(Server, Limit) ->
 -spec init(options()) -> {ok, #state{}} | {stop, term()}.
 init(Options) ->
     _ = process_flag(trap_exit, true),
-    case [File || {_Key, Name} = File <- file_options(Options), not is_file_name(Name)] of
-        [] -> open(Options);
-        [{Key, Name} | _] -> {stop, {bad_option, Key, Name}}
-    end.
-
--spec open(options()) -> {ok, #state{}} | {stop, term()}.
-open(Options) ->
-    Native = maps:put(certificate, certificate(Options), Options),
-    case macula_gateway_mesh_nif:pool_open(Native) of
-        {ok, Pool} ->
+    case open(Options) of
+        {ok, Pool, LingerMs} ->
             publish(Pool),
-            Linger = maps:get(linger_ms, Options, ?DEFAULT_LINGER_MS),
-            {ok, #state{pool = Pool, linger_ms = Linger}};
+            {ok, #state{pool = Pool, linger_ms = LingerMs}};
         {error, Reason} ->
             {stop, Reason}
     end.
@@ -316,6 +313,21 @@ terminate(_Reason, #state{pool = Pool, linger_ms = Linger}) ->
     await_closed(Token, Timer).
 
 %%% Internal
+
+%% Long enough to linger; start_link/1 tells who gave a bad time for that.
+-spec shutdown_ms(term()) -> pos_integer().
+shutdown_ms(LingerMs) when is_integer(LingerMs), LingerMs + 2 * ?FAREWELL_MS > ?SHUTDOWN_MS ->
+    LingerMs + 2 * ?FAREWELL_MS;
+shutdown_ms(_Other) ->
+    ?SHUTDOWN_MS.
+
+-spec open(options()) ->
+    {ok, macula_gateway_mesh_nif:pool(), LingerMs :: non_neg_integer()} | {error, term()}.
+open(Options) ->
+    case macula_gateway_mesh_tls:pool(Options) of
+        {ok, Ours} -> macula_gateway_mesh_nif:pool_open(Ours);
+        {error, Reason} -> {error, Reason}
+    end.
 
 %% Callers who wait for a dial get their answer before the server goes.
 -spec await_closed(reference(), reference()) -> ok.
@@ -387,54 +399,3 @@ publish(Pool) ->
             undefined -> []
         end,
     persistent_term:put(?MODULE, {self(), Pool, Former}).
-
--spec file_options(options()) -> [{atom(), term()}].
-file_options(Options) ->
-    [File || {_Key, Name} = File <- maps:to_list(maps:with([cert_file, key_file], Options)),
-        Name =/= undefined].
-
-%% Whether the native side can take it: a string or a binary, in Unicode.
--spec is_file_name(term()) -> boolean().
-is_file_name(Name) ->
-    try
-        is_binary(unicode:characters_to_binary(Name))
-    catch
-        error:badarg -> false
-    end.
-
-%% The files of our certificate: from the options, the environment, the platform's application
-%% environment, or the platform's default place, in this order.
--spec certificate(options()) -> undefined | {binary(), binary()}.
-certificate(Options) ->
-    Named = [
-        {maps:get(cert_file, Options, undefined), maps:get(key_file, Options, undefined)},
-        {variable("MACULA_TLS_CERTFILE"), variable("MACULA_TLS_KEYFILE")},
-        {application:get_env(macula, tls_certfile, undefined),
-            application:get_env(macula, tls_keyfile, undefined)}
-    ],
-    case [Pair || {Cert, Key} = Pair <- Named, Cert =/= undefined, Key =/= undefined] of
-        [{Cert, Key} | _] -> existing(Cert, Key, fun warn_missing/1);
-        [] -> existing(?DEFAULT_CERT_FILE, ?DEFAULT_KEY_FILE, fun(_Path) -> ok end)
-    end.
-
--spec variable(os:env_var_name()) -> undefined | string().
-variable(Name) ->
-    case os:getenv(Name) of
-        false -> undefined;
-        Value -> Value
-    end.
-
--spec existing(file:name_all(), file:name_all(), fun((file:name_all()) -> ok)) ->
-    undefined | {binary(), binary()}.
-existing(Cert, Key, Missing) ->
-    case [Path || Path <- [Cert, Key], not filelib:is_file(Path)] of
-        [] ->
-            {unicode:characters_to_binary(Cert), unicode:characters_to_binary(Key)};
-        Absent ->
-            lists:foreach(Missing, Absent),
-            undefined
-    end.
-
--spec warn_missing(file:name_all()) -> ok.
-warn_missing(Path) ->
-    ?LOG_WARNING(#{msg => "no such file, so no certificate is shown", path => Path}).

@@ -18,12 +18,33 @@
     stream_send/2,
     stream_send_wait/3,
     stream_async_send/2,
+    stream_receive/2,
+    stream_cancel_receive/1,
+    stream_set_active/2,
+    stream_set_packet/2,
+    stream_shutdown/3,
+    stream_pause/1,
+    stream_give/3,
     handle_close/1,
     handle_peername/1,
-    connection_open_stream/2
+    handle_sockname/1,
+    handle_give/2,
+    quic_listen/2,
+    quic_connect/4,
+    listener_accept/3,
+    listener_cancel_accept/2,
+    listener_async_accept/1,
+    listener_reload/1,
+    listener_stats/1,
+    connection_open_stream/2,
+    connection_accept_stream/3,
+    connection_cancel_accept/2,
+    connection_async_accept_stream/1,
+    connection_shutdown/2,
+    connection_traffic/1
 ]).
 
--export_type([pool/0, stream/0, connection/0]).
+-export_type([pool/0, stream/0, connection/0, listener/0]).
 
 -on_load(load/0).
 
@@ -32,6 +53,7 @@
 -opaque pool() :: reference().
 -opaque stream() :: reference().
 -opaque connection() :: reference().
+-opaque listener() :: reference().
 
 -spec load() -> ok | {error, {atom(), string()}}.
 load() ->
@@ -48,7 +70,7 @@ priv_dir() ->
             Dir
     end.
 
--spec pool_open(map()) -> {ok, pool()} | {error, term()}.
+-spec pool_open(map()) -> {ok, pool(), LingerMs :: non_neg_integer()} | {error, term()}.
 pool_open(_Options) -> erlang:nif_error(not_loaded).
 
 -spec pool_checkout(pool(), binary()) -> {ok, stream()} | miss.
@@ -90,12 +112,82 @@ stream_send_wait(_Stream, _Data, _Token) -> erlang:nif_error(not_loaded).
 -spec stream_async_send(stream(), binary()) -> ok | {error, term()}.
 stream_async_send(_Stream, _Data) -> erlang:nif_error(not_loaded).
 
--spec handle_close(stream() | connection()) -> ok.
+-spec stream_receive(stream(), term()) -> wait | active | {error, term()}.
+stream_receive(_Stream, _Token) -> erlang:nif_error(not_loaded).
+
+-spec stream_cancel_receive(stream()) -> boolean().
+stream_cancel_receive(_Stream) -> erlang:nif_error(not_loaded).
+
+-spec stream_set_active(stream(), boolean() | once | pos_integer()) -> ok | {error, closed}.
+stream_set_active(_Stream, _Mode) -> erlang:nif_error(not_loaded).
+
+-spec stream_set_packet(stream(), macula | raw) -> ok | {error, closed}.
+stream_set_packet(_Stream, _Packet) -> erlang:nif_error(not_loaded).
+
+-spec stream_shutdown(stream(), non_neg_integer(), non_neg_integer()) -> ok.
+stream_shutdown(_Stream, _Flags, _Code) -> erlang:nif_error(not_loaded).
+
+-spec stream_pause(stream()) ->
+    {ok, boolean() | once | pos_integer()} | {error, not_owner | closed}.
+stream_pause(_Stream) -> erlang:nif_error(not_loaded).
+
+-spec stream_give(stream(), pid(), boolean() | once | pos_integer()) -> ok | {error, noproc}.
+stream_give(_Stream, _Pid, _Mode) -> erlang:nif_error(not_loaded).
+
+-spec handle_close(stream() | connection() | listener()) -> ok.
 handle_close(_Handle) -> erlang:nif_error(not_loaded).
 
 -spec handle_peername(stream() | connection()) ->
     {ok, {inet:ip_address(), inet:port_number()}}.
 handle_peername(_Handle) -> erlang:nif_error(not_loaded).
 
+-spec handle_sockname(stream() | connection() | listener()) ->
+    {ok, {inet:ip_address(), inet:port_number()}} | {error, closed}.
+handle_sockname(_Handle) -> erlang:nif_error(not_loaded).
+
+-spec handle_give(connection() | listener(), pid()) -> ok | {error, not_owner | noproc}.
+handle_give(_Handle, _Pid) -> erlang:nif_error(not_loaded).
+
+-spec quic_listen(
+    inet:port_number() | [{inet:ip_address(), inet:port_number()}], [{atom(), term()}]
+) -> {ok, listener()} | {error, term()}.
+quic_listen(_Place, _Options) -> erlang:nif_error(not_loaded).
+
+-spec quic_connect(term(), [{atom(), term()}], non_neg_integer(), term()) ->
+    ok | {error, term()}.
+quic_connect(_Address, _Options, _TimeoutMs, _Token) -> erlang:nif_error(not_loaded).
+
+-spec listener_accept(listener(), non_neg_integer(), term()) -> ok.
+listener_accept(_Listener, _Id, _Token) -> erlang:nif_error(not_loaded).
+
+-spec listener_cancel_accept(listener(), non_neg_integer()) -> boolean().
+listener_cancel_accept(_Listener, _Id) -> erlang:nif_error(not_loaded).
+
+-spec listener_async_accept(listener()) -> ok.
+listener_async_accept(_Listener) -> erlang:nif_error(not_loaded).
+
+-spec listener_reload(listener()) -> ok | {error, term()}.
+listener_reload(_Listener) -> erlang:nif_error(not_loaded).
+
+-spec listener_stats(listener()) -> map().
+listener_stats(_Listener) -> erlang:nif_error(not_loaded).
+
 -spec connection_open_stream(connection(), term()) -> ok.
 connection_open_stream(_Connection, _Token) -> erlang:nif_error(not_loaded).
+
+-spec connection_accept_stream(connection(), non_neg_integer(), term()) ->
+    ok | {error, not_accepting}.
+connection_accept_stream(_Connection, _Id, _Token) -> erlang:nif_error(not_loaded).
+
+-spec connection_cancel_accept(connection(), non_neg_integer()) -> boolean().
+connection_cancel_accept(_Connection, _Id) -> erlang:nif_error(not_loaded).
+
+-spec connection_async_accept_stream(connection()) -> ok | {error, not_accepting}.
+connection_async_accept_stream(_Connection) -> erlang:nif_error(not_loaded).
+
+-spec connection_shutdown(connection(), non_neg_integer()) -> ok.
+connection_shutdown(_Connection, _Code) -> erlang:nif_error(not_loaded).
+
+-spec connection_traffic(connection()) ->
+    {ok, #{atom() => non_neg_integer()}} | {error, closed}.
+connection_traffic(_Connection) -> erlang:nif_error(not_loaded).

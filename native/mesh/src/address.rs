@@ -44,10 +44,7 @@ impl Address {
     /// or without a path. The port defaults to [`DEFAULT_PORT`]. `None`: it is none of them.
     pub fn parse(text: &str) -> Option<Self> {
         if let Some(host) = parse_ip(text) {
-            return Some(Self {
-                host: Host::Ip(host),
-                port: DEFAULT_PORT,
-            });
+            return Some(Self { host: Host::Ip(host), port: DEFAULT_PORT });
         }
         let authority: Authority = authority_of(text)?.parse().ok()?;
         if authority.as_str().contains('@') {
@@ -73,10 +70,7 @@ impl Address {
 
 impl From<SocketAddr> for Address {
     fn from(address: SocketAddr) -> Self {
-        Self {
-            host: Host::Ip(address.ip()),
-            port: address.port(),
-        }
+        Self { host: Host::Ip(address.ip()), port: address.port() }
     }
 }
 
@@ -96,18 +90,18 @@ fn parse_host(host: &str) -> Option<Host> {
     }
     let is_name = !host.is_empty()
         && host.len() <= MAX_NAME_BYTES
-        && host
-            .bytes()
-            .all(|byte| byte.is_ascii_alphanumeric() || b"-._".contains(&byte));
+        && host.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._".contains(&byte));
     is_name.then(|| Host::Name(host.into()))
 }
 
 fn parse_ip(host: &str) -> Option<IpAddr> {
-    let bare = host
-        .strip_prefix('[')
-        .and_then(|rest| rest.strip_suffix(']'))
-        .unwrap_or(host);
+    let bare = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(host);
     bare.parse().ok()
+}
+
+/// An IPv4 address that came mapped into IPv6 (RFC 4291, section 2.5.5.2) as what it is.
+pub(crate) fn canonical(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip().to_canonical(), address.port())
 }
 
 /// Turns addresses into socket addresses, with the system's own resolver.
@@ -118,9 +112,7 @@ pub(crate) struct Resolver {
 
 impl Resolver {
     pub(crate) fn new() -> Self {
-        Self {
-            lookups: Arc::new(Semaphore::new(MAX_LOOKUPS)),
-        }
+        Self { lookups: Arc::new(Semaphore::new(MAX_LOOKUPS)) }
     }
 
     /// All socket addresses of `address` in the order in which they are to be tried.
@@ -129,12 +121,7 @@ impl Resolver {
             Host::Ip(ip) => return Ok(vec![SocketAddr::new(*ip, address.port)]),
             Host::Name(name) => name.clone(),
         };
-        let turn = self
-            .lookups
-            .clone()
-            .acquire_owned()
-            .await
-            .map_err(|_| Error::Cancelled)?;
+        let turn = self.lookups.clone().acquire_owned().await.map_err(|_| Error::Cancelled)?;
         let port = address.port;
         let lookup = tokio::task::spawn_blocking(move || {
             // Held until the resolver is done, even when nobody waits for it any more: that is
@@ -151,11 +138,7 @@ impl Resolver {
 }
 
 fn non_empty(addresses: Vec<SocketAddr>) -> Result<Vec<SocketAddr>, Error> {
-    if addresses.is_empty() {
-        Err(Error::NameNotFound)
-    } else {
-        Ok(addresses)
-    }
+    if addresses.is_empty() { Err(Error::NameNotFound) } else { Ok(addresses) }
 }
 
 /// Alternates address families, IPv6 first, keeping the resolver's order within each
@@ -247,9 +230,8 @@ mod tests {
             socket("[::2]:1"),
             socket("[::3]:1"),
         ]);
-        let expected: Vec<SocketAddr> = ["[::1]:1", "1.1.1.1:1", "[::2]:1", "2.2.2.2:1", "[::3]:1"]
-            .map(socket)
-            .to_vec();
+        let expected: Vec<SocketAddr> =
+            ["[::1]:1", "1.1.1.1:1", "[::2]:1", "2.2.2.2:1", "[::3]:1"].map(socket).to_vec();
         assert_eq!(mixed, expected);
     }
 }

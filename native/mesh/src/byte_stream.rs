@@ -13,7 +13,7 @@ use tokio::time::sleep;
 
 use crate::Error;
 use crate::frames::{Frames, Packet, TooLong};
-use crate::outbox::{Next, Outbox};
+use crate::outbox::{Budget, Next, Outbox};
 use crate::scope::Scope;
 
 /// The code of a stream that we give up (RESET_STREAM and STOP_SENDING, RFC 9000, sections 19.4
@@ -21,6 +21,16 @@ use crate::scope::Scope;
 const GIVEN_UP: VarInt = VarInt::from_u32(0);
 /// Chunks taken from the stack in one go, to be joined into one delivery.
 const CHUNKS_PER_READ: usize = 64;
+
+/// The bit of a stream's number that says that only its opener sends (RFC 9000, section 2.1).
+const UNIDIRECTIONAL: u64 = 0x2;
+
+/// The addresses between which a stream runs.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Ends {
+    pub(crate) local: SocketAddr,
+    pub(crate) remote: SocketAddr,
+}
 
 /// How the sending half of a stream ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -59,7 +69,7 @@ pub enum Received {
 #[derive(Debug)]
 pub struct ByteStream {
     id: u64,
-    remote: SocketAddr,
+    ends: Ends,
     /// Nothing on a stream that only the peer may send on.
     outbox: Option<Arc<Outbox>>,
     /// The code to reset the sending half with, once that is wanted.
@@ -69,10 +79,12 @@ pub struct ByteStream {
 }
 
 impl ByteStream {
-    /// Starts the writing task in `scope`; `lease` is dropped when that ends.
+    /// Starts the writing task in `scope`, its queue within `budget`; `lease` is dropped when the
+    /// task ends.
     pub(crate) fn start(
         scope: &Scope,
-        remote: SocketAddr,
+        budget: Arc<Budget>,
+        ends: Ends,
         send: Option<quinn::SendStream>,
         reader: Option<Reader>,
         id: quinn::StreamId,
@@ -81,7 +93,7 @@ impl ByteStream {
         let (reset, resets) = watch::channel(None);
         let (ended, end) = watch::channel(None);
         let outbox = send.map(|send| {
-            let outbox = Arc::new(scope.stream_outbox());
+            let outbox = Arc::new(scope.stream_outbox(budget));
             let writer = Writer {
                 outbox: outbox.clone(),
                 stream: Outgoing::new(send),
@@ -95,14 +107,7 @@ impl ByteStream {
             });
             outbox
         });
-        Self {
-            id: id.into(),
-            remote,
-            outbox,
-            reset,
-            end,
-            reader: Mutex::new(reader),
-        }
+        Self { id: id.into(), ends, outbox, reset, end, reader: Mutex::new(reader) }
     }
 
     /// The stream's number (RFC 9000, section 2.1).
@@ -112,15 +117,27 @@ impl ByteStream {
 
     /// Where the peer is.
     pub fn remote_address(&self) -> SocketAddr {
-        self.remote
+        self.ends.remote
+    }
+
+    /// Where we are.
+    pub fn local_address(&self) -> SocketAddr {
+        self.ends.local
+    }
+
+    /// Whether only one side sends on it (RFC 9000, section 2.1).
+    pub fn is_unidirectional(&self) -> bool {
+        self.id & UNIDIRECTIONAL != 0
     }
 
     /// The reading half, once: whoever takes it reads, and stops the peer by dropping it.
     pub fn take_reader(&self) -> Option<Reader> {
-        self.reader
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take()
+        self.reader.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    /// Reads no more, unless somebody has taken the reading half: the peer is told to stop.
+    pub fn stop_reading(&self) {
+        drop(self.take_reader());
     }
 
     /// Gives the sending half up: what is queued is lost.
@@ -179,11 +196,13 @@ impl Writer {
             sleep(self.linger).await;
         };
         let reset = reset_code(&mut self.resets);
+        let stopped = self.stream.stopped_by_peer();
         let written = write_all(&mut self.stream, &self.outbox);
         pin!(linger_over);
         let end = tokio::select! {
             biased;
             code = reset => Err(code),
+            code = stopped => Ok(Err(Error::Stopped(code))),
             written = written => Ok(written),
             () = linger_over => Err(GIVEN_UP),
         };
@@ -203,11 +222,7 @@ impl Writer {
 
 /// Resolves with the code when the stream is to be reset.
 async fn reset_code(resets: &mut watch::Receiver<Option<VarInt>>) -> VarInt {
-    let code = resets
-        .wait_for(Option::is_some)
-        .await
-        .ok()
-        .and_then(|code| *code);
+    let code = resets.wait_for(Option::is_some).await.ok().and_then(|code| *code);
     match code {
         Some(code) => code,
         // Nobody is left who could want it; what is queued still goes out.
@@ -235,10 +250,7 @@ pub(crate) struct Outgoing {
 
 impl Outgoing {
     pub(crate) fn new(stream: quinn::SendStream) -> Self {
-        Self {
-            stream,
-            is_finished: false,
-        }
+        Self { stream, is_finished: false }
     }
 
     /// Hands all of `data` to the stack; waits while flow control does.
@@ -254,6 +266,18 @@ impl Outgoing {
         match self.stream.stopped().await? {
             None => Ok(()),
             Some(code) => Err(Error::Stopped(code.into_inner())),
+        }
+    }
+
+    /// Resolves with the code when the peer does not want the stream (STOP_SENDING).
+    fn stopped_by_peer(&self) -> impl Future<Output = u64> + Send + use<> {
+        let stopped = self.stream.stopped();
+        async move {
+            match stopped.await {
+                Ok(Some(code)) => code.into_inner(),
+                // Whoever writes learns of any other end by writing.
+                Ok(None) | Err(_) => std::future::pending().await,
+            }
         }
     }
 
@@ -285,12 +309,7 @@ pub struct Reader {
 
 impl Reader {
     pub(crate) fn new(stream: quinn::RecvStream, packet: Packet, max_frame_bytes: usize) -> Self {
-        Self {
-            stream,
-            frames: Frames::new(packet, max_frame_bytes),
-            offset: 0,
-            end: None,
-        }
+        Self { stream, frames: Frames::new(packet, max_frame_bytes), offset: 0, end: None }
     }
 
     /// Sets how the bytes from here on are cut.
@@ -301,9 +320,7 @@ impl Reader {
     /// Tells the peer to stop, with this code.
     pub fn stop(&mut self, code: u64) {
         // A stream that has ended needs no stop.
-        self.stream
-            .stop(VarInt::from_u64(code).unwrap_or(GIVEN_UP))
-            .ok();
+        self.stream.stop(VarInt::from_u64(code).unwrap_or(GIVEN_UP)).ok();
     }
 
     /// The next delivery, or how the stream ended. Cancelled while it waits, it loses nothing.

@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use thiserror::Error;
 
+use crate::settings::Transport;
+
 /// An option was refused: the name of the option and the value that it may not have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[error("option {key} cannot be {value}")]
@@ -30,40 +32,55 @@ pub struct Bounds {
 }
 
 macro_rules! options {
-    ($($(#[$doc:meta])* $key:ident: $default:expr, $min:expr => $max:expr;)*) => {
-        /// The options of a pool, all within their bounds.
+    ($(#[$about:meta])* $name:ident {
+        $($(#[$doc:meta])* $key:ident: $default:expr, $min:expr => $max:expr;)*
+    }) => {
+        $(#[$about])*
         #[derive(Clone, Debug, PartialEq, Eq)]
-        pub struct Config {
-            $($(#[$doc])* $key: u64,)*
+        pub struct $name {
+            $($(#[$doc])* pub(crate) $key: u64,)*
         }
 
-        impl Default for Config {
+        impl Default for $name {
             fn default() -> Self {
                 Self { $($key: $default,)* }
             }
         }
 
-        impl Config {
+        impl $name {
             /// Every option with its default and its bounds, in the order of this page.
             pub const OPTIONS: &'static [Bounds] = &[
                 $(Bounds { key: stringify!($key), default: $default, min: $min, max: $max },)*
             ];
 
-            fn slot(&mut self, key: &str) -> Option<&mut u64> {
+            /// Sets one option by name. `Ok(false)`: there is none of that name.
+            ///
+            /// # Errors
+            /// [`BadOption`] when the value is out of the option's bounds.
+            pub fn set(&mut self, key: &str, value: u64) -> Result<bool, BadOption> {
                 match key {
-                    $(stringify!($key) => Some(&mut self.$key),)*
-                    _ => None,
+                    $(stringify!($key) => {
+                        if !($min..=$max).contains(&value) {
+                            return Err(BadOption { key: stringify!($key), value });
+                        }
+                        self.$key = value;
+                        Ok(true)
+                    })*
+                    _ => Ok(false),
                 }
             }
         }
     };
 }
+pub(crate) use options;
 
-const MIB: u64 = 1024 * 1024;
+pub(crate) const MIB: u64 = 1024 * 1024;
 /// An hour: longer timeouts are mistakes in the unit.
-const LONGEST_MS: u64 = 3_600_000;
+pub(crate) const LONGEST_MS: u64 = 3_600_000;
 
 options! {
+    /// The options of a pool, all within their bounds.
+    Config {
     /// How many connections the pool keeps open at most.
     max_mesh_connections: 1_000, 1 => 1_000_000;
     /// How long a dial may take, name look-up included, in milliseconds.
@@ -95,40 +112,18 @@ options! {
     /// UDP socket buffers, each direction, in bytes; the kernel may grant less. Small ones lose
     /// packets in bursts.
     udp_buffer_bytes: 4 * MIB, 65_536 => 1_024 * MIB;
+    }
 }
 
 impl Config {
-    /// Sets one option by name. `Ok(false)`: there is none of that name.
-    ///
-    /// # Errors
-    /// [`BadOption`] when the value is out of the option's bounds.
-    pub fn set(&mut self, key: &str, value: u64) -> Result<bool, BadOption> {
-        let Some(bounds) = Self::OPTIONS.iter().find(|bounds| bounds.key == key) else {
-            return Ok(false);
-        };
-        if value < bounds.min || value > bounds.max {
-            return Err(BadOption {
-                key: bounds.key,
-                value,
-            });
-        }
-        if let Some(slot) = self.slot(key) {
-            *slot = value;
-        }
-        Ok(true)
-    }
-
-    /// Checks what one option demands of another.
+    /// Checks what one option demands of another, and fits a keep-alive interval that was not
+    /// asked for to an idle timeout that was.
     ///
     /// # Errors
     /// [`BadOption`] when keep-alives would come too late to keep anything alive.
-    pub fn check(&self) -> Result<(), BadOption> {
-        if self.keep_alive_interval_ms >= self.idle_timeout_ms {
-            return Err(BadOption {
-                key: "keep_alive_interval_ms",
-                value: self.keep_alive_interval_ms,
-            });
-        }
+    pub fn settle(&mut self, has_keep_alive: bool) -> Result<(), BadOption> {
+        self.keep_alive_interval_ms =
+            keep_alive(self.keep_alive_interval_ms, self.idle_timeout_ms, has_keep_alive)?;
         Ok(())
     }
 
@@ -140,13 +135,25 @@ impl Config {
         Duration::from_millis(self.connect_timeout_ms)
     }
 
-    pub(crate) fn idle_timeout(&self) -> Duration {
-        Duration::from_millis(self.idle_timeout_ms)
+    pub(crate) fn keep_alive_interval(&self) -> Option<Duration> {
+        self.transport().keep_alive_interval()
     }
 
-    pub(crate) fn keep_alive_interval(&self) -> Option<Duration> {
-        (self.keep_alive_interval_ms > 0)
-            .then(|| Duration::from_millis(self.keep_alive_interval_ms))
+    /// The transport of pooled connections. Peers may open the unidirectional streams that nodes
+    /// in the field count on, and no others: answers come on streams of our own.
+    pub(crate) fn transport(&self) -> Transport {
+        Transport {
+            idle_timeout_ms: self.idle_timeout_ms,
+            keep_alive_interval_ms: self.keep_alive_interval_ms,
+            peer_bidi_stream_count: 0,
+            udp_buffer_bytes: self.udp_buffer_bytes,
+            ..Transport::default()
+        }
+    }
+
+    /// The option `linger_ms`.
+    pub fn linger_ms(&self) -> u64 {
+        self.linger_ms
     }
 
     pub(crate) fn linger(&self) -> Duration {
@@ -154,10 +161,7 @@ impl Config {
     }
 
     pub(crate) fn queue_limits(&self) -> Load {
-        Load {
-            messages: size(self.queue_max_messages),
-            bytes: size(self.queue_max_bytes),
-        }
+        Load { messages: size(self.queue_max_messages), bytes: size(self.queue_max_bytes) }
     }
 
     pub(crate) fn pool_queue_limits(&self) -> Load {
@@ -188,6 +192,18 @@ impl Config {
     }
 }
 
+/// Keep-alives within one idle timeout, when nothing is said: one may be lost.
+const KEEP_ALIVES_PER_TIMEOUT: u64 = 3;
+
+/// The keep-alive interval to go with an idle timeout, both in milliseconds.
+pub(crate) fn keep_alive(value: u64, idle_timeout: u64, is_given: bool) -> Result<u64, BadOption> {
+    match value < idle_timeout {
+        true => Ok(value),
+        false if is_given => Err(BadOption { key: "keep_alive_interval_ms", value }),
+        false => Ok(idle_timeout / KEEP_ALIVES_PER_TIMEOUT),
+    }
+}
+
 /// An amount of messages: how many, and their payload bytes together.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Load {
@@ -197,7 +213,7 @@ pub struct Load {
     pub bytes: usize,
 }
 
-fn size(value: u64) -> usize {
+pub(crate) fn size(value: u64) -> usize {
     usize::try_from(value).unwrap_or(usize::MAX)
 }
 
@@ -211,16 +227,10 @@ mod tests {
             let mut config = Config::default();
             assert_eq!(config.set(bounds.key, bounds.min), Ok(true));
             assert_eq!(config.set(bounds.key, bounds.max), Ok(true));
-            let above = BadOption {
-                key: bounds.key,
-                value: bounds.max + 1,
-            };
+            let above = BadOption { key: bounds.key, value: bounds.max + 1 };
             assert_eq!(config.set(bounds.key, above.value), Err(above));
             if let Some(value) = bounds.min.checked_sub(1) {
-                let below = BadOption {
-                    key: bounds.key,
-                    value,
-                };
+                let below = BadOption { key: bounds.key, value };
                 assert_eq!(config.set(bounds.key, value), Err(below));
             }
         }
@@ -229,12 +239,11 @@ mod tests {
     #[test]
     fn the_defaults_are_within_their_bounds_and_agree_with_each_other() {
         for bounds in Config::OPTIONS {
-            assert!(
-                (bounds.min..=bounds.max).contains(&bounds.default),
-                "{bounds:?}"
-            );
+            assert!((bounds.min..=bounds.max).contains(&bounds.default), "{bounds:?}");
         }
-        assert_eq!(Config::default().check(), Ok(()));
+        let mut config = Config::default();
+        assert_eq!(config.settle(true), Ok(()));
+        assert_eq!(config, Config::default());
     }
 
     #[test]
@@ -243,15 +252,12 @@ mod tests {
     }
 
     #[test]
-    fn a_keep_alive_that_comes_after_the_idle_timeout_is_refused() {
+    fn a_keep_alive_that_comes_after_the_idle_timeout_is_refused_if_it_was_asked_for() {
         let mut config = Config::default();
-        assert_eq!(config.set("idle_timeout_ms", 10_000), Ok(true));
-        assert_eq!(
-            config.check(),
-            Err(BadOption {
-                key: "keep_alive_interval_ms",
-                value: 20_000
-            })
-        );
+        assert_eq!(config.set("idle_timeout_ms", 9_000), Ok(true));
+        let late = BadOption { key: "keep_alive_interval_ms", value: 20_000 };
+        assert_eq!(config.settle(true), Err(late));
+        assert_eq!(config.settle(false), Ok(()));
+        assert_eq!(config.keep_alive_interval(), Some(Duration::from_secs(3)));
     }
 }

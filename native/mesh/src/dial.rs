@@ -7,55 +7,92 @@ use std::sync::Arc;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use quinn::crypto::rustls::QuicClientConfig;
-use quinn::{ClientConfig, IdleTimeout, TransportConfig, VarInt};
+use quinn::{ClientConfig, VarInt};
 use tokio::sync::Semaphore;
 use tokio::time::{Duration, Instant, sleep, timeout_at};
 
-use crate::address::{Address, Resolver};
-use crate::endpoint::Endpoint;
+use crate::Error;
+use crate::address::{Address, Resolver, canonical};
+use crate::endpoint::{Endpoint, Granted};
 use crate::handshake::Observed;
-use crate::tls::{self, Identity};
-use crate::{Config, Error};
+use crate::settings::Settings;
+use crate::tls;
+use crate::verify::{Verdict, Verification};
 
 /// The Connection Attempt Delay (RFC 8305, section 5): how long one address has a head start
 /// over the next.
 const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
-/// Bidirectional streams that a peer may open towards us: none, since answers come on streams of
-/// our own, and quinn keeps memory for each stream that is allowed.
-const PEER_BIDI_STREAMS: u32 = 0;
-/// Unidirectional streams that a peer may open towards us: what nodes in the field count on.
-const PEER_UNI_STREAMS: u32 = 3;
-/// Bytes of all streams of one connection that a peer may send before we have read them: memory
-/// that it may pin here.
-pub(crate) const RECEIVE_WINDOW: u32 = 8 * 1024 * 1024;
+/// The code for a peer that does not hold the right key: the TLS alert access_denied as QUIC
+/// would carry it (RFC 9001, section 4.8), from the application since TLS has been passed.
+const IMPOSTOR: VarInt = VarInt::from_u32(0x131);
 
-/// Dials peers through one endpoint.
+/// Dials peers with one set of options.
 #[derive(Debug)]
 pub(crate) struct Dialer {
-    endpoint: Endpoint,
+    endpoint: Arc<Endpoint>,
     resolver: Resolver,
-    client: ClientConfig,
+    settings: Settings,
+    /// The configuration of all dials, unless each needs its own to learn why it was refused.
+    shared: Option<ClientConfig>,
     turns: Semaphore,
     timeout: Duration,
 }
 
 impl Dialer {
-    pub(crate) fn new(config: &Config, identity: Option<Identity>) -> Result<Self, Error> {
+    /// # Errors
+    /// What is wrong with the identity or the roots of `settings`.
+    pub(crate) fn new(
+        endpoint: Arc<Endpoint>,
+        settings: Settings,
+        max_dials: usize,
+        timeout: Duration,
+    ) -> Result<Self, Error> {
+        let config = client_config(&settings, Verdict::default())?;
+        let is_shared = !matches!(settings.verification, Verification::Peer { .. });
         Ok(Self {
-            endpoint: Endpoint::new(config.udp_buffer_bytes()),
+            endpoint,
             resolver: Resolver::new(),
-            client: client_config(config, identity)?,
-            turns: Semaphore::new(config.max_concurrent_dials()),
-            timeout: config.connect_timeout(),
+            settings,
+            shared: is_shared.then_some(config),
+            turns: Semaphore::new(max_dials),
+            timeout,
         })
     }
 
-    /// A connection to `address`, by the deadline that begins now.
-    pub(crate) async fn dial(&self, address: &Address) -> Result<quinn::Connection, Error> {
+    /// A connection to `node` at `address`, by the deadline that begins now.
+    pub(crate) async fn dial(
+        &self,
+        address: &Address,
+        node: &[u8],
+    ) -> Result<quinn::Connection, Error> {
         let deadline = Instant::now() + self.timeout;
-        timeout_at(deadline, self.attempt(address))
-            .await
-            .unwrap_or(Err(Error::ConnectTimeout))
+        let dialled = timeout_at(deadline, self.attempt(address)).await;
+        let connection = dialled.unwrap_or(Err(Error::ConnectTimeout))?;
+        if let Verification::Key(rule) = self.settings.verification {
+            // Before anything is sent: whoever it is, it learns nothing from us.
+            if let Err(fault) = rule.check_server(&connection, node) {
+                connection.close(IMPOSTOR, &[]);
+                return Err(fault.into());
+            }
+        }
+        Ok(connection)
+    }
+
+    /// Whether who answers has to prove anything.
+    pub(crate) fn verifies(&self) -> bool {
+        !matches!(self.settings.verification, Verification::None)
+    }
+
+    /// The buffers of the socket.
+    pub(crate) fn granted(&self) -> Granted {
+        self.endpoint.granted()
+    }
+
+    /// Where we are on a connection of ours.
+    pub(crate) fn local_address(&self, connection: &quinn::Connection) -> Option<SocketAddr> {
+        let bound = self.endpoint.local_address()?;
+        let ip = connection.local_ip().unwrap_or_else(|| bound.ip());
+        Some(canonical(SocketAddr::new(ip, bound.port())))
     }
 
     /// Closes all connections.
@@ -66,7 +103,11 @@ impl Dialer {
     async fn attempt(&self, address: &Address) -> Result<quinn::Connection, Error> {
         let _turn = self.turns.acquire().await.map_err(|_| Error::Cancelled)?;
         let addresses = self.resolver.resolve(address).await?;
-        self.race(addresses, &address.server_name()).await
+        let server_name = match &self.settings.server_name {
+            Some(name) => name.clone(),
+            None => address.server_name(),
+        };
+        self.race(addresses, &server_name).await
     }
 
     /// The first connection that any of `addresses` gives, each tried a little after the one
@@ -76,10 +117,13 @@ impl Dialer {
         addresses: Vec<SocketAddr>,
         server_name: &str,
     ) -> Result<quinn::Connection, Error> {
+        let verdict = Verdict::default();
+        let config = match &self.shared {
+            Some(config) => config.clone(),
+            None => client_config(&self.settings, verdict.clone())?,
+        };
         let connect = |address| {
-            let connecting = self
-                .endpoint
-                .connect(self.client.clone(), address, server_name);
+            let connecting = self.endpoint.connect(config.clone(), address, server_name);
             async move { Ok::<_, Error>(connecting?.await?) }
         };
         let mut addresses = addresses.into_iter();
@@ -91,7 +135,7 @@ impl Dialer {
             tokio::select! {
                 outcome = attempts.next() => match outcome {
                     Some(Ok(connection)) => return Ok(connection),
-                    Some(Err(error)) => last = error,
+                    Some(Err(error)) => last = verdict.fault().map_or(error, Error::from),
                     None => return Err(last),
                 },
                 () = sleep(ATTEMPT_DELAY), if more => {}
@@ -100,27 +144,16 @@ impl Dialer {
     }
 }
 
-fn client_config(config: &Config, identity: Option<Identity>) -> Result<ClientConfig, Error> {
-    let tls = tls::client_config(identity).map_err(|_| Error::Cancelled)?;
+fn client_config(settings: &Settings, verdict: Verdict) -> Result<ClientConfig, Error> {
+    let tls = tls::client_config(settings, verdict)?;
     let quic = QuicClientConfig::try_from(tls).map_err(|_| Error::Cancelled)?;
     let mut client = ClientConfig::new(Arc::new(Observed(Arc::new(quic))));
-    client.transport_config(Arc::new(transport(config)));
+    client.transport_config(Arc::new(settings.transport.quinn()));
     Ok(client)
 }
 
-fn transport(config: &Config) -> TransportConfig {
-    let mut transport = TransportConfig::default();
-    transport
-        .max_idle_timeout(IdleTimeout::try_from(config.idle_timeout()).ok())
-        .keep_alive_interval(config.keep_alive_interval())
-        .max_concurrent_bidi_streams(VarInt::from_u32(PEER_BIDI_STREAMS))
-        .max_concurrent_uni_streams(VarInt::from_u32(PEER_UNI_STREAMS))
-        .receive_window(VarInt::from_u32(RECEIVE_WINDOW))
-        .datagram_receive_buffer_size(None);
-    transport
-}
-
 #[cfg(test)]
+#[allow(clippy::disallowed_methods, reason = "tokio's test macro blocks, on a thread of the test")]
 mod tests {
     use std::io;
     use std::net::{Ipv4Addr, UdpSocket};
@@ -135,11 +168,9 @@ mod tests {
     use super::*;
 
     fn dialer(connect_timeout_ms: u64) -> Dialer {
-        let mut config = Config::default();
-        config
-            .set("connect_timeout_ms", connect_timeout_ms)
-            .expect("a timeout");
-        Dialer::new(&config, None).expect("a dialer")
+        let endpoint = Arc::new(Endpoint::new(65_536));
+        let timeout = Duration::from_millis(connect_timeout_ms);
+        Dialer::new(endpoint, Settings::default(), 1, timeout).expect("a dialer")
     }
 
     /// A peer that accepts every connection, for as long as it is kept.
@@ -184,29 +215,23 @@ mod tests {
         let (_socket, silent) = silent();
         let live = peer.local_addr().expect("an address");
         let connection = dialer(60_000).race(vec![silent, live], "peer").await;
-        assert_eq!(
-            connection.expect("a connection").remote_address().port(),
-            live.port()
-        );
+        assert_eq!(connection.expect("a connection").remote_address().port(), live.port());
     }
 
     #[tokio::test]
     async fn the_deadline_fires_when_no_address_answers() {
         let (_socket, silent) = silent();
-        let outcome = dialer(50).dial(&Address::from(silent)).await;
+        let outcome = dialer(50).dial(&Address::from(silent), &[]).await;
         assert_eq!(outcome.err(), Some(Error::ConnectTimeout));
     }
 
     #[tokio::test]
     async fn a_turn_that_never_comes_is_bounded_by_the_deadline() {
-        let mut config = Config::default();
-        config.set("max_concurrent_dials", 1).expect("a limit");
-        config.set("connect_timeout_ms", 100).expect("a timeout");
-        let dialer = Dialer::new(&config, None).expect("a dialer");
+        let dialer = dialer(100);
         let _turn = dialer.turns.acquire().await.expect("the only turn");
         let peer = peer();
         let live = Address::from(peer.local_addr().expect("an address"));
-        assert_eq!(dialer.dial(&live).await.err(), Some(Error::ConnectTimeout));
+        assert_eq!(dialer.dial(&live, &[]).await.err(), Some(Error::ConnectTimeout));
     }
 
     /// A socket that fails as one whose network device has gone.
@@ -247,21 +272,19 @@ mod tests {
         let peer = peer();
         let live = Address::from(peer.local_addr().expect("an address"));
         let dialer = dialer(5_000);
-        let first = dialer.dial(&live).await.expect("a connection");
+        let first = dialer.dial(&live, &[]).await.expect("a connection");
         let bound = dialer.endpoint.bound().expect("the endpoint");
-        bound
-            .rebind_abstract(Arc::new(Broken))
-            .expect("another socket");
+        bound.rebind_abstract(Arc::new(Broken)).expect("another socket");
         drop(bound);
         first.closed().await;
-        assert!(dialer.dial(&live).await.is_ok());
+        assert!(dialer.dial(&live, &[]).await.is_ok());
     }
 
     #[tokio::test]
     async fn the_peer_s_transport_parameters_are_known() {
         let peer = peer();
         let live = Address::from(peer.local_addr().expect("an address"));
-        let connection = dialer(5_000).dial(&live).await.expect("a connection");
+        let connection = dialer(5_000).dial(&live, &[]).await.expect("a connection");
         let parameters = crate::handshake::PeerParameters::of(&connection);
         // quinn's defaults: 100 streams and 30 seconds.
         assert_eq!(parameters.bidi_streams, 100);

@@ -6,7 +6,7 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use quinn::{ClientConfig, ConnectError, Connecting, EndpointConfig, VarInt};
+use quinn::{ClientConfig, ConnectError, Connecting, EndpointConfig, ServerConfig, VarInt};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::Error;
@@ -21,21 +21,25 @@ pub(crate) struct Endpoint {
     state: Mutex<State>,
 }
 
+/// The socket buffers that the kernel has granted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Granted {
+    pub(crate) receive_bytes: usize,
+    pub(crate) send_bytes: usize,
+}
+
 #[derive(Debug)]
 enum State {
     /// No connection was wanted yet, or the socket has died.
     Unbound,
-    Bound(quinn::Endpoint),
+    Bound(quinn::Endpoint, Granted),
     Closed,
 }
 
 impl Endpoint {
     /// Nothing is bound before the first dial.
     pub(crate) fn new(buffer_bytes: usize) -> Self {
-        Self {
-            buffer_bytes,
-            state: Mutex::new(State::Unbound),
-        }
+        Self { buffer_bytes, state: Mutex::new(State::Unbound) }
     }
 
     /// Begins a handshake, on a new socket if the old one has died.
@@ -60,24 +64,38 @@ impl Endpoint {
     /// Closes what is still open and waits a moment for the packets to leave.
     pub(crate) async fn close(&self) {
         let state = std::mem::replace(&mut *self.lock(), State::Closed);
-        let State::Bound(endpoint) = state else {
+        let State::Bound(endpoint, _) = state else {
             return;
         };
         endpoint.close(VarInt::from_u32(0), &[]);
         // A timeout is no failure: the peers time out too.
-        tokio::time::timeout(FAREWELL, endpoint.wait_idle())
-            .await
-            .ok();
+        tokio::time::timeout(FAREWELL, endpoint.wait_idle()).await.ok();
+    }
+
+    /// The socket's buffers; nothing before the first dial.
+    pub(crate) fn granted(&self) -> Granted {
+        match &*self.lock() {
+            State::Bound(_, granted) => *granted,
+            State::Unbound | State::Closed => Granted::default(),
+        }
+    }
+
+    /// Where the socket is bound, if it is.
+    pub(crate) fn local_address(&self) -> Option<SocketAddr> {
+        match &*self.lock() {
+            State::Bound(endpoint, _) => endpoint.local_addr().ok(),
+            State::Unbound | State::Closed => None,
+        }
     }
 
     pub(crate) fn bound(&self) -> Result<quinn::Endpoint, Error> {
         let mut state = self.lock();
         match &*state {
-            State::Bound(endpoint) => Ok(endpoint.clone()),
+            State::Bound(endpoint, _) => Ok(endpoint.clone()),
             State::Closed => Err(Error::PoolClosed),
             State::Unbound => {
-                let endpoint = bind(self.buffer_bytes)?;
-                *state = State::Bound(endpoint.clone());
+                let (endpoint, granted) = bind(self.buffer_bytes)?;
+                *state = State::Bound(endpoint.clone(), granted);
                 Ok(endpoint)
             }
         }
@@ -85,7 +103,7 @@ impl Endpoint {
 
     fn discard(&self) {
         let mut state = self.lock();
-        if matches!(*state, State::Bound(_)) {
+        if matches!(*state, State::Bound(..)) {
             *state = State::Unbound;
         }
     }
@@ -96,25 +114,31 @@ impl Endpoint {
     }
 }
 
-fn bind(buffer_bytes: usize) -> io::Result<quinn::Endpoint> {
-    let socket = dual_stack().or_else(|_| ipv4_only())?;
+fn bind(buffer_bytes: usize) -> io::Result<(quinn::Endpoint, Granted)> {
+    bind_at((Ipv6Addr::UNSPECIFIED, 0).into(), buffer_bytes, None)
+        .or_else(|_| bind_at((Ipv4Addr::UNSPECIFIED, 0).into(), buffer_bytes, None))
+}
+
+/// An endpoint at `address`. The unspecified IPv6 address stands for both families: IPv4 peers
+/// appear there as mapped addresses (RFC 3493, section 3.7).
+pub(crate) fn bind_at(
+    address: SocketAddr,
+    buffer_bytes: usize,
+    server: Option<ServerConfig>,
+) -> io::Result<(quinn::Endpoint, Granted)> {
+    let socket = Socket::new(Domain::for_address(address), Type::DGRAM, Some(Protocol::UDP))?;
+    if address.is_ipv6() {
+        socket.set_only_v6(!address.ip().is_unspecified())?;
+    }
+    socket.bind(&address.into())?;
     // The kernel grants what its limits allow, and a smaller buffer still works.
     socket.set_recv_buffer_size(buffer_bytes).ok();
     socket.set_send_buffer_size(buffer_bytes).ok();
+    let granted = Granted {
+        receive_bytes: socket.recv_buffer_size().unwrap_or_default(),
+        send_bytes: socket.send_buffer_size().unwrap_or_default(),
+    };
     let runtime = quinn::default_runtime().ok_or(io::ErrorKind::Unsupported)?;
-    quinn::Endpoint::new(EndpointConfig::default(), None, socket.into(), runtime)
-}
-
-/// One socket for both families: IPv4 peers appear as mapped addresses (RFC 3493, section 3.7).
-fn dual_stack() -> io::Result<Socket> {
-    let socket = Socket::new(Domain::IPV6, Type::DGRAM, Some(Protocol::UDP))?;
-    socket.set_only_v6(false)?;
-    socket.bind(&SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0)).into())?;
-    Ok(socket)
-}
-
-fn ipv4_only() -> io::Result<Socket> {
-    let socket = Socket::new(Domain::IPV4, Type::DGRAM, Some(Protocol::UDP))?;
-    socket.bind(&SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)).into())?;
-    Ok(socket)
+    let config = EndpointConfig::default();
+    Ok((quinn::Endpoint::new(config, server, socket.into(), runtime)?, granted))
 }

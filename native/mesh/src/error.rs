@@ -5,6 +5,8 @@ use std::io;
 use quinn::{ConnectError, ConnectionError, VarInt};
 use thiserror::Error as Describe;
 
+use crate::verify::Fault;
+
 /// Why a connection could not be made, why it ended, or why a message was not taken.
 #[derive(Clone, Debug, PartialEq, Eq, Describe)]
 pub enum Error {
@@ -20,6 +22,9 @@ pub enum Error {
     /// The host name cannot stand in a TLS server name indication (RFC 6066, section 3).
     #[error("the host name is not a valid server name")]
     InvalidServerName,
+    /// The other side did not prove who it is.
+    #[error("not verified: {0}")]
+    Unverified(#[from] Fault),
     /// The peer refused the connection (CONNECTION_REFUSED, RFC 9000, section 20.1).
     #[error("the peer refused the connection")]
     Refused,
@@ -87,6 +92,7 @@ impl Error {
             Self::ConnectTimeout => "timeout",
             Self::NameNotFound => "nxdomain",
             Self::InvalidServerName => "invalid_server_name",
+            Self::Unverified(_) => "unverified",
             Self::Refused => "refused",
             Self::TlsAlert(_) => "tls_alert",
             Self::VersionMismatch => "version_mismatch",

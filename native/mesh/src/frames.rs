@@ -37,12 +37,7 @@ pub(crate) struct Frames {
 
 impl Frames {
     pub(crate) fn new(packet: Packet, max_bytes: usize) -> Self {
-        Self {
-            packet,
-            max_bytes,
-            parts: VecDeque::new(),
-            held: 0,
-        }
+        Self { packet, max_bytes, parts: VecDeque::new(), held: 0 }
     }
 
     pub(crate) fn set_packet(&mut self, packet: Packet) {
@@ -125,16 +120,12 @@ mod tests {
     use super::*;
 
     fn frame(payload: &[u8]) -> Vec<u8> {
-        let length = u32::try_from(payload.len())
-            .expect("a short payload")
-            .to_be_bytes();
+        let length = u32::try_from(payload.len()).expect("a short payload").to_be_bytes();
         [&[VERSION, 7, 0, 0], &length[..], payload].concat()
     }
 
     fn deliveries(frames: &mut Frames) -> Vec<Vec<u8>> {
-        std::iter::from_fn(|| frames.next().expect("no long frame"))
-            .map(|p| p.concat())
-            .collect()
+        std::iter::from_fn(|| frames.next().expect("no long frame")).map(|p| p.concat()).collect()
     }
 
     #[test]

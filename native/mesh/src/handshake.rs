@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Buf;
+use quinn::crypto::rustls::HandshakeData;
 use quinn::crypto::{
     self, ExportKeyingMaterialError, HeaderKey, KeyPair, Keys, PacketKey, Session,
 };
@@ -22,8 +23,10 @@ const MAX_IDLE_TIMEOUT: u64 = 0x01;
 const INITIAL_MAX_STREAMS_BIDI: u64 = 0x08;
 
 /// What the peer declared in the handshake.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct PeerParameters {
+    /// The application protocol agreed on (RFC 7301).
+    pub(crate) alpn: Vec<u8>,
     /// Silence after which the peer gives the connection up; `None`: never.
     pub(crate) idle_timeout: Option<Duration>,
     /// Bidirectional streams that we may open before any credit comes back.
@@ -88,7 +91,9 @@ struct ObservedSession(Box<dyn Session>);
 impl Session for ObservedSession {
     fn handshake_data(&self) -> Option<Box<dyn Any>> {
         let parameters = self.0.transport_parameters().ok().flatten()?;
-        Some(Box::new(PeerParameters::read(&parameters)))
+        let tls = self.0.handshake_data().and_then(|data| data.downcast::<HandshakeData>().ok());
+        let alpn = tls.and_then(|data| data.protocol).unwrap_or_default();
+        Some(Box::new(PeerParameters { alpn, ..PeerParameters::read(&parameters) }))
     }
 
     fn initial_keys(&self, dst_cid: &ConnectionId, side: Side) -> Keys {

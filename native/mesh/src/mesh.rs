@@ -12,13 +12,16 @@ use tokio::time::{sleep, timeout};
 use crate::address::Address;
 use crate::config::BadOption;
 use crate::dial::Dialer;
+use crate::endpoint::Endpoint;
 use crate::outbox::{Outbox, Remains};
 use crate::pool::{self, Pool, Slot, Ticket};
 use crate::pooled::{Context, Figures, PooledConnection};
 use crate::scope::Scope;
+use crate::settings::Settings;
 use crate::stats::Snapshot;
-use crate::stream::Stream;
+use crate::stream::{Stream, Usage};
 use crate::tls::Identity;
+use crate::verify::Verification;
 use crate::{Config, Error};
 
 /// Who a peer is: any bytes; 32 in practice.
@@ -121,6 +124,8 @@ struct Resident<T: Handles> {
     connection_handle: T::Connection,
     stream_handle: T::Stream,
     given: Box<[u8]>,
+    /// Notes that a stream of the connection was used.
+    usage: Usage,
     last_used: SystemTime,
 }
 
@@ -131,14 +136,15 @@ enum Claim<T: Handles> {
 }
 
 impl<T: Handles> Resident<T> {
-    fn new(connection: PooledConnection, given: Box<[u8]>) -> Self {
-        let stream = Stream::messages(connection.clone());
+    fn new(connection: PooledConnection, given: Box<[u8]>, usage: Usage) -> Self {
+        let stream = Stream::messages(connection.clone(), usage.clone());
         Self {
             connection_handle: T::connection(connection.clone()),
             stream_handle: T::stream(stream.clone()),
             connection,
             stream,
             given,
+            usage,
             last_used: SystemTime::now(),
         }
     }
@@ -146,7 +152,7 @@ impl<T: Handles> Resident<T> {
     /// Uses the connection; its stream is made anew if somebody has closed it.
     fn checkout(&mut self) -> T::Stream {
         if !self.stream.is_open() {
-            self.stream = Stream::messages(self.connection.clone());
+            self.stream = Stream::messages(self.connection.clone(), self.usage.clone());
             self.stream_handle = T::stream(self.stream.clone());
         }
         self.last_used = SystemTime::now();
@@ -178,11 +184,11 @@ impl<T: Handles> Mesh<T> {
     /// An empty pool whose tasks run on `runtime`. `observer` must not block.
     ///
     /// # Errors
-    /// [`Error::Cancelled`] when TLS takes `identity` for no identity; one that was loaded by
-    /// [`Identity::load`] is.
+    /// [`Error::Unverified`] when the roots of `verification` are of no use.
     pub fn new(
         config: Config,
         identity: Option<Identity>,
+        verification: Verification,
         runtime: Handle,
         observer: impl Fn(Event) + Send + Sync + 'static,
     ) -> Result<Self, Error> {
@@ -191,8 +197,19 @@ impl<T: Handles> Mesh<T> {
             is_closed: false,
             has_dialled: false,
         };
+        let settings = Settings {
+            transport: config.transport(),
+            identity,
+            verification,
+            ..Settings::default()
+        };
         let context = Context {
-            dialer: Dialer::new(&config, identity)?,
+            dialer: Dialer::new(
+                Arc::new(Endpoint::new(config.udp_buffer_bytes())),
+                settings,
+                config.max_concurrent_dials(),
+                config.connect_timeout(),
+            )?,
             scope: Scope::new(&config, runtime),
             config,
         };
@@ -233,10 +250,7 @@ impl<T: Handles> Mesh<T> {
                 Claim::Ready(stream) => return Ok(stream),
                 Claim::Pending(pending) => pending,
             };
-            let outcome = pending
-                .wait_for(Option::is_some)
-                .await
-                .map_err(|_| Error::Cancelled)?;
+            let outcome = pending.wait_for(Option::is_some).await.map_err(|_| Error::Cancelled)?;
             outcome.clone().unwrap_or(Err(Error::Cancelled))
         }
     }
@@ -282,24 +296,14 @@ impl<T: Handles> Mesh<T> {
 
     /// What is known of the connection to `node`. This is no use of it.
     pub fn info(&self, node: &[u8]) -> Option<Info<T>> {
-        self.0
-            .lock()
-            .pool
-            .peek(node)
-            .filter(|resident| resident.is_alive())?
-            .info()
+        self.0.lock().pool.peek(node).filter(|resident| resident.is_alive())?.info()
     }
 
     /// What is known of each connection, the most recently used first.
     pub fn list(&self) -> Vec<(NodeId, Info<T>)> {
         let slots = self.0.lock();
-        let alive = slots
-            .pool
-            .iter()
-            .filter(|(_, resident)| resident.is_alive());
-        alive
-            .filter_map(|(node, resident)| Some((node.clone(), resident.info()?)))
-            .collect()
+        let alive = slots.pool.iter().filter(|(_, resident)| resident.is_alive());
+        alive.filter_map(|(node, resident)| Some((node.clone(), resident.info()?))).collect()
     }
 
     /// How many connections are in the pool.
@@ -328,12 +332,15 @@ impl<T: Handles> Mesh<T> {
             let slots = self.0.lock();
             (slots.pool.ready(), slots.pool.dialing(), slots.pool.limit())
         };
+        let granted = context.dialer.granted();
         Snapshot {
             size,
             dialing,
             limit: limit.get(),
             tasks: context.scope.tasks.count(),
             outstanding: context.scope.budget.used(),
+            udp_receive_buffer_bytes: granted.receive_bytes,
+            udp_send_buffer_bytes: granted.send_bytes,
             ..context.scope.stats.snapshot()
         }
     }
@@ -442,7 +449,7 @@ impl<T: Handles> Shared<T> {
         if slots.pool.dialing() >= self.context.config.max_pending_dials() {
             return Err(Error::TooManyDials);
         }
-        if !std::mem::replace(&mut slots.has_dialled, true) {
+        if !std::mem::replace(&mut slots.has_dialled, true) && !self.context.dialer.verifies() {
             (self.observer)(Event::Unverified);
         }
         let (outcome, _) = watch::channel(None);
@@ -461,10 +468,7 @@ impl<T: Handles> Shared<T> {
             is_retry,
             end: Error::Cancelled,
         };
-        self.context
-            .scope
-            .tasks
-            .spawn(tenancy.run(dial.outcome.clone()));
+        self.context.scope.tasks.spawn(tenancy.run(dial.outcome.clone()));
         Ok(dial)
     }
 
@@ -499,10 +503,7 @@ impl<T: Handles> Shared<T> {
             resident.connection.outbox().drain(Error::PoolClosed);
         }
         let tasks = &self.context.scope.tasks;
-        if timeout(self.context.scope.linger, tasks.ended())
-            .await
-            .is_err()
-        {
+        if timeout(self.context.scope.linger, tasks.ended()).await.is_err() {
             tasks.stop();
             tasks.ended().await;
         }
@@ -517,10 +518,7 @@ impl<T: Handles> Shared<T> {
 
 impl<T: Handles> Clone for Dial<T> {
     fn clone(&self) -> Self {
-        Self {
-            outbox: self.outbox.clone(),
-            outcome: self.outcome.clone(),
-        }
+        Self { outbox: self.outbox.clone(), outcome: self.outcome.clone() }
     }
 }
 
@@ -544,7 +542,7 @@ impl<T: Handles> Tenancy<T> {
         let context = self.shared.context.clone();
         context.scope.stats.dials.add(1);
         let dialled = tokio::select! {
-            dialled = context.dialer.dial(&self.target.address) => dialled,
+            dialled = context.dialer.dial(&self.target.address, &self.node) => dialled,
             reason = self.abandoned(context.scope.linger) => Err(reason),
         };
         let carrier = match dialled {
@@ -565,7 +563,7 @@ impl<T: Handles> Tenancy<T> {
             report(&outcome, Ok(stream));
         }
         drop(outcome);
-        self.end = connection.serve(&self.target.address).await;
+        self.end = connection.serve(&self.target.address, &self.node).await;
         context.scope.stats.closes.add(&self.end, 1);
     }
 
@@ -579,15 +577,23 @@ impl<T: Handles> Tenancy<T> {
         self.outbox.refusal().unwrap_or(Error::Cancelled)
     }
 
+    /// Makes the connection the most recently used; does nothing when it has left the pool.
+    fn usage(&self) -> Usage {
+        let (shared, node, ticket) = (Arc::downgrade(&self.shared), self.node.clone(), self.ticket);
+        Arc::new(move || {
+            if let Some(shared) = shared.upgrade()
+                && let Some(resident) = shared.lock().pool.touch(&node, ticket)
+            {
+                resident.last_used = SystemTime::now();
+            }
+        })
+    }
+
     /// Makes the slot ready. `None`: it was removed during the dial, and its outbox only drains.
     fn move_in(&self, connection: PooledConnection) -> Option<T::Stream> {
-        let resident = Resident::<T>::new(connection, self.target.given.clone());
+        let resident = Resident::<T>::new(connection, self.target.given.clone(), self.usage());
         let stream = resident.stream_handle.clone();
-        let admitted = self
-            .shared
-            .lock()
-            .pool
-            .admit(&self.node, self.ticket, resident);
+        let admitted = self.shared.lock().pool.admit(&self.node, self.ticket, resident);
         if let Some((_, victim)) = admitted.ok()? {
             self.shared.evict(&victim);
         }
@@ -605,13 +611,9 @@ impl<T: Handles> Drop for Tenancy<T> {
         let remains = self.outbox.close(self.end.clone());
         stats.unconfirmed.add(remains.taken);
         // A peer that closes each connection before it has taken anything gets one retry.
-        let made_progress = self
-            .connection
-            .as_ref()
-            .is_some_and(PooledConnection::has_delivered);
+        let made_progress = self.connection.as_ref().is_some_and(PooledConnection::has_delivered);
         if self.connection.is_some() && self.end.is_loss() && (made_progress || !self.is_retry) {
-            self.shared
-                .resend(&self.node, self.target.clone(), remains, &self.end);
+            self.shared.resend(&self.node, self.target.clone(), remains, &self.end);
         } else {
             stats.dropped.add(&self.end, remains.queued.len());
         }

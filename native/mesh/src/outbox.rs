@@ -27,11 +27,7 @@ pub(crate) struct Budget {
 
 impl Budget {
     pub(crate) fn new(limit: Load) -> Self {
-        Self {
-            limit,
-            messages: AtomicUsize::new(0),
-            bytes: AtomicUsize::new(0),
-        }
+        Self { limit, messages: AtomicUsize::new(0), bytes: AtomicUsize::new(0) }
     }
 
     pub(crate) fn used(&self) -> Load {
@@ -172,9 +168,7 @@ impl Outbox {
         let mut state = self.lock();
         for message in messages {
             if state.phase == Phase::Open
-                && self
-                    .fits(&state, &message, self.limits.outstanding.bytes)
-                    .is_ok()
+                && self.fits(&state, &message, self.limits.outstanding.bytes).is_ok()
             {
                 self.enqueue(&mut state, message);
             } else {
@@ -199,9 +193,7 @@ impl Outbox {
     pub(crate) fn send(&self, message: Bytes) -> Result<Sent, Error> {
         let mut state = self.open(&message)?;
         if state.waiting.is_empty()
-            && self
-                .fits(&state, &message, self.limits.watermark_bytes)
-                .is_ok()
+            && self.fits(&state, &message, self.limits.watermark_bytes).is_ok()
         {
             self.accept(&mut state, message);
             return Ok(Sent::Accepted);
@@ -301,10 +293,7 @@ impl Outbox {
             // A sender that has gone needs no answer.
             sender.turn.send(Err(reason.clone())).ok();
         }
-        Remains {
-            taken: load.messages.saturating_sub(queued.len()),
-            queued,
-        }
+        Remains { taken: load.messages.saturating_sub(queued.len()), queued }
     }
 
     /// Whether nothing is queued, in flight, or waiting.
@@ -343,11 +332,7 @@ impl Outbox {
         {
             return Err(Error::QueueFull);
         }
-        if self.budget.reserve(message.len()) {
-            Ok(())
-        } else {
-            Err(Error::PoolQueueFull)
-        }
+        if self.budget.reserve(message.len()) { Ok(()) } else { Err(Error::PoolQueueFull) }
     }
 
     fn accept(&self, state: &mut State, message: Bytes) {
@@ -374,10 +359,7 @@ impl Outbox {
             if next.turn.is_closed() {
                 continue; // Its process has gone, and the message was never accepted.
             }
-            if self
-                .fits(state, &next.message, self.limits.watermark_bytes)
-                .is_err()
-            {
+            if self.fits(state, &next.message, self.limits.watermark_bytes).is_err() {
                 state.waiting.push_front(next);
                 return;
             }
@@ -402,24 +384,11 @@ impl Drop for Outbox {
 mod tests {
     use super::*;
 
-    const ROOMY: Load = Load {
-        messages: 100,
-        bytes: 1_000,
-    };
+    const ROOMY: Load = Load { messages: 100, bytes: 1_000 };
 
     fn outbox(limit: Load, watermark_bytes: usize, budget: Load) -> (Outbox, Arc<Budget>) {
         let budget = Arc::new(Budget::new(budget));
-        (
-            Outbox::new(
-                Limits {
-                    outstanding: limit,
-                    watermark_bytes,
-                },
-                budget.clone(),
-                None,
-            ),
-            budget,
-        )
+        (Outbox::new(Limits { outstanding: limit, watermark_bytes }, budget.clone(), None), budget)
     }
 
     fn message(bytes: usize) -> Bytes {
@@ -428,14 +397,7 @@ mod tests {
 
     #[test]
     fn refuses_what_exceeds_the_peers_share() {
-        let (outbox, _) = outbox(
-            Load {
-                messages: 2,
-                bytes: 100,
-            },
-            100,
-            ROOMY,
-        );
+        let (outbox, _) = outbox(Load { messages: 2, bytes: 100 }, 100, ROOMY);
         assert_eq!(outbox.push(message(101)), Err(Error::MessageTooLarge));
         assert_eq!(outbox.push(message(90)), Ok(()));
         assert_eq!(outbox.push(message(11)), Err(Error::QueueFull));
@@ -445,14 +407,7 @@ mod tests {
 
     #[test]
     fn refuses_what_exceeds_the_pools_share_and_gives_it_back() {
-        let (outbox, budget) = outbox(
-            ROOMY,
-            1_000,
-            Load {
-                messages: 2,
-                bytes: 50,
-            },
-        );
+        let (outbox, budget) = outbox(ROOMY, 1_000, Load { messages: 2, bytes: 50 });
         assert_eq!(outbox.push(message(40)), Ok(()));
         assert_eq!(outbox.push(message(20)), Err(Error::PoolQueueFull));
         assert_eq!(outbox.take().map(|m| m.len()), Some(40));

@@ -50,12 +50,7 @@ pub(crate) const VICTIM_SEARCH: usize = 128;
 impl<K: Hash + Eq + Clone, D, R: Resident> Pool<K, D, R> {
     /// An empty pool that keeps at most `limit` ready slots.
     pub(crate) fn new(limit: NonZeroUsize) -> Self {
-        Self {
-            limit,
-            dialing: HashMap::new(),
-            ready: LruCache::unbounded(),
-            issued: 0,
-        }
+        Self { limit, dialing: HashMap::new(), ready: LruCache::unbounded(), issued: 0 }
     }
 
     /// What is there for `key`; a ready slot becomes the most recently used.
@@ -71,6 +66,16 @@ impl<K: Hash + Eq + Clone, D, R: Resident> Pool<K, D, R> {
             Some((_, dial)) => Slot::Dialing(dial),
             None => Slot::Vacant,
         }
+    }
+
+    /// Makes the ready slot `ticket` of `key` the most recently used.
+    pub(crate) fn touch<Q>(&mut self, key: &Q, ticket: Ticket) -> Option<&mut R>
+    where
+        K: std::borrow::Borrow<Q>,
+        Q: Hash + Eq + ?Sized,
+    {
+        self.ready.peek(key).filter(|(there, _)| *there == ticket)?;
+        self.ready.get_mut(key).map(|(_, resident)| resident)
     }
 
     /// The ready slot of `key`, without using it.
@@ -102,11 +107,7 @@ impl<K: Hash + Eq + Clone, D, R: Resident> Pool<K, D, R> {
         ticket: Ticket,
         resident: R,
     ) -> Result<Option<(K, R)>, R> {
-        if self
-            .dialing
-            .get(key)
-            .is_none_or(|(there, _)| *there != ticket)
-        {
+        if self.dialing.get(key).is_none_or(|(there, _)| *there != ticket) {
             return Err(resident);
         }
         self.dialing.remove(key);
@@ -116,16 +117,10 @@ impl<K: Hash + Eq + Clone, D, R: Resident> Pool<K, D, R> {
 
     /// Removes the slot `ticket` of `key`, whatever its state; `false` when it had gone already.
     pub(crate) fn leave(&mut self, key: &K, ticket: Ticket) -> bool {
-        if self
-            .ready
-            .peek(key)
-            .is_some_and(|(there, _)| *there == ticket)
-        {
+        if self.ready.peek(key).is_some_and(|(there, _)| *there == ticket) {
             return self.ready.pop(key).is_some();
         }
-        self.dialing
-            .get(key)
-            .is_some_and(|(there, _)| *there == ticket)
+        self.dialing.get(key).is_some_and(|(there, _)| *there == ticket)
             && self.dialing.remove(key).is_some()
     }
 
@@ -153,17 +148,13 @@ impl<K: Hash + Eq + Clone, D, R: Resident> Pool<K, D, R> {
     /// Empties the pool.
     pub(crate) fn clear(&mut self) -> (Vec<D>, Vec<R>) {
         let dialing = self.dialing.drain().map(|(_, (_, dial))| dial).collect();
-        let ready = std::iter::from_fn(|| self.ready.pop_lru())
-            .map(|(_, (_, r))| r)
-            .collect();
+        let ready = std::iter::from_fn(|| self.ready.pop_lru()).map(|(_, (_, r))| r).collect();
         (dialing, ready)
     }
 
     /// Ready slots, the most recently used first.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (&K, &R)> {
-        self.ready
-            .iter()
-            .map(|(key, (_, resident))| (key, resident))
+        self.ready.iter().map(|(key, (_, resident))| (key, resident))
     }
 
     /// How many slots are ready.
@@ -187,12 +178,8 @@ impl<K: Hash + Eq + Clone, D, R: Resident> Pool<K, D, R> {
         if self.ready.len() <= self.limit.get() {
             return None;
         }
-        let mut candidates = self
-            .ready
-            .iter()
-            .rev()
-            .filter(|(key, _)| Some(*key) != newcomer)
-            .take(VICTIM_SEARCH);
+        let mut candidates =
+            self.ready.iter().rev().filter(|(key, _)| Some(*key) != newcomer).take(VICTIM_SEARCH);
         let oldest = candidates.next()?;
         let victim = std::iter::once(oldest)
             .chain(candidates)
@@ -200,9 +187,7 @@ impl<K: Hash + Eq + Clone, D, R: Resident> Pool<K, D, R> {
             .unwrap_or(oldest)
             .0
             .clone();
-        self.ready
-            .pop(&victim)
-            .map(|(_, resident)| (victim, resident))
+        self.ready.pop(&victim).map(|(_, resident)| (victim, resident))
     }
 }
 
@@ -235,17 +220,12 @@ mod tests {
     }
 
     fn toy(id: u64) -> Toy {
-        Toy {
-            id,
-            busy: Rc::default(),
-        }
+        Toy { id, busy: Rc::default() }
     }
 
     fn insert(pool: &mut Pool, key: u8, toy: Toy) -> Option<u8> {
         let ticket = pool.begin(key, ());
-        pool.admit(&key, ticket, toy)
-            .expect("its slot")
-            .map(|(key, _)| key)
+        pool.admit(&key, ticket, toy).expect("its slot").map(|(key, _)| key)
     }
 
     #[test]
@@ -319,10 +299,7 @@ mod tests {
                 return None;
             }
             let others = || self.ready.iter().filter(|(key, _)| Some(*key) != newcomer);
-            let victim = others()
-                .find(|(_, toy)| toy.is_idle())
-                .or_else(|| others().next())?
-                .0;
+            let victim = others().find(|(_, toy)| toy.is_idle()).or_else(|| others().next())?.0;
             self.forget(victim);
             Some(victim)
         }

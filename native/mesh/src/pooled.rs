@@ -14,14 +14,16 @@ use tokio::pin;
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, interval, sleep, timeout};
 
-use crate::address::Address;
-use crate::byte_stream::{ByteStream, Outgoing, Reader};
+use crate::address::{Address, canonical};
+use crate::byte_stream::{ByteStream, Ends, Outgoing, Reader};
 use crate::config::Load;
-use crate::dial::{Dialer, RECEIVE_WINDOW};
+use crate::connection::Traffic;
+use crate::dial::Dialer;
 use crate::frames::Packet;
 use crate::handshake::PeerParameters;
 use crate::outbox::{Next, Outbox};
 use crate::scope::Scope;
+use crate::settings::RECEIVE_WINDOW;
 use crate::stream::Stream;
 use crate::{Config, Error};
 
@@ -135,6 +137,17 @@ impl PooledConnection {
         self.0.remote
     }
 
+    /// Where we are; `None` when the connection has ended.
+    pub fn local_address(&self) -> Option<SocketAddr> {
+        let carrier = self.carrier()?;
+        self.0.context.dialer.local_address(&carrier)
+    }
+
+    /// The connection's counters; `None` when it has ended.
+    pub fn traffic(&self) -> Option<Traffic> {
+        Some(Traffic::of(&self.carrier()?, self.0.outbox.outstanding().bytes))
+    }
+
     /// Figures of the connection; `None` when it has ended.
     pub fn info(&self) -> Option<Figures> {
         let carrier = self.carrier()?;
@@ -170,15 +183,11 @@ impl PooledConnection {
         let id = send.id();
         let max_frame_bytes = self.0.context.config.queue_limits().bytes;
         let reader = Reader::new(recv, Packet::Macula, max_frame_bytes);
-        let scope = &self.0.context.scope;
-        let stream = ByteStream::start(
-            scope,
-            self.0.remote,
-            Some(send),
-            Some(reader),
-            id,
-            self.lease(),
-        );
+        let Context { scope, dialer, .. } = &*self.0.context;
+        let local = dialer.local_address(&carrier).ok_or(Error::Cancelled)?;
+        let ends = Ends { local, remote: self.0.remote };
+        let (budget, lease) = (scope.connection_budget(), self.lease());
+        let stream = ByteStream::start(scope, budget, ends, Some(send), Some(reader), id, lease);
         Ok(stream.into())
     }
 
@@ -217,7 +226,7 @@ impl PooledConnection {
     }
 
     /// Carries messages until the connection is over, and tells why it is.
-    pub(crate) async fn serve(&self, address: &Address) -> Error {
+    pub(crate) async fn serve(&self, address: &Address, node: &[u8]) -> Error {
         let mut patience = self.0.context.config.stream_credit_timeout();
         let places = Arc::new(Semaphore::new(MAX_RETIRED));
         while let Some(carrier) = self.carrier() {
@@ -226,14 +235,20 @@ impl PooledConnection {
                 End::Drained => break,
                 End::Exhausted => {}
             }
-            match self.0.context.dialer.dial(address).await {
+            let stats = &self.0.context.scope.stats;
+            stats.dials.add(1);
+            match self.0.context.dialer.dial(address, node).await {
                 Ok(fresh) => {
-                    self.0.context.scope.stats.renewals.add(1);
+                    stats.connections.add(1);
+                    stats.renewals.add(1);
                     patience = LEAST_PATIENCE.max(carrier.rtt() * KEEP_ALIVES_PER_TIMEOUT);
                     *self.lock() = Some(fresh);
                     self.retire(carrier, &places).await;
                 }
-                Err(_) => return Error::NoCredit,
+                Err(error) => {
+                    stats.dial_failures.add(&error, 1);
+                    return Error::NoCredit;
+                }
             }
         }
         self.refusal()
@@ -243,10 +258,7 @@ impl PooledConnection {
     pub(crate) fn end(&self) {
         // Closing what is lost already would put our reason over the peer's, and whoever waits on
         // one of its streams would be told that nobody knows why.
-        if let Some(carrier) = self
-            .lock()
-            .take()
-            .filter(|carrier| carrier.close_reason().is_none())
+        if let Some(carrier) = self.lock().take().filter(|carrier| carrier.close_reason().is_none())
         {
             carrier.close(NO_ERROR, &[]);
         }
@@ -339,7 +351,6 @@ impl PooledConnection {
                 stats.delivered_bytes.add(landing.bytes);
                 self.0.has_delivered.store(true, Ordering::Relaxed);
             }
-            Err(error @ Error::Stopped(_)) => stats.dropped.add(&error, 1),
             Err(_) => stats.unconfirmed.add(1),
         }
         self.0.outbox.settle(landing.bytes);
@@ -379,10 +390,7 @@ impl PooledConnection {
 
     /// A std mutex, because nothing awaits inside.
     fn lock(&self) -> MutexGuard<'_, Option<quinn::Connection>> {
-        self.0
-            .carrier
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+        self.0.carrier.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -406,10 +414,7 @@ async fn fly(message: Bytes, send: quinn::SendStream, mut recv: quinn::RecvStrea
         stream.write(message).await?;
         stream.finish().await
     };
-    Landing {
-        bytes,
-        outcome: outcome.await,
-    }
+    Landing { bytes, outcome: outcome.await }
 }
 
 /// Makes the peer acknowledge something. quinn has no ping to call, but a larger receive window
@@ -418,8 +423,4 @@ async fn fly(message: Bytes, send: quinn::SendStream, mut recv: quinn::RecvStrea
 fn ping(carrier: &quinn::Connection) {
     carrier.set_receive_window(VarInt::from_u32(RECEIVE_WINDOW + 1));
     carrier.set_receive_window(VarInt::from_u32(RECEIVE_WINDOW));
-}
-
-fn canonical(address: SocketAddr) -> SocketAddr {
-    SocketAddr::new(address.ip().to_canonical(), address.port())
 }

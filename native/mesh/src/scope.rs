@@ -38,8 +38,13 @@ impl Scope {
         Outbox::new(self.limits, self.budget.clone(), Some(self.stats.clone()))
     }
 
-    /// A queue of bytes of one stream.
-    pub(crate) fn stream_outbox(&self) -> Outbox {
-        Outbox::new(self.limits, self.budget.clone(), None)
+    /// A queue of bytes of one stream, within `budget`.
+    pub(crate) fn stream_outbox(&self, budget: Arc<Budget>) -> Outbox {
+        Outbox::new(self.limits, budget, None)
+    }
+
+    /// What all streams of one connection may hold together.
+    pub(crate) fn connection_budget(&self) -> Arc<Budget> {
+        Arc::new(Budget::new(self.limits.outstanding))
     }
 }

@@ -15,8 +15,7 @@ pub(crate) struct Counter(AtomicU64);
 impl Counter {
     pub(crate) fn add(&self, count: usize) {
         // Relaxed: a figure for people, which orders nothing.
-        self.0
-            .fetch_add(u64::try_from(count).unwrap_or(u64::MAX), Ordering::Relaxed);
+        self.0.fetch_add(u64::try_from(count).unwrap_or(u64::MAX), Ordering::Relaxed);
     }
 
     fn value(&self) -> u64 {
@@ -24,7 +23,7 @@ impl Counter {
     }
 }
 
-/// Counters by [`Error::name`].
+/// Counters by cause, an [`Error::name`] for the most part.
 #[derive(Debug, Default)]
 pub(crate) struct Causes(Mutex<BTreeMap<&'static str, u64>>);
 
@@ -33,15 +32,21 @@ impl Causes {
         if count == 0 {
             return;
         }
-        let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        *counts.entry(cause.name()).or_default() += u64::try_from(count).unwrap_or(u64::MAX);
+        self.increase(cause.name(), count);
     }
 
-    fn values(&self) -> BTreeMap<&'static str, u64> {
-        self.0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+    /// Counts something that is no error of a caller's.
+    pub(crate) fn count(&self, cause: &'static str) {
+        self.increase(cause, 1);
+    }
+
+    fn increase(&self, cause: &'static str, count: usize) {
+        let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        *counts.entry(cause).or_default() += u64::try_from(count).unwrap_or(u64::MAX);
+    }
+
+    pub(crate) fn values(&self) -> BTreeMap<&'static str, u64> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 
@@ -112,6 +117,10 @@ pub struct Snapshot {
     pub unconfirmed: u64,
     /// Tasks that panicked.
     pub panics: u64,
+    /// The receive buffer of the UDP socket, in bytes; 0 before the first dial.
+    pub udp_receive_buffer_bytes: usize,
+    /// The send buffer of the UDP socket, in bytes; 0 before the first dial.
+    pub udp_send_buffer_bytes: usize,
 }
 
 impl Stats {

@@ -19,23 +19,23 @@ pub struct Stream(Arc<Kind>);
 #[derive(Debug)]
 enum Kind {
     Messages(MessageStream),
-    Bytes(ByteStream),
+    Bytes(Box<ByteStream>),
 }
 
-#[derive(Debug)]
+/// Called at each use of a pooled stream.
+pub(crate) type Usage = Arc<dyn Fn() + Send + Sync>;
+
 struct MessageStream {
     connection: PooledConnection,
+    usage: Usage,
     is_open: AtomicBool,
 }
 
 impl Stream {
     /// The handle that the pool gives out: each send is one whole message.
-    pub(crate) fn messages(connection: PooledConnection) -> Self {
+    pub(crate) fn messages(connection: PooledConnection, usage: Usage) -> Self {
         let is_open = AtomicBool::new(true);
-        Self(Arc::new(Kind::Messages(MessageStream {
-            connection,
-            is_open,
-        })))
+        Self(Arc::new(Kind::Messages(MessageStream { connection, usage, is_open })))
     }
 
     /// The stream as one of plain bytes, if it is one.
@@ -51,7 +51,9 @@ impl Stream {
     /// # Errors
     /// Why the stream or its connection is gone, or [`Error::MessageTooLarge`].
     pub fn send(&self, data: Bytes) -> Result<Sent, Error> {
-        self.outbox()?.send(data)
+        let sent = self.outbox()?.send(data)?;
+        self.note_use();
+        Ok(sent)
     }
 
     /// Queues `data` if there is room for it.
@@ -60,7 +62,9 @@ impl Stream {
     /// [`Error::QueueFull`] or [`Error::PoolQueueFull`] when there is none, else as
     /// [`Stream::send`].
     pub fn try_send(&self, data: Bytes) -> Result<(), Error> {
-        self.outbox()?.try_send(data)
+        self.outbox()?.try_send(data)?;
+        self.note_use();
+        Ok(())
     }
 
     /// Closes the stream. One of plain bytes still sends what is queued, then FIN; the pooled one
@@ -85,6 +89,20 @@ impl Stream {
         }
     }
 
+    /// Where we are; `None` once a pooled connection has ended.
+    pub fn local_address(&self) -> Option<SocketAddr> {
+        match &*self.0 {
+            Kind::Messages(stream) => stream.connection.local_address(),
+            Kind::Bytes(stream) => Some(stream.local_address()),
+        }
+    }
+
+    fn note_use(&self) {
+        if let Kind::Messages(stream) = &*self.0 {
+            (stream.usage)();
+        }
+    }
+
     fn outbox(&self) -> Result<&Outbox, Error> {
         match &*self.0 {
             Kind::Messages(stream) if stream.is_open.load(Ordering::Acquire) => {
@@ -96,8 +114,16 @@ impl Stream {
     }
 }
 
+impl std::fmt::Debug for MessageStream {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("MessageStream")
+            .field("connection", &self.connection)
+            .finish_non_exhaustive()
+    }
+}
+
 impl From<ByteStream> for Stream {
     fn from(stream: ByteStream) -> Self {
-        Self(Arc::new(Kind::Bytes(stream)))
+        Self(Arc::new(Kind::Bytes(Box::new(stream))))
     }
 }

@@ -19,12 +19,7 @@ pub(crate) struct Tasks {
 
 impl Tasks {
     pub(crate) fn new(runtime: Handle, stats: Arc<Stats>) -> Self {
-        Self {
-            runtime,
-            tracker: TaskTracker::new(),
-            stop: CancellationToken::new(),
-            stats,
-        }
+        Self { runtime, tracker: TaskTracker::new(), stop: CancellationToken::new(), stats }
     }
 
     /// Runs `task` until it ends or all tasks are stopped. What it must leave in order, it leaves

@@ -1,17 +1,19 @@
-//! Certificates and the rustls configuration of outgoing connections. Which protocols are spoken
-//! and how a server is verified is decided here; the QUIC transport is not.
+//! Certificate files, and the rustls configurations of connections. What the other side has to
+//! prove is the business of `verify`.
 
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rustls::client::Resumption;
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms, ring};
+use rustls::crypto::ring;
 use rustls::pki_types::pem::{self, PemObject};
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
-use rustls::{ClientConfig, DigitallySignedStruct, InconsistentKeys, SignatureScheme};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::{ClientConfig, InconsistentKeys, RootCertStore, ServerConfig};
 use thiserror::Error;
+
+use crate::settings::Settings;
+use crate::verify::{self, Fault, Servers, Verdict};
 
 /// The application protocol that every node of the mesh understands (RFC 7301).
 pub const ALPN: &[u8] = b"macula";
@@ -25,10 +27,7 @@ pub struct Identity {
 
 impl Clone for Identity {
     fn clone(&self) -> Self {
-        Self {
-            chain: self.chain.clone(),
-            key: self.key.clone_key(),
-        }
+        Self { chain: self.chain.clone(), key: self.key.clone_key() }
     }
 }
 
@@ -87,6 +86,20 @@ impl Identity {
         Ok(identity)
     }
 
+    /// From DER: a chain, and a PKCS #8, PKCS #1 or SEC 1 private key.
+    ///
+    /// # Errors
+    /// [`BadCertificate`] with the option's name in place of a file.
+    pub fn from_der(chain: Vec<Vec<u8>>, key: Vec<u8>) -> Result<Self, BadCertificate> {
+        let (cert_option, key_option) = (Path::new("cert"), Path::new("key"));
+        let key = PrivateKeyDer::try_from(key)
+            .map_err(|_| bad(key_option, CertificateFault::InvalidKey))?;
+        let chain: Vec<_> = chain.into_iter().map(CertificateDer::from).collect();
+        let identity = Self { chain, key };
+        identity.check(cert_option, key_option)?;
+        Ok(identity)
+    }
+
     fn check(&self, cert_file: &Path, key_file: &Path) -> Result<(), BadCertificate> {
         let signer = ring::sign::any_supported_type(&self.key)
             .map_err(|_| bad(key_file, CertificateFault::InvalidKey))?;
@@ -102,10 +115,7 @@ impl Identity {
 }
 
 fn bad(path: &Path, fault: CertificateFault) -> BadCertificate {
-    BadCertificate {
-        path: path.to_owned(),
-        fault,
-    }
+    BadCertificate { path: path.to_owned(), fault }
 }
 
 fn fault(error: &pem::Error, missing: CertificateFault) -> CertificateFault {
@@ -116,67 +126,76 @@ fn fault(error: &pem::Error, missing: CertificateFault) -> CertificateFault {
     }
 }
 
-/// The TLS side of every outgoing connection: TLS 1.3 alone, [`ALPN`], our certificate when there
-/// is one, and no verification of the server's.
-pub(crate) fn client_config(identity: Option<Identity>) -> Result<ClientConfig, rustls::Error> {
+/// The TLS side of outgoing connections: TLS 1.3 alone.
+///
+/// # Errors
+/// What is wrong with the identity or the roots.
+pub(crate) fn client_config(settings: &Settings, verdict: Verdict) -> Result<ClientConfig, Fault> {
     let provider = Arc::new(ring::default_provider());
-    let verifier = Arc::new(Unverified(provider.signature_verification_algorithms));
-    let builder = builder(provider)?
+    let verifier = Servers::new(&settings.verification, &provider, verdict)?;
+    let builder = ClientConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .map_err(|_| Fault::BadCertificate)?
         .dangerous()
-        .with_custom_certificate_verifier(verifier);
-    let mut config = match identity {
-        Some(identity) => builder.with_client_auth_cert(identity.chain, identity.key)?,
+        .with_custom_certificate_verifier(Arc::new(verifier));
+    let mut config = match settings.identity.clone() {
+        Some(identity) => builder
+            .with_client_auth_cert(identity.chain, identity.key)
+            .map_err(|_| Fault::BadCertificate)?,
         None => builder.with_no_client_auth(),
     };
-    config.alpn_protocols = vec![ALPN.to_vec()];
+    config.alpn_protocols.clone_from(&settings.alpn);
     // Peers share host names (many nodes per host), tickets are kept by name, and a resumed
     // session shows no certificate: a full handshake each time says who is there.
     config.resumption = Resumption::disabled();
     Ok(config)
 }
 
-fn builder(
-    provider: Arc<CryptoProvider>,
-) -> Result<rustls::ConfigBuilder<ClientConfig, rustls::WantsVerifier>, rustls::Error> {
-    ClientConfig::builder_with_provider(provider).with_protocol_versions(&[&rustls::version::TLS13])
+/// The TLS side of a listener: TLS 1.3 alone.
+///
+/// # Errors
+/// What is wrong with the identity or the roots.
+pub(crate) fn server_config(settings: &Settings) -> Result<ServerConfig, Fault> {
+    let provider = Arc::new(ring::default_provider());
+    let clients = verify::clients(&settings.verification, &provider)?;
+    let builder = ServerConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .map_err(|_| Fault::BadCertificate)?;
+    let builder = match clients {
+        Some(verifier) => builder.with_client_cert_verifier(verifier),
+        None => builder.with_no_client_auth(),
+    };
+    let identity = settings.identity.clone().ok_or(Fault::NoCertificate)?;
+    let mut config = builder
+        .with_single_cert(identity.chain, identity.key)
+        .map_err(|_| Fault::BadCertificate)?;
+    config.alpn_protocols.clone_from(&settings.alpn);
+    // As for clients: each connection shows who it is.
+    config.send_tls13_tickets = 0;
+    Ok(config)
 }
 
-/// Accepts any certificate, as the nodes in the field do, but not any signature: the server must
-/// hold the key of the certificate that it shows (RFC 8446, section 4.4.3).
-#[derive(Debug)]
-struct Unverified(WebPkiSupportedAlgorithms);
-
-impl ServerCertVerifier for Unverified {
-    fn verify_server_cert(
-        &self,
-        _end_entity: &CertificateDer<'_>,
-        _intermediates: &[CertificateDer<'_>],
-        _server_name: &ServerName<'_>,
-        _ocsp_response: &[u8],
-        _now: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        Ok(ServerCertVerified::assertion())
+/// Reads the roots of a CA file. Blocks.
+///
+/// # Errors
+/// [`BadCertificate`] names the file.
+pub fn load_roots(ca_file: &Path) -> Result<RootCertStore, BadCertificate> {
+    let mut roots = RootCertStore::empty();
+    let certificates = CertificateDer::pem_file_iter(ca_file)
+        .and_then(Iterator::collect::<Result<Vec<_>, _>>)
+        .map_err(|error| bad(ca_file, fault(&error, CertificateFault::NoCertificate)))?;
+    for certificate in certificates {
+        roots.add(certificate).map_err(|_| bad(ca_file, CertificateFault::InvalidCertificate))?;
     }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        rustls::crypto::verify_tls12_signature(message, cert, signature, &self.0)
+    if roots.is_empty() {
+        return Err(bad(ca_file, CertificateFault::NoCertificate));
     }
+    Ok(roots)
+}
 
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        rustls::crypto::verify_tls13_signature(message, cert, signature, &self.0)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.supported_schemes()
-    }
+/// The roots that this system trusts. Blocks. Those that cannot be used are passed over.
+pub fn system_roots() -> RootCertStore {
+    let mut roots = RootCertStore::empty();
+    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+    roots
 }

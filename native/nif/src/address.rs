@@ -1,6 +1,6 @@
 //! The address terms that a node holds; what they mean as text is decided in `mesh::Address`.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use mesh::{Address, Target};
 use rustler::types::tuple::get_tuple;
@@ -8,6 +8,8 @@ use rustler::{Binary, Term};
 
 /// The longest text taken for an address: a URL with a path, generously.
 const MAX_TEXT: usize = 2_048;
+/// Addresses of one listener.
+const MAX_SOCKETS: usize = 64;
 
 /// Reads `{IpTuple, Port}`, `{Host, Port}`, or a text with host and perhaps port or an endpoint
 /// URL; texts are binaries or lists of characters. `None`: it is none of them.
@@ -16,10 +18,7 @@ pub(crate) fn target(term: Term<'_>) -> Option<Target> {
         Some(text) => Address::parse(&text)?,
         None => pair(term)?,
     };
-    Some(Target {
-        address,
-        given: term.to_binary().as_slice().into(),
-    })
+    Some(Target { address, given: term.to_binary().as_slice().into() })
 }
 
 fn pair(term: Term<'_>) -> Option<Address> {
@@ -29,6 +28,21 @@ fn pair(term: Term<'_>) -> Option<Address> {
         Some(host) => Address::new(&host, port),
         None => Address::new(&ip(host)?.to_string(), port),
     }
+}
+
+/// Reads a list of `{IpAddress, Port}`, the port 0 too. `None`: it is none, or too long.
+pub(crate) fn sockets(mut list: Term<'_>) -> Option<Vec<SocketAddr>> {
+    let mut addresses = Vec::new();
+    while !list.is_empty_list() {
+        let (head, tail) = list.list_get_cell().ok()?;
+        let (host, port) = head.decode::<(Term<'_>, Term<'_>)>().ok()?;
+        addresses.push(SocketAddr::new(ip(host)?, number(port)?));
+        if addresses.len() > MAX_SOCKETS {
+            return None;
+        }
+        list = tail;
+    }
+    (!addresses.is_empty()).then_some(addresses)
 }
 
 fn ip(term: Term<'_>) -> Option<IpAddr> {
@@ -46,11 +60,12 @@ fn numbers<T: TryFrom<u32>, const N: usize>(terms: &[Term<'_>]) -> Option<[T; N]
 
 /// By way of `u32`: rustler decodes the narrower types by cutting bits off, and {127,0,0,257}
 /// would be the machine itself.
-fn number<T: TryFrom<u32>>(term: Term<'_>) -> Option<T> {
+pub(crate) fn number<T: TryFrom<u32>>(term: Term<'_>) -> Option<T> {
     T::try_from(term.decode().ok()?).ok()
 }
 
-fn text(term: Term<'_>) -> Option<String> {
+/// A short text: a binary or a list of characters.
+pub(crate) fn text(term: Term<'_>) -> Option<String> {
     if let Ok(binary) = term.decode::<Binary<'_>>() {
         let short = Some(binary.as_slice()).filter(|bytes| bytes.len() <= MAX_TEXT)?;
         return std::str::from_utf8(short).ok().map(str::to_owned);

@@ -13,10 +13,7 @@ pub(crate) fn bytes(binary: &Binary<'_>) -> Bytes {
     if binary.len() < KEEP_FROM_BYTES {
         return Bytes::copy_from_slice(binary.as_slice());
     }
-    Kept::new(binary).map_or_else(
-        || Bytes::copy_from_slice(binary.as_slice()),
-        Bytes::from_owner,
-    )
+    Kept::new(binary).map_or_else(|| Bytes::copy_from_slice(binary.as_slice()), Bytes::from_owner)
 }
 
 /// An Erlang binary in an environment of its own.
@@ -35,19 +32,12 @@ impl Kept {
             let copy = saved.load(env).decode::<Binary<'_>>().ok()?;
             Some((copy.as_slice().as_ptr(), copy.len()))
         })?;
-        Some(Self {
-            _env: env,
-            start,
-            length,
-        })
+        Some(Self { _env: env, start, length })
     }
 }
 
 impl AsRef<[u8]> for Kept {
-    #[allow(
-        unsafe_code,
-        reason = "keeping a binary alive is what makes its bytes outlive a call"
-    )]
+    #[allow(unsafe_code, reason = "keeping a binary alive is what makes its bytes outlive a call")]
     fn as_ref(&self) -> &[u8] {
         // SAFETY: binaries of this size are reference-counted and never move or change; the
         // environment holds a reference from before `start` was read until this is dropped.
@@ -55,16 +45,10 @@ impl AsRef<[u8]> for Kept {
     }
 }
 
-#[allow(
-    unsafe_code,
-    reason = "a raw pointer is neither Send nor Sync by itself"
-)]
+#[allow(unsafe_code, reason = "a raw pointer is neither Send nor Sync by itself")]
 // SAFETY: the bytes are immutable, and an environment may be freed by any thread.
 unsafe impl Send for Kept {}
 
-#[allow(
-    unsafe_code,
-    reason = "a raw pointer is neither Send nor Sync by itself"
-)]
+#[allow(unsafe_code, reason = "a raw pointer is neither Send nor Sync by itself")]
 // SAFETY: shared access only reads immutable bytes; the environment is not touched.
 unsafe impl Sync for Kept {}

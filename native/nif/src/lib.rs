@@ -7,11 +7,14 @@
 mod address;
 mod atoms;
 mod data;
+mod events;
+mod inlet;
 mod nifs;
 mod options;
 mod reply;
 mod resources;
 mod runtime;
+mod settings;
 mod terms;
 
 rustler::init!("macula_gateway_mesh_nif");

@@ -3,12 +3,13 @@
 
 use std::path::PathBuf;
 
-use mesh::{BadOption, Config};
+use mesh::{BadCertificate, BadOption, Config, Verification};
 use rustler::types::map::MapIterator;
 use rustler::{Encoder, Env, NifResult, Term};
 
-use crate::atoms;
+use crate::address::text;
 use crate::runtime::MAX_WORKERS;
+use crate::{atoms, settings, terms};
 
 /// What `pool_open/1` is told.
 pub(crate) struct Options {
@@ -16,6 +17,7 @@ pub(crate) struct Options {
     /// Certificate and key file; they exist.
     pub(crate) certificate: Option<(PathBuf, PathBuf)>,
     pub(crate) workers: Option<usize>,
+    pub(crate) verification: Verification,
 }
 
 /// Reads the map; `Err` holds `{error, {bad_option, Key, Value}}`.
@@ -25,13 +27,20 @@ pub(crate) fn read<'a>(env: Env<'a>, map: Term<'a>) -> NifResult<Result<Options,
         config: Config::default(),
         certificate: None,
         workers: None,
+        verification: Verification::None,
     };
+    match verification(map) {
+        Ok(Ok(verification)) => options.verification = verification,
+        Ok(Err(bad)) => return Ok(Err(terms::bad_certificate(env, &bad))),
+        Err(value) => return Ok(Err(bad_option(env, atoms::verify().encode(env), value))),
+    }
     for (key, value) in pairs {
         if options.set(key, value).is_none() {
             return Ok(Err(bad_option(env, key, value)));
         }
     }
-    Ok(match options.config.check() {
+    let has_keep_alive = map.map_get(atoms::keep_alive_interval_ms()).is_ok();
+    Ok(match options.config.settle(has_keep_alive) {
         Ok(()) => Ok(options),
         Err(BadOption { key, value }) => {
             let key = rustler::Atom::from_bytes(env, key.as_bytes())?.encode(env);
@@ -46,10 +55,7 @@ impl Options {
         if atoms::certificate() == key {
             self.certificate = certificate(value)?;
         } else if atoms::runtime_workers() == key {
-            let workers = value
-                .decode()
-                .ok()
-                .filter(|workers| (1..=MAX_WORKERS).contains(workers));
+            let workers = value.decode().ok().filter(|workers| (1..=MAX_WORKERS).contains(workers));
             self.workers = Some(workers?);
         } else if let Some(name) = option_name(key) {
             self.config.set(name, value.decode().ok()?).ok()?;
@@ -58,13 +64,20 @@ impl Options {
     }
 }
 
+/// What `verify`, `cacertfile` and `verify_hostname` ask for; `Err` holds a bad `verify`.
+fn verification(map: Term<'_>) -> Result<Result<Verification, BadCertificate>, Term<'_>> {
+    let Ok(rule) = map.map_get(atoms::verify()) else {
+        return Ok(Ok(Verification::None));
+    };
+    let ca_file = map.map_get(atoms::cacertfile()).ok().and_then(text).map(PathBuf::from);
+    let check_name = map.map_get(atoms::verify_hostname()).ok().and_then(|v| v.decode().ok());
+    settings::pool_verification(rule, ca_file.as_deref(), check_name.unwrap_or(true)).ok_or(rule)
+}
+
 /// The name of the option that `key` is, if it is one of the pool's.
 fn option_name(key: Term<'_>) -> Option<&'static str> {
     let name = key.is_atom().then(|| key.atom_to_string().ok())??;
-    Config::OPTIONS
-        .iter()
-        .map(|bounds| bounds.key)
-        .find(|known| *known == name)
+    Config::OPTIONS.iter().map(|bounds| bounds.key).find(|known| *known == name)
 }
 
 /// `undefined` or `{CertFile, KeyFile}`, both binaries.

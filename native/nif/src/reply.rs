@@ -4,12 +4,12 @@ use mesh::Error;
 use rustler::env::SavedTerm;
 use rustler::{Atom, Encoder, Env, LocalPid, OwnedEnv, Term};
 
-use crate::terms;
+use crate::{runtime, terms};
 
 /// The promise of exactly one message `{Tag, Token, Result}` to one process. It is kept by
 /// sending; a promise that is dropped, because its task was stopped or has panicked, sends
-/// `{error, cancelled}`. It is sent and dropped on threads of the runtime only: the VM allows
-/// such messages from no thread of its own.
+/// `{error, cancelled}`. The VM allows such messages from no thread of its own, so sending is for
+/// threads of the runtime; the rest is for any thread.
 pub(crate) struct Reply {
     tag: Atom,
     to: LocalPid,
@@ -21,51 +21,92 @@ impl Reply {
     pub(crate) fn new(tag: Atom, to: LocalPid, token: Term<'_>) -> Self {
         let env = OwnedEnv::new();
         let saved = env.save(token);
-        Self {
-            tag,
-            to,
-            token: Some((env, saved)),
-        }
+        Self { tag, to, token: Some((env, saved)) }
     }
 
     /// Sends the result that `encode` makes.
-    pub(crate) fn send<F>(mut self, encode: F)
+    pub(crate) fn send<F>(self, encode: F)
     where
         F: for<'a> FnOnce(Env<'a>) -> Term<'a>,
     {
-        self.post(encode);
+        self.send_in(OwnedEnv::new(), encode);
     }
 
-    fn post<F>(&mut self, encode: F)
+    /// Sends the result that `encode` makes of what is in `env`.
+    pub(crate) fn send_in<F>(mut self, mut env: OwnedEnv, encode: F)
     where
         F: for<'a> FnOnce(Env<'a>) -> Term<'a>,
     {
-        let Some((mut env, saved)) = self.token.take() else {
+        let Some((own, saved)) = self.token.take() else {
             return;
         };
         let tag = self.tag;
         // A process that has gone needs no message.
         env.send_and_clear(&self.to, |env| {
-            (tag, saved.load(env), encode(env)).encode(env)
+            let token = own.run(|own| saved.load(own).in_env(env));
+            (tag, token, encode(env)).encode(env)
         })
         .ok();
+    }
+
+    /// Sends the result that `encode` makes, from any thread.
+    pub(crate) fn send_later<F>(self, encode: F)
+    where
+        F: for<'a> FnOnce(Env<'a>) -> Term<'a> + Send + 'static,
+    {
+        if let Some(runtime) = runtime::handle() {
+            runtime.spawn(async move { self.send(encode) });
+        }
+    }
+
+    /// Sends nothing: who was promised the message does not wait for it any more.
+    pub(crate) fn forget(mut self) {
+        self.token = None;
+    }
+
+    /// Who was promised the message.
+    pub(crate) fn to(&self) -> LocalPid {
+        self.to
     }
 }
 
 impl Drop for Reply {
     fn drop(&mut self) {
-        self.post(|env| terms::error(env, &Error::Cancelled));
+        let token = self.token.take();
+        if token.is_some() {
+            let kept = Self { tag: self.tag, to: self.to, token };
+            kept.send_later(|env| terms::error(env, &Error::Cancelled));
+        }
     }
 }
 
-/// Sends `{Tag, What}`, from a thread of the runtime or of the VM.
+/// A promise that may be broken in silence: dropped, it is forgotten.
+pub(crate) struct Quiet(Option<Reply>);
+
+impl Quiet {
+    pub(crate) fn new(reply: Reply) -> Self {
+        Self(Some(reply))
+    }
+
+    /// The promise itself, to be kept.
+    pub(crate) fn keep(mut self) -> Option<Reply> {
+        self.0.take()
+    }
+}
+
+impl Drop for Quiet {
+    fn drop(&mut self) {
+        if let Some(reply) = self.0.take() {
+            reply.forget();
+        }
+    }
+}
+
+/// Sends `{Tag, What}`, from any thread.
 pub(crate) fn notify(to: LocalPid, tag: Atom, what: Atom) {
-    let Some(runtime) = crate::runtime::handle() else {
-        return;
-    };
-    runtime.spawn(async move {
-        OwnedEnv::new()
-            .send_and_clear(&to, |env| (tag, what).encode(env))
-            .ok();
-    });
+    if let Some(runtime) = runtime::handle() {
+        runtime.spawn(async move {
+            OwnedEnv::new().send_and_clear(&to, |env| (tag, what).encode(env)).ok();
+        });
+    }
 }

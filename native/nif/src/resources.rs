@@ -1,10 +1,18 @@
-//! What Erlang terms refer to: pools, connections and streams. A resource is a handle; what it
-//! refers to ends by itself, and the handle then says so.
+//! What Erlang terms refer to: pools, connections, streams and listeners. A resource is a handle;
+//! what it refers to ends by itself, and the handle then says so.
 
-use mesh::{Handles, Mesh, PooledConnection, Stream};
-use rustler::{Env, LocalPid, Monitor, Resource, ResourceArc};
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::runtime;
+use mesh::{Connection, Error, Handles, Listener, Mesh, PooledConnection, Stream};
+use rustler::{Encoder, Env, LocalPid, Monitor, Resource, ResourceArc};
+
+use crate::inlet::Inlet;
+use crate::settings::Files;
+use crate::{atoms, events, runtime};
+
+/// The application error code of connections that we close without being told one.
+pub(crate) const NO_ERROR: u64 = 0;
 
 /// The pool's handles, as Erlang holds them.
 pub(crate) struct Resources;
@@ -14,11 +22,11 @@ impl Handles for Resources {
     type Stream = ResourceArc<StreamResource>;
 
     fn connection(connection: PooledConnection) -> Self::Connection {
-        ResourceArc::new(ConnectionResource(connection))
+        ResourceArc::new(ConnectionResource::Pooled(connection))
     }
 
     fn stream(stream: Stream) -> Self::Stream {
-        ResourceArc::new(StreamResource(stream))
+        ResourceArc::new(StreamResource { stream, inlet: None })
     }
 }
 
@@ -34,19 +42,152 @@ impl Resource for PoolResource {
     }
 }
 
-/// A pooled connection.
-pub(crate) struct ConnectionResource(pub(crate) PooledConnection);
+/// A connection: a pooled one has no owner; one of a process's own closes with that process.
+pub(crate) enum ConnectionResource {
+    Pooled(PooledConnection),
+    Own(Connection, Mutex<Owner>),
+}
+
+/// The process that a connection belongs to.
+pub(crate) struct Owner {
+    pub(crate) pid: LocalPid,
+    pub(crate) monitor: Option<Monitor>,
+    /// It has closed the connection itself, and is not told of its end.
+    pub(crate) has_closed: bool,
+}
 
 #[rustler::resource_impl]
-impl Resource for ConnectionResource {}
+impl Resource for ConnectionResource {
+    fn down<'a>(&'a self, _env: Env<'a>, _owner: LocalPid, monitor: Monitor) {
+        if let Self::Own(connection, owner) = self
+            && lock(owner).monitor == Some(monitor)
+        {
+            connection.close(NO_ERROR);
+        }
+    }
+}
 
-/// A stream. One that a process opened closes when that process dies; the pooled ones have no
-/// owner.
-pub(crate) struct StreamResource(pub(crate) Stream);
+impl ConnectionResource {
+    /// Makes `pid` the owner of `connection`, from a thread of the runtime; it is told of the
+    /// connection's end. `None`: the process has gone.
+    pub(crate) fn owned(connection: Connection, pid: LocalPid) -> Option<ResourceArc<Self>> {
+        let owner = Owner { pid, monitor: None, has_closed: false };
+        let resource = ResourceArc::new(Self::Own(connection.clone(), Mutex::new(owner)));
+        let monitor = resource.monitor(None, &pid)?;
+        if let Some(owner) = resource.owner() {
+            lock(owner).monitor = Some(monitor);
+        }
+        let (ended, watched) = (connection.ended(), resource.clone());
+        if let Some(runtime) = runtime::handle() {
+            runtime.spawn(async move { watched.announce(&watched, &ended.await) });
+        }
+        Some(resource)
+    }
+
+    pub(crate) fn owner(&self) -> Option<&Mutex<Owner>> {
+        match self {
+            Self::Pooled(_) => None,
+            Self::Own(_, owner) => Some(owner),
+        }
+    }
+
+    pub(crate) fn remote_address(&self) -> SocketAddr {
+        match self {
+            Self::Pooled(connection) => connection.remote_address(),
+            Self::Own(connection, _) => connection.remote_address(),
+        }
+    }
+
+    /// Tells the owner that the connection has ended, and why.
+    fn announce(&self, handle: &ResourceArc<Self>, error: &Error) {
+        let Some(owner) = self.owner() else { return };
+        let (pid, has_closed) = {
+            let owner = lock(owner);
+            (owner.pid, owner.has_closed)
+        };
+        if has_closed {
+            return;
+        }
+        match error {
+            Error::ClosedByPeer(code) => {
+                let code = *code;
+                events::post(&pid, atoms::shutdown(), handle, |env| code.encode(env));
+            }
+            Error::Cancelled => {}
+            _ => {
+                let what = atoms::transport_shutdown();
+                events::post(&pid, what, handle, |env| events::connection_end(env, error));
+            }
+        }
+        events::post(&pid, atoms::closed(), handle, |env| events::connection_end(env, error));
+    }
+}
+
+/// A stream. One of plain bytes belongs to a process, and closes when that dies or when nobody
+/// holds the stream any more; the pooled ones have no owner.
+pub(crate) struct StreamResource {
+    pub(crate) stream: Stream,
+    pub(crate) inlet: Option<Arc<Inlet>>,
+}
 
 #[rustler::resource_impl]
 impl Resource for StreamResource {
-    fn down<'a>(&'a self, _env: Env<'a>, _owner: LocalPid, _monitor: Monitor) {
-        self.0.close();
+    fn down<'a>(&'a self, _env: Env<'a>, _owner: LocalPid, monitor: Monitor) {
+        if let Some(inlet) = &self.inlet
+            && inlet.is_monitored_by(&monitor)
+        {
+            self.stream.close();
+            inlet.close(None);
+        }
     }
+}
+
+impl StreamResource {
+    /// Makes `pid` the owner of `stream`, from a thread of the runtime. `None`: the process has
+    /// gone.
+    pub(crate) fn owned(
+        stream: Stream,
+        pid: LocalPid,
+        has_events: bool,
+    ) -> Option<ResourceArc<Self>> {
+        let inlet = Arc::new(Inlet::new(pid, has_events));
+        let watch = inlet.clone();
+        let ended = stream.bytes()?.sending_ended();
+        let resource = ResourceArc::new(Self { stream, inlet: Some(inlet.clone()) });
+        inlet.set_monitor(resource.monitor(None, &pid)?);
+        if let Some(runtime) = runtime::handle() {
+            runtime.spawn(async move { watch.sending_ended(ended.await) });
+        }
+        Some(resource)
+    }
+}
+
+impl Drop for StreamResource {
+    fn drop(&mut self) {
+        if let Some(inlet) = &self.inlet {
+            inlet.close(None);
+        }
+    }
+}
+
+/// A listener. It closes when its owner dies, or when nobody holds it any more.
+pub(crate) struct ListenerResource {
+    pub(crate) listener: Listener,
+    pub(crate) owner: Mutex<Owner>,
+    /// Where its certificate and key came from.
+    pub(crate) files: Option<Files>,
+}
+
+#[rustler::resource_impl]
+impl Resource for ListenerResource {
+    fn down<'a>(&'a self, _env: Env<'a>, _owner: LocalPid, monitor: Monitor) {
+        if lock(&self.owner).monitor == Some(monitor) {
+            self.listener.close();
+        }
+    }
+}
+
+/// A std mutex, because nothing awaits inside.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -5,7 +5,8 @@ use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use mesh::{BadCertificate, CertificateFault, Error, Info, Snapshot};
+use mesh::{BadCertificate, CertificateFault, Error, Fault, Info};
+use mesh::{ListenerStats, Snapshot, Traffic};
 use rustler::types::tuple::make_tuple;
 use rustler::{Atom, Encoder, Env, NifResult, Term};
 
@@ -20,6 +21,7 @@ pub(crate) fn reason<'a>(env: Env<'a>, error: &Error) -> Term<'a> {
         Error::ConnectTimeout => atoms::timeout().encode(env),
         Error::NameNotFound => atoms::nxdomain().encode(env),
         Error::InvalidServerName => atoms::invalid_server_name().encode(env),
+        Error::Unverified(fault) => (atoms::unverified(), unverified(*fault)).encode(env),
         Error::Refused => atoms::refused().encode(env),
         Error::TlsAlert(alert) => detailed(atoms::tls_alert(), u64::from(*alert)),
         Error::VersionMismatch => atoms::version_mismatch().encode(env),
@@ -42,6 +44,22 @@ pub(crate) fn reason<'a>(env: Env<'a>, error: &Error) -> Term<'a> {
     }
 }
 
+/// Why somebody was not believed.
+fn unverified(fault: Fault) -> Atom {
+    match fault {
+        Fault::NoCertificate => atoms::no_certificate(),
+        Fault::BadCertificate => atoms::bad_peer_certificate(),
+        Fault::UnknownIssuer => atoms::unknown_issuer(),
+        Fault::Expired => atoms::expired(),
+        Fault::NotValidYet => atoms::not_valid_yet(),
+        Fault::Revoked => atoms::revoked(),
+        Fault::WrongName => atoms::wrong_name(),
+        Fault::WrongPurpose => atoms::wrong_purpose(),
+        Fault::BadSignature => atoms::bad_signature(),
+        Fault::WrongKey => atoms::wrong_key(),
+    }
+}
+
 /// `{error, Reason}`.
 pub(crate) fn error<'a>(env: Env<'a>, error: &Error) -> Term<'a> {
     (atoms::error(), reason(env, error)).encode(env)
@@ -49,11 +67,7 @@ pub(crate) fn error<'a>(env: Env<'a>, error: &Error) -> Term<'a> {
 
 /// `{error, {connect_failed, Reason}}`.
 pub(crate) fn connect_failed<'a>(env: Env<'a>, error: &Error) -> Term<'a> {
-    (
-        atoms::error(),
-        (atoms::connect_failed(), reason(env, error)),
-    )
-        .encode(env)
+    (atoms::error(), (atoms::connect_failed(), reason(env, error))).encode(env)
 }
 
 /// `{error, {bad_certificate, Path, Reason}}`, the path a binary.
@@ -93,11 +107,7 @@ fn posix(kind: ErrorKind) -> Atom {
 pub(crate) fn socket_address<'a>(env: Env<'a>, address: SocketAddr) -> Term<'a> {
     let parts: Vec<Term<'a>> = match address.ip() {
         IpAddr::V4(ip) => ip.octets().iter().map(|octet| octet.encode(env)).collect(),
-        IpAddr::V6(ip) => ip
-            .segments()
-            .iter()
-            .map(|segment| segment.encode(env))
-            .collect(),
+        IpAddr::V6(ip) => ip.segments().iter().map(|segment| segment.encode(env)).collect(),
     };
     (make_tuple(env, &parts), address.port()).encode(env)
 }
@@ -105,11 +115,7 @@ pub(crate) fn socket_address<'a>(env: Env<'a>, address: SocketAddr) -> Term<'a> 
 /// The map of `get_connection_info/2`.
 pub(crate) fn info<'a>(env: Env<'a>, info: &Info<Resources>) -> NifResult<Term<'a>> {
     let figures = &info.figures;
-    let state = if figures.busy {
-        atoms::busy()
-    } else {
-        atoms::idle()
-    };
+    let state = if figures.busy { atoms::busy() } else { atoms::idle() };
     // The external form was made from a term by this library.
     let given = env.binary_to_term(&info.given).map(|(term, _)| term);
     map(
@@ -117,10 +123,7 @@ pub(crate) fn info<'a>(env: Env<'a>, info: &Info<Resources>) -> NifResult<Term<'
         &[
             (atoms::connection(), info.connection.encode(env)),
             (atoms::stream(), info.stream.encode(env)),
-            (
-                atoms::address(),
-                given.unwrap_or_else(|| atoms::undefined().encode(env)),
-            ),
+            (atoms::address(), given.unwrap_or_else(|| atoms::undefined().encode(env))),
             (atoms::last_used(), seconds(info.last_used).encode(env)),
             (atoms::state(), state.encode(env)),
             (atoms::peername(), socket_address(env, figures.remote)),
@@ -130,14 +133,8 @@ pub(crate) fn info<'a>(env: Env<'a>, info: &Info<Resources>) -> NifResult<Term<'
             (atoms::lost_packets(), figures.lost_packets.encode(env)),
             (atoms::sent_bytes(), figures.sent_bytes.encode(env)),
             (atoms::received_bytes(), figures.received_bytes.encode(env)),
-            (
-                atoms::outstanding_messages(),
-                figures.outstanding.messages.encode(env),
-            ),
-            (
-                atoms::outstanding_bytes(),
-                figures.outstanding.bytes.encode(env),
-            ),
+            (atoms::outstanding_messages(), figures.outstanding.messages.encode(env)),
+            (atoms::outstanding_bytes(), figures.outstanding.bytes.encode(env)),
             (atoms::streams(), figures.user_streams.encode(env)),
         ],
     )
@@ -172,15 +169,38 @@ pub(crate) fn stats<'a>(
             (atoms::bytes_delivered(), stats.delivered_bytes.encode(env)),
             (atoms::messages_dropped(), causes(env, &stats.dropped)?),
             (atoms::messages_unconfirmed(), stats.unconfirmed.encode(env)),
-            (
-                atoms::outstanding_messages(),
-                stats.outstanding.messages.encode(env),
-            ),
-            (
-                atoms::outstanding_bytes(),
-                stats.outstanding.bytes.encode(env),
-            ),
+            (atoms::outstanding_messages(), stats.outstanding.messages.encode(env)),
+            (atoms::outstanding_bytes(), stats.outstanding.bytes.encode(env)),
             (atoms::panics(), stats.panics.encode(env)),
+            (atoms::udp_receive_buffer_bytes(), stats.udp_receive_buffer_bytes.encode(env)),
+            (atoms::udp_send_buffer_bytes(), stats.udp_send_buffer_bytes.encode(env)),
+        ],
+    )
+}
+
+/// The map of `listener_stats/1`.
+pub(crate) fn listener_stats<'a>(env: Env<'a>, stats: &ListenerStats) -> NifResult<Term<'a>> {
+    map(
+        env,
+        &[
+            (atoms::connections(), stats.connections.encode(env)),
+            (atoms::handshakes(), stats.handshakes.encode(env)),
+            (atoms::waiting(), stats.waiting.encode(env)),
+            (atoms::refused_by_cause(), causes(env, &stats.refused)?),
+        ],
+    )
+}
+
+/// The counters of `getstat/2`.
+pub(crate) fn traffic<'a>(env: Env<'a>, traffic: &Traffic) -> NifResult<Term<'a>> {
+    map(
+        env,
+        &[
+            (atoms::send_cnt(), traffic.sent_datagrams.encode(env)),
+            (atoms::recv_cnt(), traffic.received_datagrams.encode(env)),
+            (atoms::send_oct(), traffic.sent_bytes.encode(env)),
+            (atoms::recv_oct(), traffic.received_bytes.encode(env)),
+            (atoms::send_pend(), traffic.pending_bytes.encode(env)),
         ],
     )
 }
@@ -194,14 +214,13 @@ fn causes<'a>(env: Env<'a>, counts: &BTreeMap<&'static str, u64>) -> NifResult<T
     map(env, &pairs?)
 }
 
-fn map<'a>(env: Env<'a>, pairs: &[(Atom, Term<'a>)]) -> NifResult<Term<'a>> {
+pub(crate) fn map<'a>(env: Env<'a>, pairs: &[(Atom, Term<'a>)]) -> NifResult<Term<'a>> {
     Term::map_from_pairs(env, pairs)
 }
 
 /// As `erlang:system_time(second)`.
 fn seconds(time: SystemTime) -> u64 {
-    time.duration_since(UNIX_EPOCH)
-        .map_or(0, |since| since.as_secs())
+    time.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
 fn microseconds(duration: Duration) -> u64 {

@@ -95,11 +95,8 @@ impl Args {
 }
 
 fn value<T: FromStr>(option: &str, words: &mut impl Iterator<Item = String>) -> Result<T, String> {
-    let word = words
-        .next()
-        .ok_or_else(|| format!("{option}: value missing"))?;
-    word.parse()
-        .map_err(|_| format!("{option}: bad value {word}"))
+    let word = words.next().ok_or_else(|| format!("{option}: value missing"))?;
+    word.parse().map_err(|_| format!("{option}: bad value {word}"))
 }
 
 fn both<T>(cert: Option<T>, key: Option<T>) -> Result<Option<(T, T)>, String> {

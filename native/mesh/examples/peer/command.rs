@@ -99,9 +99,7 @@ fn counters(tag: &str, counters: &Counters) -> String {
 }
 
 fn binary(tag: &str, bytes: Option<Vec<u8>>) -> String {
-    bytes.map_or("none.".to_owned(), |bytes| {
-        format!("{{{tag},<<{}>>}}.", commas(bytes))
-    })
+    bytes.map_or("none.".to_owned(), |bytes| format!("{{{tag},<<{}>>}}.", commas(bytes)))
 }
 
 fn commas(items: impl IntoIterator<Item = impl Display>) -> String {

@@ -66,10 +66,8 @@ fn main() -> ExitCode {
 }
 
 fn run(args: &Args) -> Result<(), Box<dyn Error>> {
-    let runtime = Builder::new_multi_thread()
-        .worker_threads(args.workers.get())
-        .enable_all()
-        .build()?;
+    let runtime =
+        Builder::new_multi_thread().worker_threads(args.workers.get()).enable_all().build()?;
     let node = Arc::new(Node::new(args.mode));
     let profiles = Profiles::new(args)?;
     let endpoint = {

@@ -96,8 +96,7 @@ impl Message {
         let position = offset + ahead_of_fill - FILL_START;
         let first = (usize::from(index_low) + position) % PERIOD;
         // A stride is whole periods, so each begins with the same value.
-        fill.chunks(STRIDE)
-            .all(|part| RAMP.get(first..first + part.len()) == Some(part))
+        fill.chunks(STRIDE).all(|part| RAMP.get(first..first + part.len()) == Some(part))
     }
 
     fn index(&self) -> Option<[u8; INDEX_BYTES]> {

@@ -49,12 +49,8 @@ impl Profiles {
     pub(crate) fn new(args: &Args) -> Result<Self, Box<dyn Error>> {
         let tls = tls::server_config(args)?;
         let mut slow = transport(args);
-        slow.stream_receive_window(SLOW_WINDOW_BYTES)
-            .receive_window(SLOW_WINDOW_BYTES);
-        Ok(Self {
-            usual: profile(&tls, transport(args)),
-            slow: profile(&tls, slow),
-        })
+        slow.stream_receive_window(SLOW_WINDOW_BYTES).receive_window(SLOW_WINDOW_BYTES);
+        Ok(Self { usual: profile(&tls, transport(args)), slow: profile(&tls, slow) })
     }
 
     fn of(&self, mode: Mode) -> &Arc<ServerConfig> {
@@ -68,16 +64,10 @@ impl Profiles {
 /// Opens the UDP socket, within a runtime.
 pub(crate) fn bind(args: &Args, profiles: &Profiles) -> Result<Endpoint, Box<dyn Error>> {
     let address = SocketAddr::new(args.address, args.port);
-    let socket = Socket::new(
-        Domain::for_address(address),
-        Type::DGRAM,
-        Some(Protocol::UDP),
-    )?;
+    let socket = Socket::new(Domain::for_address(address), Type::DGRAM, Some(Protocol::UDP))?;
     socket.set_recv_buffer_size(SOCKET_BUFFER_BYTES)?;
     socket.set_send_buffer_size(SOCKET_BUFFER_BYTES)?;
-    socket
-        .bind(&address.into())
-        .map_err(|error| format!("{address}: {error}"))?;
+    socket.bind(&address.into()).map_err(|error| format!("{address}: {error}"))?;
     Ok(Endpoint::new(
         EndpointConfig::default(),
         Some(ServerConfig::clone(&profiles.usual)),
@@ -146,8 +136,7 @@ impl Node {
             let mode = *lock(&self.mode);
             if mode == Mode::Refuse {
                 incoming.refuse();
-                self.tally
-                    .count(|counters| counters.handshakes_refused += 1);
+                self.tally.count(|counters| counters.handshakes_refused += 1);
                 continue;
             }
             let profile = Arc::clone(profiles.of(mode));
@@ -165,8 +154,7 @@ impl Node {
     ) {
         tokio::time::sleep(delay).await;
         let Ok(connection) = accept(incoming, profile).await else {
-            self.tally
-                .count(|counters| counters.handshakes_refused += 1);
+            self.tally.count(|counters| counters.handshakes_refused += 1);
             return;
         };
         self.opened(&connection);

@@ -66,9 +66,7 @@ pub(crate) const FIELDS: [Field; 19] = [
     ("duplicates", |c| c.duplicates),
     ("corrupt", |c| c.corrupt),
     ("unframed", |c| c.unframed),
-    ("max_streams_per_connection", |c| {
-        c.max_streams_per_connection
-    }),
+    ("max_streams_per_connection", |c| c.max_streams_per_connection),
 ];
 
 /// Who ended a connection.
@@ -137,19 +135,14 @@ impl Tally {
     /// The first few indices below `end` that never came.
     pub(crate) fn missing(&self, end: u64) -> Vec<u64> {
         let seen = self.lock();
-        (0..end)
-            .filter(|index| !seen.indices.contains(*index))
-            .take(MISSING_SHOWN)
-            .collect()
+        (0..end).filter(|index| !seen.indices.contains(*index)).take(MISSING_SHOWN).collect()
     }
 
     /// Forgets everything but which connections are open and who waits.
     pub(crate) fn reset(&self) {
         let mut seen = self.lock();
-        seen.counters = Counters {
-            connections_open: seen.counters.connections_open,
-            ..Counters::default()
-        };
+        seen.counters =
+            Counters { connections_open: seen.counters.connections_open, ..Counters::default() };
         seen.indices = Indices::default();
         seen.last_message = None;
     }
@@ -214,9 +207,7 @@ impl Seen {
 
     fn drop_reached_goal(&mut self) -> bool {
         let counters = &self.counters;
-        let reached = self
-            .goal
-            .take_if(|goal| (goal.read)(counters) >= goal.at_least);
+        let reached = self.goal.take_if(|goal| (goal.read)(counters) >= goal.at_least);
         reached.is_some()
     }
 }

@@ -26,10 +26,8 @@ pub(crate) fn server_config(args: &Args) -> Result<Arc<QuicServerConfig>, Box<dy
         Some((cert, key)) => read_identity(cert, key)?,
         None => new_identity()?,
     };
-    let any_client = AnyClient {
-        provider: Arc::clone(&provider),
-        mandatory: args.require_client_cert,
-    };
+    let any_client =
+        AnyClient { provider: Arc::clone(&provider), mandatory: args.require_client_cert };
     let mut config = ServerConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .with_client_cert_verifier(Arc::new(any_client))
@@ -100,8 +98,6 @@ impl ClientCertVerifier for AnyClient {
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.provider
-            .signature_verification_algorithms
-            .supported_schemes()
+        self.provider.signature_verification_algorithms.supported_schemes()
     }
 }

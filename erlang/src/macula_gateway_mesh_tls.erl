@@ -1,0 +1,124 @@
+%%% @private
+%%% What the platform's configuration says of certificates and of whom to trust, where the caller
+%%% does not say it: the environment, and the application environment of `macula'.
+-module(macula_gateway_mesh_tls).
+
+-export([pool/1, dialling/1]).
+
+-include_lib("kernel/include/logger.hrl").
+
+-define(DEFAULT_CERT_FILE, "/var/lib/macula/cert.pem").
+-define(DEFAULT_KEY_FILE, "/var/lib/macula/key.pem").
+
+%% @doc The options of a pool with what the platform says put in: `certificate', `verify',
+%% `cacertfile' and `verify_hostname'.
+-spec pool(map()) -> {ok, map()} | {error, {bad_option, atom(), term()}}.
+pool(Options) ->
+    Files = maps:with([cert_file, key_file, cacertfile], Options),
+    case [Option || {_, Path} = Option <- maps:to_list(Files), not is_path(Path)] of
+        [] ->
+            Trust = maps:from_list(trust(maps:is_key(verify, Options))),
+            Ours = maps:merge(Trust, Options),
+            {ok, Ours#{certificate => certificate(Options)}};
+        [{Key, Value} | _] ->
+            {error, {bad_option, Key, Value}}
+    end.
+
+%% @doc The options of a connection with what the platform says put in.
+-spec dialling([{atom(), term()}]) -> [{atom(), term()}].
+dialling(Options) ->
+    case trust(lists:keymember(verify, 1, Options)) of
+        [] ->
+            Options;
+        Trust ->
+            {VerifyHostname, Others} = proplists:split(Trust, [verify_hostname]),
+            unless_given(Others ++ name_check(VerifyHostname), Options)
+    end.
+
+-spec name_check([[{verify_hostname, boolean()}]]) -> [{atom(), term()}].
+name_check([[{verify_hostname, false}]]) -> [{server_name_indication, disable}];
+name_check(_) -> [].
+
+-spec unless_given([{atom(), term()}], [{atom(), term()}]) -> [{atom(), term()}].
+unless_given(Defaults, Options) ->
+    [Default || {Key, _} = Default <- Defaults, not lists:keymember(Key, 1, Options)] ++ Options.
+
+%% Production means that peers are verified, unless the caller says otherwise.
+-spec trust(boolean()) -> [{atom(), term()}].
+trust(true) ->
+    [];
+trust(false) ->
+    case variable("MACULA_TLS_MODE") of
+        "production" ->
+            CaFile = variable("MACULA_TLS_CACERTFILE"),
+            Hostname = variable("MACULA_TLS_VERIFY_HOSTNAME") =/= "false",
+            [{verify, peer}, {verify_hostname, Hostname}] ++
+                [{cacertfile, CaFile} || CaFile =/= undefined];
+        _ ->
+            []
+    end.
+
+%% The files of our certificate: each from the options, the environment, or the platform's
+%% application environment, in this order; else both from the platform's default place.
+-spec certificate(map()) -> undefined | {binary(), binary()}.
+certificate(Options) ->
+    Cert = named(cert_file, Options, "MACULA_TLS_CERTFILE", tls_certfile),
+    Key = named(key_file, Options, "MACULA_TLS_KEYFILE", tls_keyfile),
+    case {Cert, Key} of
+        {undefined, undefined} ->
+            existing(?DEFAULT_CERT_FILE, ?DEFAULT_KEY_FILE, fun(_Path) -> ok end);
+        {_, undefined} ->
+            alone(Cert);
+        {undefined, _} ->
+            alone(Key);
+        {_, _} ->
+            existing(Cert, Key, fun warn_missing/1)
+    end.
+
+-spec named(atom(), map(), os:env_var_name(), atom()) -> undefined | file:name_all().
+named(Option, Options, Variable, Parameter) ->
+    Places = [
+        maps:get(Option, Options, undefined),
+        variable(Variable),
+        application:get_env(macula, Parameter, undefined)
+    ],
+    case [Path || Path <- Places, Path =/= undefined] of
+        [Path | _] -> Path;
+        [] -> undefined
+    end.
+
+-spec variable(os:env_var_name()) -> undefined | string().
+variable(Name) ->
+    case os:getenv(Name) of
+        false -> undefined;
+        "" -> undefined;
+        Value -> Value
+    end.
+
+-spec is_path(term()) -> boolean().
+is_path(undefined) -> true;
+is_path(Path) when is_binary(Path) -> Path =/= <<>>;
+is_path(Path) -> io_lib:printable_unicode_list(Path) andalso Path =/= [].
+
+-spec existing(file:name_all(), file:name_all(), fun((file:name_all()) -> ok)) ->
+    undefined | {binary(), binary()}.
+existing(Cert, Key, Missing) ->
+    case [Path || Path <- [Cert, Key], not filelib:is_file(Path)] of
+        [] ->
+            {unicode:characters_to_binary(Cert), unicode:characters_to_binary(Key)};
+        Absent ->
+            lists:foreach(Missing, Absent),
+            undefined
+    end.
+
+-spec alone(file:name_all()) -> undefined.
+alone(Path) ->
+    ?LOG_WARNING(#{
+        msg => "a certificate or key file alone is of no use, no certificate is shown",
+        path => Path
+    }),
+    undefined.
+
+-spec warn_missing(file:name_all()) -> ok.
+warn_missing(Path) ->
+    ?LOG_WARNING(#{msg => "no such file, so no certificate is shown", path => Path}).

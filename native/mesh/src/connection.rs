@@ -1,0 +1,278 @@
+//! A connection of a caller's own, dialled or accepted. Its task takes in the streams that the
+//! peer opens and notices its end.
+
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use quinn::VarInt;
+use quinn::crypto::rustls::HandshakeData;
+use tokio::sync::watch;
+
+use crate::address::{Address, canonical};
+use crate::byte_stream::{ByteStream, Ends, Reader};
+use crate::dial::Dialer;
+use crate::endpoint::Endpoint;
+use crate::frames::Packet;
+use crate::handshake;
+use crate::outbox::Budget;
+use crate::rendezvous::{Rendezvous, Request, RequestId, Waiter};
+use crate::scope::Scope;
+use crate::settings::Settings;
+use crate::stream::Stream;
+use crate::verify::PeerIdentity;
+use crate::{Config, Error};
+
+/// A handle to a connection.
+#[derive(Clone, Debug)]
+pub struct Connection(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    /// Nothing once the connection has ended, so that a forgotten handle keeps no socket open.
+    carrier: Mutex<Option<quinn::Connection>>,
+    streams: Rendezvous<Stream>,
+    ended: watch::Receiver<Option<Error>>,
+    facts: Facts,
+    budget: Arc<Budget>,
+    scope: Arc<Scope>,
+    max_frame_bytes: usize,
+}
+
+/// What is settled by the handshake.
+#[derive(Clone, Debug)]
+pub struct Facts {
+    /// Where the peer was at the time.
+    pub remote: SocketAddr,
+    /// Where we are; the address as far as the system tells.
+    pub local: SocketAddr,
+    /// The application protocol agreed on (RFC 7301).
+    pub alpn: Vec<u8>,
+    /// The name that a client asked for.
+    pub server_name: Option<String>,
+    /// Who the peer has shown itself to be.
+    pub identity: Option<PeerIdentity>,
+}
+
+/// Counters of a connection.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Traffic {
+    /// UDP datagrams sent.
+    pub sent_datagrams: u64,
+    /// Their payload bytes.
+    pub sent_bytes: u64,
+    /// UDP datagrams received.
+    pub received_datagrams: u64,
+    /// Their payload bytes.
+    pub received_bytes: u64,
+    /// Bytes queued for its streams and not yet handed to the stack.
+    pub pending_bytes: usize,
+}
+
+impl Traffic {
+    pub(crate) fn of(carrier: &quinn::Connection, pending_bytes: usize) -> Self {
+        let stats = carrier.stats();
+        Self {
+            sent_datagrams: stats.udp_tx.datagrams,
+            sent_bytes: stats.udp_tx.bytes,
+            received_datagrams: stats.udp_rx.datagrams,
+            received_bytes: stats.udp_rx.bytes,
+            pending_bytes,
+        }
+    }
+}
+
+/// Dials connections of callers' own, all through one socket.
+#[derive(Debug)]
+pub struct Client {
+    endpoint: Arc<Endpoint>,
+    scope: Arc<Scope>,
+}
+
+impl Client {
+    /// Nothing is bound before the first dial.
+    pub fn new(runtime: tokio::runtime::Handle) -> Self {
+        let config = Config::default();
+        Self {
+            endpoint: Arc::new(Endpoint::new(config.udp_buffer_bytes())),
+            scope: Arc::new(Scope::new(&config, runtime)),
+        }
+    }
+
+    /// A connection to `address`, within `timeout`.
+    ///
+    /// # Errors
+    /// Why there is none.
+    pub async fn connect(
+        &self,
+        address: &Address,
+        settings: Settings,
+        timeout: std::time::Duration,
+    ) -> Result<Connection, Error> {
+        let transport = settings.transport.clone();
+        let dialer = Dialer::new(self.endpoint.clone(), settings, 1, timeout)?;
+        let carrier = dialer.dial(address, &[]).await?;
+        let local = self.endpoint.local_address().ok_or(Error::Cancelled)?;
+        let alpn = handshake::PeerParameters::of(&carrier).alpn;
+        let facts = Facts::new(&carrier, local, alpn, None);
+        let max_streams = transport.max_streams();
+        Ok(Connection::start(
+            carrier,
+            facts,
+            self.scope.clone(),
+            max_streams,
+            transport.max_frame_bytes(),
+            (),
+        ))
+    }
+}
+
+impl Facts {
+    /// Of a client's or a server's connection.
+    fn new(
+        carrier: &quinn::Connection,
+        local: SocketAddr,
+        alpn: Vec<u8>,
+        server_name: Option<String>,
+    ) -> Self {
+        let ip = carrier.local_ip().unwrap_or_else(|| local.ip());
+        Self {
+            remote: canonical(carrier.remote_address()),
+            local: canonical(SocketAddr::new(ip, local.port())),
+            alpn,
+            server_name,
+            identity: PeerIdentity::of(carrier),
+        }
+    }
+
+    /// Of a connection that a listener has accepted.
+    pub(crate) fn accepted(carrier: &quinn::Connection, local: SocketAddr) -> Self {
+        let data = carrier.handshake_data().and_then(|data| data.downcast::<HandshakeData>().ok());
+        let (alpn, server_name) = match data {
+            Some(data) => (data.protocol.unwrap_or_default(), data.server_name),
+            None => (Vec::new(), None),
+        };
+        Self::new(carrier, local, alpn, server_name)
+    }
+}
+
+impl Connection {
+    /// Starts the connection's task; `lease` is dropped when that ends.
+    pub(crate) fn start(
+        carrier: quinn::Connection,
+        facts: Facts,
+        scope: Arc<Scope>,
+        max_streams: usize,
+        max_frame_bytes: usize,
+        lease: impl Send + 'static,
+    ) -> Self {
+        let (end, ended) = watch::channel(None);
+        let connection = Self(Arc::new(Inner {
+            carrier: Mutex::new(Some(carrier.clone())),
+            streams: Rendezvous::new(max_streams),
+            ended,
+            facts,
+            budget: scope.connection_budget(),
+            max_frame_bytes,
+            scope,
+        }));
+        let task = connection.clone();
+        connection.0.scope.tasks.spawn(async move {
+            let error = task.take_in(&carrier).await;
+            drop(carrier);
+            task.lock().take();
+            task.0.streams.close();
+            drop(lease);
+            end.send_replace(Some(error));
+        });
+        connection
+    }
+
+    /// What the handshake has settled.
+    pub fn facts(&self) -> &Facts {
+        &self.0.facts
+    }
+
+    /// Where the peer is now.
+    pub fn remote_address(&self) -> SocketAddr {
+        let now = self.lock().as_ref().map(quinn::Connection::remote_address);
+        now.map_or(self.0.facts.remote, canonical)
+    }
+
+    /// Opens a bidirectional stream; waits for stream credit.
+    ///
+    /// # Errors
+    /// Why the connection is gone.
+    pub async fn open_stream(&self) -> Result<Stream, Error> {
+        let carrier = self.lock().clone().ok_or_else(|| self.end())?;
+        let (send, recv) = carrier.open_bi().await.map_err(Error::from)?;
+        Ok(self.stream(Some(send), recv))
+    }
+
+    /// Asks for one stream that the peer has opened or will open.
+    pub fn request_stream(
+        &self,
+        id: RequestId,
+        waiter: Box<dyn Waiter<Stream>>,
+    ) -> Request<Stream> {
+        self.0.streams.request(id, waiter)
+    }
+
+    /// Takes a request for a stream back. `false`: too late, it is answered.
+    pub fn cancel_request(&self, id: RequestId) -> bool {
+        self.0.streams.cancel(id)
+    }
+
+    /// Closes the connection at once with an application error code; what is not acknowledged
+    /// may be lost.
+    pub fn close(&self, code: u64) {
+        if let Some(carrier) = &*self.lock() {
+            carrier.close(VarInt::from_u64(code).unwrap_or(VarInt::MAX), &[]);
+        }
+    }
+
+    /// Resolves with the reason when the connection has ended; [`Error::Cancelled`] when we have
+    /// closed it.
+    pub fn ended(&self) -> impl Future<Output = Error> + Send + use<> {
+        let mut ended = self.0.ended.clone();
+        async move {
+            match ended.wait_for(Option::is_some).await {
+                Ok(error) => error.clone().unwrap_or(Error::Cancelled),
+                Err(_) => Error::Cancelled,
+            }
+        }
+    }
+
+    /// The connection's counters; `None` when it has ended.
+    pub fn traffic(&self) -> Option<Traffic> {
+        Some(Traffic::of(self.lock().as_ref()?, self.0.budget.used().bytes))
+    }
+
+    async fn take_in(&self, carrier: &quinn::Connection) -> Error {
+        loop {
+            let stream = tokio::select! {
+                error = carrier.closed() => return error.into(),
+                Ok((send, recv)) = carrier.accept_bi() => self.stream(Some(send), recv),
+                Ok(recv) = carrier.accept_uni() => self.stream(None, recv),
+            };
+            // More than are granted cannot come; one without a place is reset by dropping it.
+            drop(self.0.streams.offer(stream));
+        }
+    }
+
+    fn stream(&self, send: Option<quinn::SendStream>, recv: quinn::RecvStream) -> Stream {
+        let id = recv.id();
+        let reader = Reader::new(recv, Packet::Macula, self.0.max_frame_bytes);
+        let ends = Ends { local: self.0.facts.local, remote: self.0.facts.remote };
+        let budget = self.0.budget.clone();
+        ByteStream::start(&self.0.scope, budget, ends, send, Some(reader), id, ()).into()
+    }
+
+    fn end(&self) -> Error {
+        self.0.ended.borrow().clone().unwrap_or(Error::Cancelled)
+    }
+
+    /// A std mutex, because nothing awaits inside.
+    fn lock(&self) -> MutexGuard<'_, Option<quinn::Connection>> {
+        self.0.carrier.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

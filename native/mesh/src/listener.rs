@@ -1,0 +1,376 @@
+//! Listening sockets: which clients get in, how many at once, and the rebuilding of a socket that
+//! has died. Connections that got in belong to whoever accepts them, and outlive the listener.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use quinn::crypto::rustls::QuicServerConfig;
+use quinn::{Incoming, ServerConfig};
+use tokio::sync::watch;
+use tokio::time::{sleep, timeout};
+
+use crate::address::canonical;
+use crate::connection::{Connection, Facts};
+use crate::endpoint;
+use crate::rendezvous::{Rendezvous, Request, RequestId, Waiter};
+use crate::scope::Scope;
+use crate::settings::Settings;
+use crate::stats::Causes;
+use crate::tls::{self, Identity};
+use crate::verify::Verification;
+use crate::{Config, Error};
+
+/// The code for connections that nobody will accept: none in particular.
+const NO_ERROR: u64 = 0;
+/// The code for a client that does not hold the right key: the TLS alert access_denied as QUIC
+/// would carry it (RFC 9001, section 4.8), from the application since TLS has been passed.
+const IMPOSTOR: u64 = 0x131;
+/// How long to wait before a dead socket is bound again, if that has failed.
+const REBIND_DELAY: Duration = Duration::from_millis(500);
+
+/// Where to listen.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// Every address of this machine, IPv6 and IPv4, at one port; 0 picks one.
+    Everywhere(u16),
+    /// These addresses.
+    At(Vec<SocketAddr>),
+}
+
+/// What a listener tells its owner unasked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ListenerEvent {
+    /// The socket at this address has died; it is being bound again.
+    SocketLost(SocketAddr),
+    /// The socket at this address works again.
+    SocketRebuilt(SocketAddr),
+}
+
+/// Counters of a listener.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ListenerStats {
+    /// Connections open that got in by this listener.
+    pub connections: usize,
+    /// Handshakes under way.
+    pub handshakes: usize,
+    /// Connections that wait to be accepted.
+    pub waiting: usize,
+    /// Clients turned away, by cause.
+    pub refused: std::collections::BTreeMap<&'static str, u64>,
+}
+
+/// A listener. Closing it, or dropping its last handle, ends the taking in of clients.
+#[derive(Debug)]
+pub struct Listener(Arc<Inner>);
+
+struct Inner {
+    doors: Mutex<Vec<Door>>,
+    connections: Rendezvous<Connection>,
+    settings: Settings,
+    server: Mutex<ServerConfig>,
+    census: Arc<Mutex<Census>>,
+    refused: Causes,
+    scope: Arc<Scope>,
+    closed: watch::Sender<bool>,
+    observer: Box<dyn Fn(ListenerEvent) + Send + Sync>,
+}
+
+/// One listening socket.
+#[derive(Clone, Debug)]
+struct Door {
+    address: SocketAddr,
+    endpoint: quinn::Endpoint,
+}
+
+/// Who is in, and who is on the way.
+#[derive(Debug, Default)]
+struct Census {
+    handshakes: usize,
+    connections: usize,
+    by_address: HashMap<IpAddr, usize>,
+}
+
+impl Listener {
+    /// Listens. `observer` must not block.
+    ///
+    /// # Errors
+    /// [`Error::Socket`] when a socket cannot be bound, [`Error::Unverified`] when the identity
+    /// or the roots are of no use.
+    pub fn bind(
+        place: &Place,
+        settings: Settings,
+        runtime: tokio::runtime::Handle,
+        observer: impl Fn(ListenerEvent) + Send + Sync + 'static,
+    ) -> Result<Self, Error> {
+        let server = server_config(&settings)?;
+        let doors = bind(place, &server, &settings, &runtime)?;
+        let (closed, _) = watch::channel(false);
+        let inner = Arc::new(Inner {
+            connections: Rendezvous::new(settings.transport.backlog()),
+            settings,
+            server: Mutex::new(server),
+            census: Arc::default(),
+            refused: Causes::default(),
+            scope: Arc::new(Scope::new(&Config::default(), runtime)),
+            closed,
+            observer: Box::new(observer),
+            doors: Mutex::new(doors.clone()),
+        });
+        for (index, door) in doors.into_iter().enumerate() {
+            inner.scope.tasks.spawn(inner.clone().attend(index, door));
+        }
+        Ok(Self(inner))
+    }
+
+    /// Where it listens.
+    pub fn local_addresses(&self) -> Vec<SocketAddr> {
+        lock(&self.0.doors).iter().map(|door| door.address).collect()
+    }
+
+    /// Asks for one connection that has got in or will.
+    pub fn request(
+        &self,
+        id: RequestId,
+        waiter: Box<dyn Waiter<Connection>>,
+    ) -> Request<Connection> {
+        self.0.connections.request(id, waiter)
+    }
+
+    /// Takes a request back. `false`: too late, it is answered.
+    pub fn cancel_request(&self, id: RequestId) -> bool {
+        self.0.connections.cancel(id)
+    }
+
+    /// Shows another certificate to clients from now on; connections go on as they are.
+    ///
+    /// # Errors
+    /// [`Error::Unverified`] when it is of no use.
+    pub fn set_identity(&self, identity: Identity) -> Result<(), Error> {
+        let settings = Settings { identity: Some(identity), ..self.0.settings.clone() };
+        let server = server_config(&settings)?;
+        *lock(&self.0.server) = server.clone();
+        for door in lock(&self.0.doors).iter() {
+            door.endpoint.set_server_config(Some(server.clone()));
+        }
+        Ok(())
+    }
+
+    /// The listener's counters.
+    pub fn stats(&self) -> ListenerStats {
+        let census = lock(&self.0.census);
+        ListenerStats {
+            connections: census.connections,
+            handshakes: census.handshakes,
+            waiting: self.0.connections.waiting(),
+            refused: self.0.refused.values(),
+        }
+    }
+
+    /// Takes in no more clients. Connections that were accepted go on, and keep the socket; those
+    /// that were not are closed.
+    pub fn close(&self) {
+        self.0.close();
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        self.0.close();
+    }
+}
+
+impl Inner {
+    fn close(&self) {
+        self.closed.send_replace(true);
+        for connection in self.connections.close() {
+            connection.close(NO_ERROR);
+        }
+        for door in lock(&self.doors).drain(..) {
+            door.endpoint.set_server_config(None);
+        }
+    }
+
+    /// Takes in clients at one door until the listener is closed.
+    async fn attend(self: Arc<Self>, index: usize, mut door: Door) {
+        let mut closed = self.closed.subscribe();
+        loop {
+            let incoming = tokio::select! {
+                _ = closed.wait_for(|closed| *closed) => return,
+                incoming = door.endpoint.accept() => incoming,
+            };
+            match incoming {
+                Some(incoming) => self.clone().meet(incoming, door.address),
+                // quinn's driver ends on a socket error and only this tells.
+                None => {
+                    (self.observer)(ListenerEvent::SocketLost(door.address));
+                    let rebuilt = tokio::select! {
+                        _ = closed.wait_for(|closed| *closed) => return,
+                        rebuilt = self.rebuild(door.address) => rebuilt,
+                    };
+                    door = rebuilt;
+                    if let Some(place) = lock(&self.doors).get_mut(index) {
+                        *place = door.clone();
+                    }
+                    (self.observer)(ListenerEvent::SocketRebuilt(door.address));
+                }
+            }
+        }
+    }
+
+    async fn rebuild(&self, address: SocketAddr) -> Door {
+        loop {
+            let server = lock(&self.server).clone();
+            let buffer_bytes = self.settings.transport.udp_buffer_bytes();
+            if let Ok((endpoint, _)) = endpoint::bind_at(address, buffer_bytes, Some(server)) {
+                return Door { address, endpoint };
+            }
+            sleep(REBIND_DELAY).await;
+        }
+    }
+
+    /// Lets a client in, asks it to come again with a proof of its address, or turns it away.
+    fn meet(self: Arc<Self>, incoming: Incoming, local: SocketAddr) {
+        let transport = &self.settings.transport;
+        let ip = canonical(incoming.remote_address()).ip();
+        let place = {
+            let census = lock(&self.census);
+            let under_way = census.handshakes;
+            if under_way >= transport.retry_above_handshakes()
+                && !incoming.remote_address_validated()
+                && incoming.may_retry()
+            {
+                // An error says that it may not be asked, which was checked.
+                drop(incoming.retry());
+                return;
+            }
+            let here = census.by_address.get(&ip).copied().unwrap_or_default();
+            if under_way >= transport.max_handshakes() {
+                Err("max_handshakes")
+            } else if census.connections >= transport.max_connections() {
+                Err("max_connections")
+            } else if here >= transport.max_connections_per_address() {
+                Err("max_connections_per_address")
+            } else if self.connections.waiting() + under_way >= transport.backlog() {
+                Err("backlog")
+            } else {
+                Ok(())
+            }
+        };
+        if let Err(cause) = place {
+            self.refused.count(cause);
+            incoming.refuse();
+            return;
+        }
+        let seat = Seat::take(&self.census, ip);
+        let host = self.clone();
+        self.scope.tasks.spawn(async move { host.welcome(incoming, local, seat).await });
+    }
+
+    async fn welcome(&self, incoming: Incoming, local: SocketAddr, mut seat: Seat) {
+        let transport = &self.settings.transport;
+        let handshake = async { Ok::<_, Error>(incoming.accept()?.await?) };
+        let carrier = match timeout(transport.handshake_timeout(), handshake).await {
+            Ok(Ok(carrier)) => carrier,
+            Ok(Err(_)) => return self.refused.count("handshake_failed"),
+            Err(_) => return self.refused.count("handshake_timeout"),
+        };
+        seat.shake_hands();
+        if let Verification::Key(rule) = self.settings.verification
+            && rule.check_client(&carrier).is_err()
+        {
+            self.refused.count("wrong_key");
+            carrier.close(quinn::VarInt::from_u64(IMPOSTOR).unwrap_or_default(), &[]);
+            return;
+        }
+        let facts = Facts::accepted(&carrier, local);
+        let scope = self.scope.clone();
+        let (streams, frame) = (transport.max_streams(), transport.max_frame_bytes());
+        let connection = Connection::start(carrier, facts, scope, streams, frame, seat);
+        if let Err(connection) = self.connections.offer(connection) {
+            self.refused.count("backlog");
+            connection.close(NO_ERROR);
+        }
+    }
+}
+
+/// One client's place in the census; dropped when the client has gone.
+struct Seat {
+    census: Arc<Mutex<Census>>,
+    ip: IpAddr,
+    is_shaking_hands: bool,
+}
+
+impl Seat {
+    fn take(census: &Arc<Mutex<Census>>, ip: IpAddr) -> Self {
+        let mut counts = lock(census);
+        counts.handshakes += 1;
+        counts.connections += 1;
+        *counts.by_address.entry(ip).or_default() += 1;
+        Self { census: census.clone(), ip, is_shaking_hands: true }
+    }
+
+    /// The handshake is over.
+    fn shake_hands(&mut self) {
+        if std::mem::replace(&mut self.is_shaking_hands, false) {
+            lock(&self.census).handshakes -= 1;
+        }
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        self.shake_hands();
+        let mut counts = lock(&self.census);
+        counts.connections -= 1;
+        if let Some(here) = counts.by_address.get_mut(&self.ip) {
+            *here -= 1;
+            if *here == 0 {
+                counts.by_address.remove(&self.ip);
+            }
+        }
+    }
+}
+
+impl std::fmt::Debug for Inner {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Listener").field("doors", &self.doors).finish_non_exhaustive()
+    }
+}
+
+fn server_config(settings: &Settings) -> Result<ServerConfig, Error> {
+    let tls = tls::server_config(settings)?;
+    let quic = QuicServerConfig::try_from(tls).map_err(|_| Error::Cancelled)?;
+    let mut server = ServerConfig::with_crypto(Arc::new(quic));
+    server.transport_config(Arc::new(settings.transport.quinn()));
+    Ok(server)
+}
+
+fn bind(
+    place: &Place,
+    server: &ServerConfig,
+    settings: &Settings,
+    runtime: &tokio::runtime::Handle,
+) -> Result<Vec<Door>, Error> {
+    let _context = runtime.enter();
+    let buffer_bytes = settings.transport.udp_buffer_bytes();
+    let open = |address: SocketAddr| -> Result<Door, Error> {
+        let (endpoint, _) = endpoint::bind_at(address, buffer_bytes, Some(server.clone()))?;
+        Ok(Door { address: canonical(endpoint.local_addr()?), endpoint })
+    };
+    match place {
+        Place::Everywhere(port) => {
+            let both = open(SocketAddr::from((Ipv6Addr::UNSPECIFIED, *port)));
+            // A machine without IPv6.
+            let door = both.or_else(|_| open((Ipv4Addr::UNSPECIFIED, *port).into()))?;
+            Ok(vec![door])
+        }
+        Place::At(addresses) => addresses.iter().copied().map(open).collect(),
+    }
+}
+
+/// A std mutex, because nothing awaits inside.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

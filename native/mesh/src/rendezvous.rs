@@ -1,0 +1,212 @@
+//! Where things that arrive meet those who wait for them, whichever comes first. Exact about
+//! giving up: whoever takes his request back learns whether he was in time, so nothing is lost
+//! between an arrival and a timeout.
+
+use std::collections::VecDeque;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// Somebody who waits. Dropped unused when he takes his request back.
+pub trait Waiter<T>: Send {
+    /// Takes what has arrived, on whatever thread brings it, without blocking; gives it back when
+    /// the process behind has gone.
+    fn meet(self: Box<Self>, item: T) -> Option<T>;
+
+    /// Nothing will arrive.
+    fn refuse(self: Box<Self>);
+}
+
+/// The number of a request, chosen by who makes it.
+pub type RequestId = u64;
+
+#[derive(Debug)]
+pub(crate) struct Rendezvous<T> {
+    state: Mutex<State<T>>,
+    capacity: usize,
+}
+
+struct State<T> {
+    items: VecDeque<T>,
+    waiters: VecDeque<(RequestId, Box<dyn Waiter<T>>)>,
+    is_closed: bool,
+}
+
+/// Requests that may wait at once. Each is a process that waits, or one that asked many times.
+const MAX_WAITERS: usize = 65_536;
+
+/// What became of a request.
+pub enum Request<T> {
+    /// Something was there; the waiter was not used.
+    Served(T, Box<dyn Waiter<T>>),
+    /// The waiter will be called.
+    Waiting,
+    /// Nothing will arrive any more, or too many wait: the waiter was refused.
+    Refused,
+}
+
+impl<T> Rendezvous<T> {
+    /// At most `capacity` items wait for somebody.
+    pub(crate) fn new(capacity: usize) -> Self {
+        let state = State { items: VecDeque::new(), waiters: VecDeque::new(), is_closed: false };
+        Self { state: Mutex::new(state), capacity }
+    }
+
+    /// Brings an item to the first who waits, or lets it wait.
+    ///
+    /// # Errors
+    /// The item, when there is no room for it or nobody will come any more.
+    pub(crate) fn offer(&self, item: T) -> Result<(), T> {
+        let mut state = self.lock();
+        let mut item = item;
+        while let Some((_, waiter)) = state.waiters.pop_front() {
+            match waiter.meet(item) {
+                None => return Ok(()),
+                Some(returned) => item = returned,
+            }
+        }
+        if state.is_closed || state.items.len() >= self.capacity {
+            return Err(item);
+        }
+        state.items.push_back(item);
+        Ok(())
+    }
+
+    /// Asks for one item.
+    pub(crate) fn request(&self, id: RequestId, waiter: Box<dyn Waiter<T>>) -> Request<T> {
+        let mut state = self.lock();
+        if let Some(item) = state.items.pop_front() {
+            return Request::Served(item, waiter);
+        }
+        if state.is_closed || state.waiters.len() >= MAX_WAITERS {
+            drop(state);
+            waiter.refuse();
+            return Request::Refused;
+        }
+        state.waiters.push_back((id, waiter));
+        Request::Waiting
+    }
+
+    /// Takes a request back. `false`: too late, its waiter was called or dropped.
+    pub(crate) fn cancel(&self, id: RequestId) -> bool {
+        let mut state = self.lock();
+        let place = state.waiters.iter().position(|(waiting, _)| *waiting == id);
+        place.and_then(|place| state.waiters.remove(place)).is_some()
+    }
+
+    /// Items that nobody has asked for.
+    pub(crate) fn waiting(&self) -> usize {
+        self.lock().items.len()
+    }
+
+    /// Nothing more will arrive; returns what nobody has asked for.
+    pub(crate) fn close(&self) -> VecDeque<T> {
+        let mut state = self.lock();
+        state.is_closed = true;
+        let waiters = std::mem::take(&mut state.waiters);
+        let items = std::mem::take(&mut state.items);
+        drop(state);
+        for (_, waiter) in waiters {
+            waiter.refuse();
+        }
+        items
+    }
+
+    /// A std mutex, because nothing awaits inside.
+    fn lock(&self) -> MutexGuard<'_, State<T>> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<T: std::fmt::Debug> std::fmt::Debug for State<T> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("State")
+            .field("items", &self.items)
+            .field("waiters", &self.waiters.len())
+            .field("is_closed", &self.is_closed)
+            .finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+
+    type Log = Arc<Mutex<Vec<(u64, u32)>>>;
+
+    /// A waiter that writes down what it gets, or returns it.
+    struct Writer {
+        name: u64,
+        log: Log,
+        is_gone: bool,
+    }
+
+    impl Waiter<u32> for Writer {
+        fn meet(self: Box<Self>, item: u32) -> Option<u32> {
+            if self.is_gone {
+                return Some(item);
+            }
+            self.log.lock().expect("the log").push((self.name, item));
+            None
+        }
+
+        fn refuse(self: Box<Self>) {
+            self.log.lock().expect("the log").push((self.name, REFUSED));
+        }
+    }
+
+    const REFUSED: u32 = 0;
+
+    fn waiter(name: u64, log: &Log, is_gone: bool) -> Box<dyn Waiter<u32>> {
+        Box::new(Writer { name, log: log.clone(), is_gone })
+    }
+
+    #[test]
+    fn arrivals_and_waiters_meet_in_their_order() {
+        let log = Log::default();
+        let meeting = Rendezvous::new(2);
+        assert_eq!(meeting.offer(1), Ok(()));
+        assert_eq!(meeting.offer(2), Ok(()));
+        assert_eq!(meeting.offer(3), Err(3));
+        assert!(matches!(meeting.request(0, waiter(0, &log, false)), Request::Served(1, _)));
+        assert!(matches!(meeting.request(0, waiter(0, &log, false)), Request::Served(2, _)));
+        for name in [10, 11] {
+            assert!(matches!(meeting.request(name, waiter(name, &log, false)), Request::Waiting));
+        }
+        assert_eq!(meeting.offer(4), Ok(()));
+        assert_eq!(meeting.offer(5), Ok(()));
+        assert_eq!(*log.lock().expect("the log"), vec![(10, 4), (11, 5)]);
+    }
+
+    #[test]
+    fn an_item_for_a_process_that_has_gone_goes_to_the_next() {
+        let log = Log::default();
+        let meeting = Rendezvous::new(1);
+        meeting.request(1, waiter(1, &log, true));
+        meeting.request(2, waiter(2, &log, false));
+        assert_eq!(meeting.offer(7), Ok(()));
+        assert_eq!(*log.lock().expect("the log"), vec![(2, 7)]);
+    }
+
+    #[test]
+    fn a_request_is_taken_back_in_time_or_not_at_all() {
+        let log = Log::default();
+        let meeting = Rendezvous::new(1);
+        meeting.request(1, waiter(1, &log, false));
+        assert!(meeting.cancel(1));
+        assert_eq!(meeting.offer(7), Ok(()));
+        assert!(log.lock().expect("the log").is_empty());
+        assert!(!meeting.cancel(1));
+    }
+
+    #[test]
+    fn closing_refuses_everyone() {
+        let log = Log::default();
+        let meeting = Rendezvous::new(1);
+        meeting.request(1, waiter(1, &log, false));
+        assert_eq!(meeting.close(), []);
+        assert_eq!(meeting.offer(2), Err(2));
+        assert!(matches!(meeting.request(2, waiter(2, &log, false)), Request::Refused));
+        assert_eq!(*log.lock().expect("the log"), vec![(1, REFUSED), (2, REFUSED)]);
+    }
+}

@@ -1,0 +1,145 @@
+//! The options of a connection or listener of a caller's own, with their defaults and bounds.
+
+use std::time::Duration;
+
+use quinn::{IdleTimeout, TransportConfig, VarInt};
+
+use crate::config::{BadOption, Bounds, LONGEST_MS, MIB, keep_alive, options, size};
+use crate::tls::{ALPN, Identity};
+use crate::verify::Verification;
+
+/// Most streams that a peer may be granted: what quinn sets aside for each is memory for nothing.
+const MAX_STREAMS: u64 = 65_536;
+/// Bytes of all streams of one connection that a peer may send before we have read them: memory
+/// that it may pin here.
+pub(crate) const RECEIVE_WINDOW: u32 = 8 * 1024 * 1024;
+
+options! {
+    /// The numeric options of a connection or listener, all within their bounds.
+    Transport {
+    /// Silence after which a connection is given up, in milliseconds; the lower of this and the
+    /// peer's own holds (RFC 9000, section 10.1).
+    idle_timeout_ms: 60_000, 100 => LONGEST_MS;
+    /// How often an idle connection is kept alive, in milliseconds; 0 for never.
+    keep_alive_interval_ms: 20_000, 0 => LONGEST_MS;
+    /// How long a handshake may take, in milliseconds.
+    handshake_idle_timeout_ms: 10_000, 1 => LONGEST_MS;
+    /// Bidirectional streams that the peer may have open at once.
+    peer_bidi_stream_count: 100, 0 => MAX_STREAMS;
+    /// Unidirectional streams that the peer may have open at once.
+    peer_unidi_stream_count: 3, 0 => MAX_STREAMS;
+    /// The longest protocol frame that is put together, header included, in bytes.
+    max_frame_bytes: 16 * MIB, 8 => 4_096 * MIB;
+    /// UDP socket buffers, each direction, in bytes; the kernel may grant less.
+    udp_buffer_bytes: 4 * MIB, 65_536 => 1_024 * MIB;
+    /// Listener: connections that wait to be accepted; more are refused.
+    backlog: 128, 1 => 65_536;
+    /// Listener: connections open at once; more are refused.
+    max_connections: 10_000, 1 => 1_000_000;
+    /// Listener: connections open at once from one IP address; more are refused.
+    max_connections_per_address: 1_000, 1 => 1_000_000;
+    /// Listener: handshakes under way at once; more are refused.
+    max_handshakes: 1_024, 1 => 65_536;
+    /// Listener: handshakes under way above which a client must show that it receives at its
+    /// address before anything is kept for it (Retry, RFC 9000, section 8.1.2).
+    retry_above_handshakes: 128, 0 => 65_536;
+    }
+}
+
+/// All options of a connection or listener.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// The numeric ones.
+    pub transport: Transport,
+    /// What we show when the other side asks who we are; a listener must have it.
+    pub identity: Option<Identity>,
+    /// Application protocols, the preferred first (RFC 7301).
+    pub alpn: Vec<Vec<u8>>,
+    /// How the other side has to prove who it is.
+    pub verification: Verification,
+    /// The name to ask for and to verify, if it is not the host's (RFC 6066, section 3).
+    pub server_name: Option<String>,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            transport: Transport::default(),
+            identity: None,
+            alpn: vec![ALPN.to_vec()],
+            verification: Verification::None,
+            server_name: None,
+        }
+    }
+}
+
+impl Transport {
+    /// As [`crate::Config::settle`].
+    ///
+    /// # Errors
+    /// [`BadOption`] when keep-alives would come too late to keep anything alive.
+    pub fn settle(&mut self, has_keep_alive: bool) -> Result<(), BadOption> {
+        self.keep_alive_interval_ms =
+            keep_alive(self.keep_alive_interval_ms, self.idle_timeout_ms, has_keep_alive)?;
+        Ok(())
+    }
+
+    pub(crate) fn quinn(&self) -> TransportConfig {
+        let idle = Duration::from_millis(self.idle_timeout_ms);
+        let mut transport = TransportConfig::default();
+        transport
+            .max_idle_timeout(IdleTimeout::try_from(idle).ok())
+            .keep_alive_interval(self.keep_alive_interval())
+            .max_concurrent_bidi_streams(streams(self.peer_bidi_stream_count))
+            .max_concurrent_uni_streams(streams(self.peer_unidi_stream_count))
+            .receive_window(VarInt::from_u32(RECEIVE_WINDOW))
+            .datagram_receive_buffer_size(None);
+        transport
+    }
+
+    pub(crate) fn keep_alive_interval(&self) -> Option<Duration> {
+        (self.keep_alive_interval_ms > 0)
+            .then(|| Duration::from_millis(self.keep_alive_interval_ms))
+    }
+
+    pub(crate) fn handshake_timeout(&self) -> Duration {
+        Duration::from_millis(self.handshake_idle_timeout_ms)
+    }
+
+    pub(crate) fn max_frame_bytes(&self) -> usize {
+        size(self.max_frame_bytes)
+    }
+
+    /// Streams of a peer that may wait to be accepted.
+    pub(crate) fn max_streams(&self) -> usize {
+        size(self.peer_bidi_stream_count.saturating_add(self.peer_unidi_stream_count)).max(1)
+    }
+
+    pub(crate) fn backlog(&self) -> usize {
+        size(self.backlog)
+    }
+
+    pub(crate) fn max_connections(&self) -> usize {
+        size(self.max_connections)
+    }
+
+    pub(crate) fn max_connections_per_address(&self) -> usize {
+        size(self.max_connections_per_address)
+    }
+
+    pub(crate) fn max_handshakes(&self) -> usize {
+        size(self.max_handshakes)
+    }
+
+    pub(crate) fn retry_above_handshakes(&self) -> usize {
+        size(self.retry_above_handshakes)
+    }
+
+    pub(crate) fn udp_buffer_bytes(&self) -> usize {
+        size(self.udp_buffer_bytes)
+    }
+}
+
+fn streams(count: u64) -> VarInt {
+    VarInt::from_u64(count).unwrap_or(VarInt::MAX)
+}

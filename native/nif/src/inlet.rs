@@ -1,0 +1,426 @@
+//! The way of received bytes to a process: who owns the stream, whether it wants data as messages
+//! or asks for it, and the one task that reads. Everything that the owner is told of a stream is
+//! posted under one lock, so that after a pause nothing more comes, and what came is in order.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use mesh::{Error, Packet, Reader, Received, SendEnd};
+use rustler::env::SavedTerm;
+use rustler::{Encoder, Env, LocalPid, Monitor, NewBinary, OwnedEnv, ResourceArc, Term};
+use tokio::sync::Notify;
+
+use crate::reply::Reply;
+use crate::resources::StreamResource;
+use crate::{atoms, events, terms};
+
+type Handle = ResourceArc<StreamResource>;
+
+/// How the owner gets data.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Mode {
+    /// By asking.
+    Passive,
+    /// One message, then by asking.
+    Once,
+    /// So many messages, then a `passive` message, then by asking.
+    Count(u32),
+    /// As messages.
+    Active,
+}
+
+pub(crate) struct Inlet {
+    state: Mutex<State>,
+    /// Wakes the reading task.
+    changed: Notify,
+}
+
+struct State {
+    owner: LocalPid,
+    monitor: Option<Monitor>,
+    mode: Mode,
+    request: Option<Reply>,
+    packet: Option<Packet>,
+    /// Held while messages are to come, which must name the stream; without it, a stream that
+    /// nobody holds is closed.
+    handle: Option<Handle>,
+    /// Whether the owner is told of more than it asks for.
+    has_events: bool,
+    received_end: Option<Received>,
+    send_end: Option<SendEnd>,
+    is_closed: bool,
+}
+
+/// What a read gave, with the data in an Erlang binary already.
+enum Delivery {
+    Data { env: OwnedEnv, binary: SavedTerm, offset: u64, length: usize },
+    End(Received),
+}
+
+/// Why an inlet does not do as it is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Refusal {
+    NotOwner,
+    Busy,
+    Closed,
+}
+
+impl Inlet {
+    /// The owner is told of events if `has_events`, or once the stream is made active.
+    pub(crate) fn new(owner: LocalPid, has_events: bool) -> Self {
+        let state = State {
+            owner,
+            monitor: None,
+            mode: Mode::Passive,
+            request: None,
+            packet: None,
+            handle: None,
+            has_events,
+            received_end: None,
+            send_end: None,
+            is_closed: false,
+        };
+        Self { state: Mutex::new(state), changed: Notify::new() }
+    }
+
+    pub(crate) fn set_monitor(&self, monitor: Monitor) {
+        self.lock().monitor = Some(monitor);
+    }
+
+    /// Whether `monitor` is that of the present owner.
+    pub(crate) fn is_monitored_by(&self, monitor: &Monitor) -> bool {
+        self.lock().monitor.as_ref() == Some(monitor)
+    }
+
+    /// Sets how the owner gets data.
+    pub(crate) fn set_mode(&self, handle: Handle, mode: Mode) -> Result<(), Refusal> {
+        let mut state = self.lock();
+        if state.is_closed {
+            return Err(Refusal::Closed);
+        }
+        let released = state.set_mode(mode, handle);
+        drop(state);
+        drop(released);
+        self.changed.notify_one();
+        Ok(())
+    }
+
+    pub(crate) fn set_packet(&self, packet: Packet) {
+        self.lock().packet = Some(packet);
+    }
+
+    /// `caller` hands the stream over: nothing more is posted to it. Returns the mode to go on
+    /// in.
+    pub(crate) fn pause(&self, caller: LocalPid) -> Result<Mode, Refusal> {
+        let mut state = self.lock();
+        if state.owner != caller {
+            return Err(Refusal::NotOwner);
+        }
+        let mode = std::mem::replace(&mut state.mode, Mode::Passive);
+        let released = state.handle.take();
+        drop(state);
+        drop(released);
+        Ok(mode)
+    }
+
+    /// Gives the paused stream to `owner`; returns the monitor of the one before.
+    pub(crate) fn give(
+        &self,
+        owner: LocalPid,
+        monitor: Option<Monitor>,
+        handle: Handle,
+        mode: Mode,
+    ) -> Option<Monitor> {
+        let mut state = self.lock();
+        state.owner = owner;
+        let former = std::mem::replace(&mut state.monitor, monitor);
+        let released = if state.is_closed { None } else { state.set_mode(mode, handle) };
+        drop(state);
+        drop(released);
+        self.changed.notify_one();
+        former
+    }
+
+    /// Asks for the next data, in place of a message.
+    pub(crate) fn request(&self, reply: impl FnOnce() -> Reply) -> Result<(), Refusal> {
+        let mut state = self.lock();
+        if state.is_closed || state.received_end.is_some() {
+            return Err(Refusal::Closed);
+        }
+        if state.request.is_some() || state.mode != Mode::Passive {
+            return Err(Refusal::Busy);
+        }
+        state.request = Some(reply());
+        drop(state);
+        self.changed.notify_one();
+        Ok(())
+    }
+
+    /// Takes a request back. `false`: too late, it is answered.
+    pub(crate) fn cancel_request(&self) -> bool {
+        let request = self.lock().request.take();
+        request.map(Reply::forget).is_some()
+    }
+
+    /// How reading has ended, if it has.
+    pub(crate) fn received_end(&self) -> Option<Received> {
+        self.lock().received_end.clone()
+    }
+
+    /// Ends the reading. `handle`: the owner is still to be told when the sending half has ended.
+    pub(crate) fn close(&self, handle: Option<Handle>) {
+        let mut state = self.lock();
+        state.is_closed = true;
+        let handle = handle.filter(|_| state.has_events && state.send_end.is_none());
+        let released = std::mem::replace(&mut state.handle, handle);
+        let request = state.request.take();
+        drop(state);
+        drop(released);
+        if let Some(request) = request {
+            request.send_later(|env| terms::error(env, &Error::StreamClosed));
+        }
+        self.changed.notify_one();
+    }
+
+    /// The sending half is about to end on the owner's order, who is to be told.
+    pub(crate) fn expect_send_end(&self, handle: Handle) {
+        let mut state = self.lock();
+        let wants = state.has_events && state.send_end.is_none();
+        let released = if wants { state.handle.replace(handle) } else { Some(handle) };
+        drop(state);
+        drop(released);
+    }
+
+    /// Reads until the stream ends or is closed. Run by one task.
+    pub(crate) async fn read(self: Arc<Self>, mut reader: Reader) {
+        while self.wanted().await {
+            if let Some(packet) = self.lock().packet.take() {
+                reader.set_packet(packet);
+            }
+            let received = tokio::select! {
+                received = reader.receive() => received,
+                () = self.closed() => return,
+            };
+            let mut delivery = Some(Delivery::from(received));
+            // Between the read and now, the owner may have turned passive.
+            while let Some(pending) = delivery.take() {
+                let Some(held) = self.deliver(pending) else { break };
+                if !self.wanted().await {
+                    return;
+                }
+                delivery = Some(held);
+            }
+            if self.received_end().is_some() {
+                return;
+            }
+        }
+    }
+
+    /// The sending half has ended; tells the owner.
+    pub(crate) fn sending_ended(&self, end: SendEnd) {
+        let mut state = self.lock();
+        if state.has_events
+            && let Some(handle) = &state.handle
+        {
+            match &end {
+                SendEnd::Stopped(code) => {
+                    let code = *code;
+                    let what = atoms::peer_receive_aborted();
+                    events::post(&state.owner, what, handle, |env| code.encode(env));
+                }
+                SendEnd::Finished | SendEnd::Reset => {
+                    let is_graceful = end == SendEnd::Finished;
+                    let what = atoms::send_shutdown_complete();
+                    events::post(&state.owner, what, handle, |env| is_graceful.encode(env));
+                }
+                SendEnd::Lost(_) => {}
+            }
+        }
+        state.send_end = Some(end);
+        let released = state.finish();
+        drop(state);
+        drop(released);
+    }
+
+    /// Resolves when somebody wants data: `true`; or when nobody will any more: `false`.
+    async fn wanted(&self) -> bool {
+        loop {
+            {
+                let state = self.lock();
+                if state.is_closed {
+                    return false;
+                }
+                if state.request.is_some() || state.mode != Mode::Passive {
+                    return true;
+                }
+            }
+            self.changed.notified().await;
+        }
+    }
+
+    async fn closed(&self) {
+        while !self.lock().is_closed {
+            self.changed.notified().await;
+        }
+    }
+
+    /// Gives data to who wants it; returns it when nobody does.
+    fn deliver(&self, delivery: Delivery) -> Option<Delivery> {
+        let mut state = self.lock();
+        if state.is_closed {
+            return None;
+        }
+        if let Some(request) = state.request.take() {
+            let released = state.answer(request, delivery);
+            drop(state);
+            drop(released);
+            return None;
+        }
+        let Some(handle) = state.handle.clone().filter(|_| state.mode != Mode::Passive) else {
+            return Some(delivery);
+        };
+        let released = match delivery {
+            Delivery::Data { mut env, binary, offset, length } => {
+                env.send_and_clear(&state.owner, |env| {
+                    let detail = events::data_detail(env, offset, length);
+                    (atoms::quic(), binary.load(env), &handle, detail).encode(env)
+                })
+                .ok();
+                state.count_down(&handle)
+            }
+            Delivery::End(end) => state.end_receiving(end),
+        };
+        drop(state);
+        drop((handle, released));
+        None
+    }
+
+    /// A std mutex, because nothing awaits inside. Handles are dropped outside: the last one
+    /// closes the inlet.
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    /// Returns a handle to be dropped outside the lock, as the others do.
+    #[must_use]
+    fn set_mode(&mut self, mode: Mode, handle: Handle) -> Option<Handle> {
+        self.mode = mode;
+        if mode == Mode::Passive {
+            drop_later(self.handle.take(), handle)
+        } else {
+            self.has_events = true;
+            self.handle.replace(handle)
+        }
+    }
+
+    #[must_use]
+    fn count_down(&mut self, handle: &Handle) -> Option<Handle> {
+        match self.mode {
+            Mode::Once => self.mode = Mode::Passive,
+            Mode::Count(0 | 1) => {
+                self.mode = Mode::Passive;
+                events::post(&self.owner, atoms::passive(), handle, events::undefined);
+            }
+            Mode::Count(left) => self.mode = Mode::Count(left - 1),
+            Mode::Active | Mode::Passive => {}
+        }
+        if self.mode == Mode::Passive { self.handle.take() } else { None }
+    }
+
+    #[must_use]
+    fn answer(&mut self, request: Reply, delivery: Delivery) -> Option<Handle> {
+        match delivery {
+            Delivery::Data { env, binary, .. } => {
+                request.send_in(env, |env| (atoms::ok(), binary.load(env)).encode(env));
+                None
+            }
+            Delivery::End(end) => {
+                let reported = end.clone();
+                request.send(move |env| end_error(env, &reported));
+                self.end_receiving(end)
+            }
+        }
+    }
+
+    #[must_use]
+    fn end_receiving(&mut self, end: Received) -> Option<Handle> {
+        if self.has_events
+            && let Some(handle) = &self.handle
+        {
+            match &end {
+                Received::Finished => {
+                    let what = atoms::peer_send_shutdown();
+                    events::post(&self.owner, what, handle, events::undefined);
+                }
+                Received::Reset(code) => {
+                    let (what, code) = (atoms::peer_send_aborted(), *code);
+                    events::post(&self.owner, what, handle, |env| code.encode(env));
+                }
+                Received::TooLong(bytes) => {
+                    let (what, bytes) = (atoms::frame_too_large(), *bytes);
+                    events::post(&self.owner, what, handle, |env| bytes.encode(env));
+                }
+                Received::Data { .. } | Received::Lost(_) => {}
+            }
+        }
+        self.received_end = Some(end);
+        self.finish()
+    }
+
+    /// Tells the owner when both halves have ended.
+    #[must_use]
+    fn finish(&mut self) -> Option<Handle> {
+        let lost = match (&self.received_end, &self.send_end) {
+            (Some(Received::Lost(error)), _) | (_, Some(SendEnd::Lost(error))) => Some(error),
+            (Some(_), Some(_)) => None,
+            (None, Some(_)) if self.is_closed => None,
+            _ => return None,
+        };
+        let handle = self.handle.take()?;
+        if self.has_events {
+            let what = atoms::stream_closed();
+            events::post(&self.owner, what, &handle, |env| events::closed_detail(env, lost));
+        }
+        Some(handle)
+    }
+}
+
+/// Both at once, of which the caller's own is known not to be the last.
+fn drop_later(held: Option<Handle>, callers: Handle) -> Option<Handle> {
+    drop(callers);
+    held
+}
+
+/// `{error, Reason}` of a read at or after the end of a stream.
+pub(crate) fn end_error<'a>(env: Env<'a>, end: &Received) -> Term<'a> {
+    let detailed = |name: rustler::Atom, detail: u64| (atoms::error(), (name, detail)).encode(env);
+    match end {
+        Received::Data { .. } | Received::Finished => terms::error(env, &Error::StreamClosed),
+        Received::Reset(code) => detailed(atoms::peer_send_aborted(), *code),
+        Received::TooLong(bytes) => detailed(atoms::frame_too_large(), *bytes),
+        Received::Lost(error) => terms::error(env, error),
+    }
+}
+
+impl From<Received> for Delivery {
+    /// Joins the data into one Erlang binary, outside of any lock.
+    fn from(received: Received) -> Self {
+        let Received::Data { parts, offset } = received else {
+            return Self::End(received);
+        };
+        let length = parts.iter().map(bytes::Bytes::len).sum();
+        let env = OwnedEnv::new();
+        let binary = env.run(|inside| {
+            let mut binary = NewBinary::new(inside, length);
+            let mut rest = binary.as_mut_slice();
+            for part in &parts {
+                let (place, others) = rest.split_at_mut(part.len());
+                place.copy_from_slice(part);
+                rest = others;
+            }
+            env.save(Term::from(binary))
+        });
+        Self::Data { env, binary, offset, length }
+    }
+}

@@ -1,0 +1,110 @@
+//! What streams, connections and listeners have in common.
+
+use mesh::Error;
+use rustler::{Atom, Encoder, Env, LocalPid, NifResult, Term};
+
+use super::{Connection, Listener, Stream};
+use crate::resources::{ConnectionResource, NO_ERROR, lock};
+use crate::{atoms, terms};
+
+/// `handle_close(Stream | Connection | Listener) -> ok`. A stream sends what is queued, then FIN,
+/// and reads no more; the caller is told nothing of the handle from here on.
+#[rustler::nif]
+fn handle_close(handle: Term<'_>) -> NifResult<Atom> {
+    if let Ok(stream) = handle.decode::<Stream>() {
+        if let Some(inlet) = &stream.inlet {
+            inlet.close(Some(stream.clone()));
+        }
+        if let Some(bytes) = stream.stream.bytes() {
+            bytes.stop_reading();
+        }
+        stream.stream.close();
+    } else if let Ok(connection) = handle.decode::<Connection>() {
+        close(&connection, NO_ERROR, true);
+    } else {
+        handle.decode::<Listener>()?.listener.close();
+    }
+    Ok(atoms::ok())
+}
+
+/// `connection_shutdown(Connection, Code) -> ok`. The owner is told when it is done.
+#[rustler::nif]
+fn connection_shutdown(connection: Connection, code: u64) -> Atom {
+    close(&connection, code, false);
+    atoms::ok()
+}
+
+fn close(connection: &Connection, code: u64, is_silent: bool) {
+    match &**connection {
+        ConnectionResource::Pooled(pooled) => pooled.close(),
+        ConnectionResource::Own(own, owner) => {
+            lock(owner).has_closed |= is_silent;
+            own.close(code);
+        }
+    }
+}
+
+/// `handle_peername(Stream | Connection) -> {ok, {IpAddress, Port}}`.
+#[rustler::nif]
+fn handle_peername<'a>(env: Env<'a>, handle: Term<'a>) -> NifResult<Term<'a>> {
+    let address = match handle.decode::<Stream>() {
+        Ok(stream) => stream.stream.remote_address(),
+        Err(_) => handle.decode::<Connection>()?.remote_address(),
+    };
+    Ok((atoms::ok(), terms::socket_address(env, address)).encode(env))
+}
+
+/// `handle_sockname(Stream | Connection | Listener) -> {ok, {IpAddress, Port}} | {error, Reason}`.
+#[rustler::nif]
+fn handle_sockname<'a>(env: Env<'a>, handle: Term<'a>) -> NifResult<Term<'a>> {
+    let address = if let Ok(stream) = handle.decode::<Stream>() {
+        stream.stream.local_address()
+    } else if let Ok(connection) = handle.decode::<Connection>() {
+        match &*connection {
+            ConnectionResource::Pooled(pooled) => pooled.local_address(),
+            ConnectionResource::Own(own, _) => Some(own.facts().local),
+        }
+    } else {
+        handle.decode::<Listener>()?.listener.local_addresses().first().copied()
+    };
+    Ok(match address {
+        Some(address) => (atoms::ok(), terms::socket_address(env, address)).encode(env),
+        None => terms::error(env, &Error::StreamClosed),
+    })
+}
+
+/// `handle_give(Connection | Listener, Pid) -> ok | {error, not_owner | noproc}`.
+#[rustler::nif]
+fn handle_give<'a>(env: Env<'a>, handle: Term<'a>, pid: LocalPid) -> NifResult<Term<'a>> {
+    if let Ok(listener) = handle.decode::<Listener>() {
+        return Ok(give(env, &listener, &listener.owner, pid));
+    }
+    let connection = handle.decode::<Connection>()?;
+    match connection.owner() {
+        Some(owner) => Ok(give(env, &connection, owner, pid)),
+        None => Ok((atoms::error(), atoms::not_owner()).encode(env)),
+    }
+}
+
+fn give<'a, R: rustler::Resource>(
+    env: Env<'a>,
+    resource: &rustler::ResourceArc<R>,
+    owner: &std::sync::Mutex<crate::resources::Owner>,
+    pid: LocalPid,
+) -> Term<'a> {
+    if lock(owner).pid != env.pid() {
+        return (atoms::error(), atoms::not_owner()).encode(env);
+    }
+    let Some(monitor) = env.monitor(resource, &pid) else {
+        return (atoms::error(), atoms::noproc()).encode(env);
+    };
+    let former = {
+        let mut owner = lock(owner);
+        owner.pid = pid;
+        owner.monitor.replace(monitor)
+    };
+    if let Some(former) = former {
+        env.demonitor(resource, &former);
+    }
+    atoms::ok().encode(env)
+}

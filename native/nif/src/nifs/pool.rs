@@ -1,0 +1,152 @@
+//! Pools.
+
+use mesh::{Event, Identity, Mesh};
+use rustler::{Atom, Binary, Encoder, Env, NifResult, ResourceArc, Term};
+
+use super::{Pool, spawn};
+use crate::reply::{Reply, notify};
+use crate::resources::PoolResource;
+use crate::{address, atoms, data, events, options, runtime, terms};
+
+/// `pool_open(Options) -> {ok, Pool, LingerMs} | {error, Reason}`. The caller becomes the owner:
+/// the pool closes when it dies, and it gets `{mesh_event, _}`. Reads files, hence dirty.
+#[rustler::nif(schedule = "DirtyIo")]
+fn pool_open<'a>(env: Env<'a>, map: Term<'a>) -> NifResult<Term<'a>> {
+    let options = match options::read(env, map)? {
+        Ok(options) => options,
+        Err(error) => return Ok(error),
+    };
+    let files = options.certificate;
+    let identity = match files.map(|(cert, key)| Identity::load(&cert, &key)).transpose() {
+        Ok(identity) => identity,
+        Err(bad) => return Ok(terms::bad_certificate(env, &bad)),
+    };
+    let Ok(runtime) = runtime::start(options.workers) else {
+        return Ok((atoms::error(), atoms::runtime_failed()).encode(env));
+    };
+    let owner = env.pid();
+    let linger_ms = options.config.linger_ms();
+    let observer = move |event| match event {
+        Event::Unverified => notify(owner, atoms::mesh_event(), atoms::unverified()),
+    };
+    match Mesh::new(options.config, identity, options.verification, runtime.clone(), observer) {
+        Ok(mesh) => {
+            let pool = ResourceArc::new(PoolResource(mesh));
+            env.monitor(&pool, &owner);
+            Ok((atoms::ok(), pool, linger_ms).encode(env))
+        }
+        Err(error) => Ok(terms::error(env, &error)),
+    }
+}
+
+/// `pool_checkout(Pool, NodeId) -> {ok, Stream} | miss`.
+#[rustler::nif]
+fn pool_checkout<'a>(env: Env<'a>, pool: Pool, node: Binary<'a>) -> Term<'a> {
+    match pool.0.checkout(node.as_slice()) {
+        Some(stream) => (atoms::ok(), stream).encode(env),
+        None => atoms::miss().encode(env),
+    }
+}
+
+/// `pool_connect(Pool, NodeId, Address, Token) -> ok | {error, Reason}`. After `ok`, the caller
+/// gets `{mesh_connected, Token, {ok, Stream} | {error, Reason}}`.
+#[rustler::nif]
+fn pool_connect<'a>(
+    env: Env<'a>,
+    pool: Pool,
+    node: Binary<'a>,
+    address: Term<'a>,
+    token: Term<'a>,
+) -> NifResult<Term<'a>> {
+    let Some(target) = address::target(address) else {
+        return Ok(bad_address(env, address));
+    };
+    let pending = pool.0.connect(node.as_slice(), target);
+    let reply = Reply::new(atoms::mesh_connected(), env.pid(), token);
+    spawn(async move {
+        let outcome = pending.await;
+        reply.send(|env| match outcome {
+            Ok(stream) => (atoms::ok(), stream).encode(env),
+            Err(error) => terms::connect_failed(env, &error),
+        });
+    })?;
+    Ok(atoms::ok().encode(env))
+}
+
+/// `pool_send(Pool, NodeId, Address, Message) -> ok`. What is not taken is counted.
+#[rustler::nif]
+fn pool_send<'a>(pool: Pool, node: Binary<'a>, address: Term<'a>, message: Binary<'a>) -> Atom {
+    // The pool has counted the loss, and nobody is waiting to hear of it.
+    pool.0.send(node.as_slice(), data::bytes(&message), || address::target(address)).ok();
+    atoms::ok()
+}
+
+/// `pool_remove(Pool, NodeId) -> boolean()`.
+#[rustler::nif]
+fn pool_remove(pool: Pool, node: Binary<'_>) -> bool {
+    pool.0.remove(node.as_slice())
+}
+
+/// `pool_info(Pool, NodeId) -> {ok, Info} | not_found`. Takes the connection's lock, which its
+/// driver may hold for a while, hence dirty.
+#[rustler::nif(schedule = "DirtyCpu")]
+fn pool_info<'a>(env: Env<'a>, pool: Pool, node: Binary<'a>) -> NifResult<Term<'a>> {
+    match pool.0.info(node.as_slice()) {
+        Some(info) => Ok((atoms::ok(), terms::info(env, &info)?).encode(env)),
+        None => Ok(atoms::not_found().encode(env)),
+    }
+}
+
+/// `pool_list(Pool) -> [{NodeId, Info}]`, the most recently used first.
+#[rustler::nif(schedule = "DirtyCpu")]
+fn pool_list<'a>(env: Env<'a>, pool: Pool) -> NifResult<Term<'a>> {
+    let mut list = Vec::new();
+    for (node, info) in pool.0.list() {
+        list.push((events::binary(env, &node), terms::info(env, &info)?).encode(env));
+    }
+    Ok(list.encode(env))
+}
+
+/// `pool_stats(Pool) -> map()`.
+#[rustler::nif]
+fn pool_stats<'a>(env: Env<'a>, pool: Pool) -> NifResult<Term<'a>> {
+    let tasks = runtime::handle().map_or(0, |runtime| runtime.metrics().num_alive_tasks());
+    terms::stats(env, &pool.0.stats(), tasks)
+}
+
+/// `pool_size(Pool) -> non_neg_integer()`.
+#[rustler::nif]
+fn pool_size(pool: Pool) -> usize {
+    pool.0.size()
+}
+
+/// `pool_set_limit(Pool, Limit) -> ok | {error, {bad_option, max_mesh_connections, Limit}}`. May
+/// have to part with many connections, hence dirty.
+#[rustler::nif(schedule = "DirtyCpu")]
+fn pool_set_limit<'a>(env: Env<'a>, pool: Pool, limit: Term<'a>) -> Term<'a> {
+    match limit.decode().ok().and_then(|limit| pool.0.set_limit(limit).ok()) {
+        Some(()) => atoms::ok().encode(env),
+        None => {
+            let reason = (atoms::bad_option(), atoms::max_mesh_connections(), limit);
+            (atoms::error(), reason).encode(env)
+        }
+    }
+}
+
+/// `pool_close(Pool, Token) -> ok`. The caller gets `{mesh_closed, Token, ok}` when nothing of
+/// the pool is left.
+#[rustler::nif]
+fn pool_close<'a>(env: Env<'a>, pool: Pool, token: Term<'a>) -> NifResult<Atom> {
+    let closing = pool.0.close();
+    let reply = Reply::new(atoms::mesh_closed(), env.pid(), token);
+    spawn(async move {
+        closing.await;
+        reply.send(|env| atoms::ok().encode(env));
+    })?;
+    Ok(atoms::ok())
+}
+
+fn bad_address<'a>(env: Env<'a>, address: Term<'a>) -> Term<'a> {
+    let reason = (atoms::connect_failed(), (atoms::bad_address(), address));
+    (atoms::error(), reason).encode(env)
+}

@@ -1,0 +1,308 @@
+//! Listeners and connections of a process's own.
+
+use std::net::SocketAddr;
+use std::sync::Mutex;
+use std::time::Duration;
+
+use mesh::{Client, Error, Identity, ListenerEvent, Place, Request, Waiter};
+use once_cell::sync::OnceCell;
+use rustler::{Atom, Encoder, Env, LocalPid, NifResult, ResourceArc, Term};
+
+use super::{Connection, Listener, spawn};
+use crate::events;
+use crate::reply::{Quiet, Reply};
+use crate::resources::{ConnectionResource, ListenerResource, Owner, StreamResource, lock};
+use crate::{address, atoms, runtime, settings, terms};
+
+/// Dials all connections of processes' own.
+static CLIENT: OnceCell<Client> = OnceCell::new();
+
+/// Requests to accept that nobody can take back.
+const NO_REQUEST: u64 = 0;
+
+/// `quic_listen(Place, Options) -> {ok, Listener} | {error, Reason}`; `Place` is a port or a list
+/// of `{IpAddress, Port}`. The caller becomes the owner. Reads files, hence dirty.
+#[rustler::nif(schedule = "DirtyIo")]
+fn quic_listen<'a>(env: Env<'a>, place: Term<'a>, options: Term<'a>) -> NifResult<Term<'a>> {
+    let place = match address::number(place) {
+        Some(port) => Place::Everywhere(port),
+        None => Place::At(address::sockets(place).ok_or(rustler::Error::BadArg)?),
+    };
+    let (settings, files) = match settings::read_with_files(env, options) {
+        Ok(settings) => settings,
+        Err(refused) => return Ok(refused),
+    };
+    if settings.identity.is_none() {
+        return Ok((atoms::error(), atoms::no_certificate()).encode(env));
+    }
+    let Ok(runtime) = runtime::start(None) else {
+        return Ok((atoms::error(), atoms::runtime_failed()).encode(env));
+    };
+    let owner = env.pid();
+    let observer = move |event| match event {
+        ListenerEvent::SocketLost(address) => report(owner, atoms::socket_lost(), address),
+        ListenerEvent::SocketRebuilt(address) => report(owner, atoms::socket_rebuilt(), address),
+    };
+    let listener = match mesh::Listener::bind(&place, settings, runtime.clone(), observer) {
+        Ok(listener) => listener,
+        Err(error) => return Ok(terms::error(env, &error)),
+    };
+    let owner = Mutex::new(Owner { pid: owner, monitor: None, has_closed: false });
+    let resource = ResourceArc::new(ListenerResource { listener, owner, files });
+    lock(&resource.owner).monitor = env.monitor(&resource, &env.pid());
+    Ok((atoms::ok(), resource).encode(env))
+}
+
+/// `listener_reload(Listener) -> ok | {error, Reason}`: reads the certificate's files again.
+#[rustler::nif(schedule = "DirtyIo")]
+fn listener_reload<'a>(env: Env<'a>, listener: Listener) -> Term<'a> {
+    let Some((cert, key)) = &listener.files else {
+        return (atoms::error(), atoms::no_certificate()).encode(env);
+    };
+    match Identity::load(cert, key) {
+        Ok(identity) => match listener.listener.set_identity(identity) {
+            Ok(()) => atoms::ok().encode(env),
+            Err(error) => terms::error(env, &error),
+        },
+        Err(bad) => terms::bad_certificate(env, &bad),
+    }
+}
+
+/// `listener_stats(Listener) -> map()`.
+#[rustler::nif]
+fn listener_stats<'a>(env: Env<'a>, listener: Listener) -> NifResult<Term<'a>> {
+    terms::listener_stats(env, &listener.listener.stats())
+}
+
+/// `listener_accept(Listener, Id, Token) -> ok`. The caller gets `{mesh_accepted, Token,
+/// {ok, Connection} | {error, closed}}` and owns the connection.
+#[rustler::nif]
+fn listener_accept<'a>(
+    env: Env<'a>,
+    listener: Listener,
+    id: u64,
+    token: Term<'a>,
+) -> NifResult<Atom> {
+    let reply = Quiet::new(Reply::new(atoms::mesh_accepted(), env.pid(), token));
+    let waiter = Box::new(Accepting(reply));
+    serve(listener.listener.request(id, waiter))?;
+    Ok(atoms::ok())
+}
+
+/// `listener_cancel_accept(Listener, Id) -> boolean()`. `false`: too late, the message comes.
+#[rustler::nif]
+fn listener_cancel_accept(listener: Listener, id: u64) -> bool {
+    listener.listener.cancel_request(id)
+}
+
+/// `listener_async_accept(Listener) -> ok`. The caller gets `{quic, new_conn, Connection, Facts}`
+/// and `{quic, connected, Connection, Facts}`, and owns the connection.
+#[rustler::nif]
+fn listener_async_accept(env: Env<'_>, listener: Listener) -> NifResult<Atom> {
+    serve(listener.listener.request(NO_REQUEST, Box::new(Announcing(env.pid()))))?;
+    Ok(atoms::ok())
+}
+
+/// `quic_connect(Address, Options, TimeoutMs, Token) -> ok | {error, Reason}`. The caller gets
+/// `{mesh_opened, Token, {ok, Connection} | {error, Reason}}` and owns the connection. Reads
+/// files, hence dirty.
+#[rustler::nif(schedule = "DirtyIo")]
+fn quic_connect<'a>(
+    env: Env<'a>,
+    target: Term<'a>,
+    options: Term<'a>,
+    timeout_ms: u64,
+    token: Term<'a>,
+) -> NifResult<Term<'a>> {
+    let Some(target) = address::target(target) else {
+        let reason = (atoms::bad_address(), target);
+        return Ok((atoms::error(), reason).encode(env));
+    };
+    let settings = match settings::read(env, options) {
+        Ok(settings) => settings,
+        Err(refused) => return Ok(refused),
+    };
+    let Ok(runtime) = runtime::start(None) else {
+        return Ok((atoms::error(), atoms::runtime_failed()).encode(env));
+    };
+    let client = CLIENT.get_or_init(|| Client::new(runtime.clone()));
+    let owner = env.pid();
+    let reply = Reply::new(atoms::mesh_opened(), owner, token);
+    let timeout = Duration::from_millis(timeout_ms);
+    spawn(async move {
+        let outcome = client.connect(&target.address, settings, timeout).await;
+        let outcome = outcome.and_then(|connection| {
+            ConnectionResource::owned(connection, owner).ok_or(Error::Cancelled)
+        });
+        reply.send(|env| match outcome {
+            Ok(connection) => (atoms::ok(), connection).encode(env),
+            Err(error) => terms::error(env, &error),
+        });
+    })?;
+    Ok(atoms::ok().encode(env))
+}
+
+/// `connection_accept_stream(Connection, Id, Token) -> ok | {error, not_accepting}`. The caller
+/// gets `{mesh_accepted, Token, {ok, Stream} | {error, closed}}` and owns the stream.
+#[rustler::nif]
+fn connection_accept_stream<'a>(
+    env: Env<'a>,
+    connection: Connection,
+    id: u64,
+    token: Term<'a>,
+) -> NifResult<Term<'a>> {
+    let ConnectionResource::Own(own, _) = &*connection else {
+        return Ok((atoms::error(), atoms::not_accepting()).encode(env));
+    };
+    let reply = Quiet::new(Reply::new(atoms::mesh_accepted(), env.pid(), token));
+    serve(own.request_stream(id, Box::new(Accepting(reply))))?;
+    Ok(atoms::ok().encode(env))
+}
+
+/// `connection_cancel_accept(Connection, Id) -> boolean()`. `false`: too late, the message comes.
+#[rustler::nif]
+fn connection_cancel_accept(connection: Connection, id: u64) -> bool {
+    match &*connection {
+        ConnectionResource::Own(own, _) => own.cancel_request(id),
+        ConnectionResource::Pooled(_) => false,
+    }
+}
+
+/// `connection_async_accept_stream(Connection) -> ok | {error, not_accepting}`. The caller gets
+/// `{quic, new_stream, Stream, #{conn, flags}}` and owns the stream.
+#[rustler::nif]
+fn connection_async_accept_stream(env: Env<'_>, connection: Connection) -> NifResult<Term<'_>> {
+    let ConnectionResource::Own(own, _) = &*connection else {
+        return Ok((atoms::error(), atoms::not_accepting()).encode(env));
+    };
+    let waiter = AnnouncingStream { to: env.pid(), connection: connection.clone() };
+    serve(own.request_stream(NO_REQUEST, Box::new(waiter)))?;
+    Ok(atoms::ok().encode(env))
+}
+
+/// `connection_traffic(Connection) -> {ok, map()} | {error, closed}`. Takes the connection's lock,
+/// hence dirty.
+#[rustler::nif(schedule = "DirtyCpu")]
+fn connection_traffic<'a>(env: Env<'a>, connection: Connection) -> NifResult<Term<'a>> {
+    let traffic = match &*connection {
+        ConnectionResource::Pooled(pooled) => pooled.traffic(),
+        ConnectionResource::Own(own, _) => own.traffic(),
+    };
+    match traffic {
+        Some(traffic) => Ok((atoms::ok(), terms::traffic(env, &traffic)?).encode(env)),
+        None => Ok(terms::error(env, &Error::StreamClosed)),
+    }
+}
+
+/// Hands over what was there already, from a thread that may post messages.
+fn serve<T: Send + 'static>(request: Request<T>) -> NifResult<()> {
+    match request {
+        Request::Served(item, waiter) => spawn(async move {
+            // A process that asks is alive; should it have died since, what it got closes.
+            drop(waiter.meet(item));
+        }),
+        Request::Waiting | Request::Refused => Ok(()),
+    }
+}
+
+fn report(owner: LocalPid, what: Atom, address: SocketAddr) {
+    events::post(&owner, what, &Socket(address), events::undefined);
+}
+
+/// `{IpAddress, Port}` in place of a handle.
+struct Socket(SocketAddr);
+
+impl Encoder for Socket {
+    fn encode<'a>(&self, env: Env<'a>) -> Term<'a> {
+        terms::socket_address(env, self.0)
+    }
+}
+
+/// A process that waits for one connection or stream.
+struct Accepting(Quiet);
+
+impl Accepting {
+    fn accept<T, R>(self, item: T, own: impl FnOnce(LocalPid) -> Option<R>) -> Option<T>
+    where
+        R: Encoder,
+    {
+        let reply = self.0.keep()?;
+        match own(reply.to()) {
+            Some(resource) => {
+                reply.send(|env| (atoms::ok(), resource).encode(env));
+                None
+            }
+            None => {
+                reply.forget();
+                Some(item)
+            }
+        }
+    }
+
+    fn turn_away(self) {
+        if let Some(reply) = self.0.keep() {
+            reply.send_later(|env| terms::error(env, &Error::StreamClosed));
+        }
+    }
+}
+
+impl Waiter<mesh::Connection> for Accepting {
+    fn meet(self: Box<Self>, item: mesh::Connection) -> Option<mesh::Connection> {
+        let connection = item.clone();
+        self.accept(item, |pid| ConnectionResource::owned(connection, pid))
+    }
+
+    fn refuse(self: Box<Self>) {
+        self.turn_away();
+    }
+}
+
+impl Waiter<mesh::Stream> for Accepting {
+    fn meet(self: Box<Self>, item: mesh::Stream) -> Option<mesh::Stream> {
+        let stream = item.clone();
+        self.accept(item, |pid| StreamResource::owned(stream, pid, false))
+    }
+
+    fn refuse(self: Box<Self>) {
+        self.turn_away();
+    }
+}
+
+/// A process that wants to be told of one connection.
+struct Announcing(LocalPid);
+
+impl Waiter<mesh::Connection> for Announcing {
+    fn meet(self: Box<Self>, item: mesh::Connection) -> Option<mesh::Connection> {
+        let Some(connection) = ConnectionResource::owned(item.clone(), self.0) else {
+            return Some(item);
+        };
+        for what in [atoms::new_conn(), atoms::connected()] {
+            let facts = item.facts();
+            events::post(&self.0, what, &connection, |env| events::connection_detail(env, facts));
+        }
+        None
+    }
+
+    fn refuse(self: Box<Self>) {}
+}
+
+/// A process that wants to be told of one stream.
+struct AnnouncingStream {
+    to: LocalPid,
+    connection: Connection,
+}
+
+impl Waiter<mesh::Stream> for AnnouncingStream {
+    fn meet(self: Box<Self>, item: mesh::Stream) -> Option<mesh::Stream> {
+        let is_unidirectional = item.bytes().is_some_and(|bytes| bytes.is_unidirectional());
+        let Some(stream) = StreamResource::owned(item.clone(), self.to, true) else {
+            return Some(item);
+        };
+        events::post(&self.to, atoms::new_stream(), &stream, |env| {
+            events::stream_detail(env, &self.connection, is_unidirectional)
+        });
+        None
+    }
+
+    fn refuse(self: Box<Self>) {}
+}

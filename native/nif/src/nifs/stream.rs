@@ -1,0 +1,234 @@
+//! Streams.
+
+use mesh::{Error, Packet, Sent};
+use rustler::{Atom, Binary, Encoder, Env, LocalPid, NifResult, Term};
+
+use super::{Connection, Stream, spawn};
+use crate::inlet::{Inlet, Mode, Refusal, end_error};
+use crate::reply::Reply;
+use crate::resources::{ConnectionResource, StreamResource};
+use crate::{atoms, data, terms};
+
+/// Flags of `async_shutdown_stream/3`, as nodes in the field know them.
+const ABORT_SEND: u32 = 0x2;
+const ABORT_RECEIVE: u32 = 0x4;
+const IMMEDIATE: u32 = 0x8;
+
+/// `stream_send(Stream, Data) -> ok | {error, Reason} | wait`. `wait`: nothing was taken, there
+/// is no room now.
+#[rustler::nif]
+fn stream_send<'a>(env: Env<'a>, stream: Stream, data: Binary<'a>) -> Term<'a> {
+    match stream.stream.try_send(data::bytes(&data)) {
+        Ok(()) => atoms::ok().encode(env),
+        Err(Error::QueueFull | Error::PoolQueueFull) => atoms::wait().encode(env),
+        Err(error) => terms::error(env, &error),
+    }
+}
+
+/// `stream_send_wait(Stream, Data, Token) -> ok | {error, Reason} | wait`. After `wait`, the
+/// caller gets `{mesh_sent, Token, ok | {error, Reason}}`.
+#[rustler::nif]
+fn stream_send_wait<'a>(
+    env: Env<'a>,
+    stream: Stream,
+    data: Binary<'a>,
+    token: Term<'a>,
+) -> NifResult<Term<'a>> {
+    let turn = match stream.stream.send(data::bytes(&data)) {
+        Ok(Sent::Accepted) => return Ok(atoms::ok().encode(env)),
+        Ok(Sent::Waiting(turn)) => turn,
+        Err(error) => return Ok(terms::error(env, &error)),
+    };
+    let reply = Reply::new(atoms::mesh_sent(), env.pid(), token);
+    spawn(async move {
+        let outcome = turn.await.unwrap_or(Err(Error::Cancelled));
+        reply.send(|env| match outcome {
+            Ok(()) => atoms::ok().encode(env),
+            Err(error) => terms::error(env, &error),
+        });
+    })?;
+    Ok(atoms::wait().encode(env))
+}
+
+/// `stream_async_send(Stream, Data) -> ok | {error, Reason}`; `{error, send_queue_full}` when
+/// there is no room now, at this peer or in the pool.
+#[rustler::nif]
+fn stream_async_send<'a>(env: Env<'a>, stream: Stream, data: Binary<'a>) -> Term<'a> {
+    match stream.stream.try_send(data::bytes(&data)) {
+        Ok(()) => atoms::ok().encode(env),
+        Err(Error::PoolQueueFull) => terms::error(env, &Error::QueueFull),
+        Err(error) => terms::error(env, &error),
+    }
+}
+
+/// `connection_open_stream(Connection, Token) -> ok`. The caller gets `{mesh_opened, Token,
+/// {ok, Stream} | {error, Reason}}` and owns the stream.
+#[rustler::nif]
+fn connection_open_stream<'a>(
+    env: Env<'a>,
+    connection: Connection,
+    token: Term<'a>,
+) -> NifResult<Atom> {
+    let owner = env.pid();
+    let reply = Reply::new(atoms::mesh_opened(), owner, token);
+    spawn(async move {
+        let opened = match &*connection {
+            ConnectionResource::Pooled(pooled) => pooled.open_stream().await,
+            ConnectionResource::Own(own, _) => own.open_stream().await,
+        };
+        let opened = opened
+            .and_then(|stream| StreamResource::owned(stream, owner, false).ok_or(Error::Cancelled));
+        reply.send(|env| match opened {
+            Ok(stream) => (atoms::ok(), stream).encode(env),
+            Err(error) => terms::error(env, &error),
+        });
+    })?;
+    Ok(atoms::ok())
+}
+
+/// `stream_receive(Stream, Token) -> wait | active | {error, Reason}`. After `wait`, the caller
+/// gets `{mesh_received, Token, {ok, Data} | {error, Reason}}`.
+#[rustler::nif]
+fn stream_receive<'a>(env: Env<'a>, stream: Stream, token: Term<'a>) -> NifResult<Term<'a>> {
+    let Some(inlet) = &stream.inlet else {
+        return Ok(terms::error(env, &Error::StreamClosed));
+    };
+    start_reading(&stream)?;
+    let reply = || Reply::new(atoms::mesh_received(), env.pid(), token);
+    Ok(match inlet.request(reply) {
+        Ok(()) => atoms::wait().encode(env),
+        Err(Refusal::Closed) => match inlet.received_end() {
+            Some(end) => end_error(env, &end),
+            None => terms::error(env, &Error::StreamClosed),
+        },
+        Err(Refusal::Busy | Refusal::NotOwner) => atoms::active().encode(env),
+    })
+}
+
+/// `stream_cancel_receive(Stream) -> boolean()`. `false`: too late, the message is there.
+#[rustler::nif]
+fn stream_cancel_receive(stream: Stream) -> bool {
+    stream.inlet.as_ref().is_some_and(|inlet| inlet.cancel_request())
+}
+
+/// `stream_set_active(Stream, true | false | once | 1..16#ffff) -> ok | {error, Reason}`.
+#[rustler::nif]
+fn stream_set_active<'a>(env: Env<'a>, stream: Stream, value: Term<'a>) -> NifResult<Term<'a>> {
+    let mode = mode(value).ok_or(rustler::Error::BadArg)?;
+    let Some(inlet) = &stream.inlet else {
+        return Ok(terms::error(env, &Error::StreamClosed));
+    };
+    start_reading(&stream)?;
+    Ok(match inlet.set_mode(stream.clone(), mode) {
+        Ok(()) => atoms::ok().encode(env),
+        Err(_) => terms::error(env, &Error::StreamClosed),
+    })
+}
+
+/// `stream_set_packet(Stream, macula | raw) -> ok | {error, Reason}`. For the bytes that have not
+/// been read yet.
+#[rustler::nif]
+fn stream_set_packet<'a>(env: Env<'a>, stream: Stream, value: Term<'a>) -> NifResult<Term<'a>> {
+    let packet = if atoms::macula() == value {
+        Packet::Macula
+    } else if atoms::raw() == value {
+        Packet::Raw
+    } else {
+        return Err(rustler::Error::BadArg);
+    };
+    match &stream.inlet {
+        Some(inlet) => {
+            inlet.set_packet(packet);
+            Ok(atoms::ok().encode(env))
+        }
+        None => Ok(terms::error(env, &Error::StreamClosed)),
+    }
+}
+
+/// `stream_shutdown(Stream, Flags, Code) -> ok`.
+#[rustler::nif]
+fn stream_shutdown(stream: Stream, flags: u32, code: u64) -> Atom {
+    if let Some(inlet) = &stream.inlet
+        && flags & (ABORT_RECEIVE | IMMEDIATE) != 0
+    {
+        inlet.close(Some(stream.clone()));
+        if let Some(bytes) = stream.stream.bytes() {
+            bytes.stop_reading();
+        }
+    } else if let Some(inlet) = &stream.inlet {
+        inlet.expect_send_end(stream.clone());
+    }
+    match stream.stream.bytes() {
+        Some(bytes) if flags & (ABORT_SEND | IMMEDIATE) != 0 => bytes.reset(code),
+        Some(bytes) if flags & ABORT_RECEIVE == 0 => bytes.finish(),
+        Some(_) => {}
+        None => stream.stream.close(),
+    }
+    atoms::ok()
+}
+
+/// `stream_pause(Stream) -> {ok, Mode} | {error, not_owner | closed}`: the caller is about to hand
+/// the stream over, and gets nothing more of it.
+#[rustler::nif]
+fn stream_pause<'a>(env: Env<'a>, stream: Stream) -> Term<'a> {
+    let Some(inlet) = &stream.inlet else {
+        return terms::error(env, &Error::StreamClosed);
+    };
+    match inlet.pause(env.pid()) {
+        Ok(mode) => (atoms::ok(), mode_term(env, mode)).encode(env),
+        Err(_) => (atoms::error(), atoms::not_owner()).encode(env),
+    }
+}
+
+/// `stream_give(Stream, Pid, Mode) -> ok | {error, noproc}`: hands a paused stream over.
+#[rustler::nif]
+fn stream_give<'a>(
+    env: Env<'a>,
+    stream: Stream,
+    owner: LocalPid,
+    value: Term<'a>,
+) -> NifResult<Term<'a>> {
+    let mode = mode(value).ok_or(rustler::Error::BadArg)?;
+    let inlet = stream.inlet.as_ref().ok_or(rustler::Error::BadArg)?;
+    let monitor = env.monitor(&stream, &owner);
+    if monitor.is_none() {
+        inlet.give(env.pid(), None, stream.clone(), mode);
+        return Ok((atoms::error(), atoms::noproc()).encode(env));
+    }
+    if let Some(former) = inlet.give(owner, monitor, stream.clone(), mode) {
+        env.demonitor(&stream, &former);
+    }
+    Ok(atoms::ok().encode(env))
+}
+
+/// Starts the stream's reading task, once.
+fn start_reading(stream: &Stream) -> NifResult<()> {
+    let reader = stream.stream.bytes().and_then(|bytes| bytes.take_reader());
+    if let (Some(reader), Some(inlet)) = (reader, &stream.inlet) {
+        spawn(Inlet::read(inlet.clone(), reader))?;
+    }
+    Ok(())
+}
+
+fn mode(value: Term<'_>) -> Option<Mode> {
+    // By way of `u32`: rustler would cut 65,537 down to 1.
+    if let Ok(count) = value.decode::<u32>() {
+        let count = u16::try_from(count).ok()?;
+        return (count > 0).then_some(Mode::Count(count.into()));
+    }
+    match value.atom_to_string().ok()?.as_str() {
+        "true" => Some(Mode::Active),
+        "false" => Some(Mode::Passive),
+        "once" => Some(Mode::Once),
+        _ => None,
+    }
+}
+
+fn mode_term(env: Env<'_>, mode: Mode) -> Term<'_> {
+    match mode {
+        Mode::Passive => false.encode(env),
+        Mode::Active => true.encode(env),
+        Mode::Once => atoms::once().encode(env),
+        Mode::Count(left) => left.encode(env),
+    }
+}
