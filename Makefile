@@ -10,7 +10,7 @@ endif
 export MACULA_PEER := $(CARGO_TARGET_DIR)/$(if $(CARGO_BUILD_TARGET),$(CARGO_BUILD_TARGET)/)release/examples/peer
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-build build peer demo test test-rust test-erlang lint docs clean
+.PHONY: help setup setup-build build peer demo bench test test-rust test-erlang lint docs clean
 # The targets share cargo's and rebar3's folders.
 .NOTPARALLEL:
 
@@ -33,6 +33,9 @@ peer: ## build the peer program that demo and tests talk to
 
 demo: build peer ## pool peers, send messages, print the figures
 	ERL_LIBS="$(CURDIR)/_build/default/lib" escript erlang/scripts/demo.escript
+
+bench: build peer ## latencies of a pooled connection, idle and beside 100 dials to silent peers
+	ERL_LIBS="$(CURDIR)/_build/default/lib" escript erlang/scripts/bench.escript
 
 test: setup test-rust test-erlang ## all tests
 

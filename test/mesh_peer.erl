@@ -101,6 +101,8 @@ end_owner(Owner, Message) ->
 own(Starter, Args) ->
     Monitor = monitor(process, Starter),
     Program = os:getenv("MACULA_PEER"),
+    %% The Makefile's target test-erlang builds the program and sets this.
+    Program =/= false orelse exit('MACULA_PEER_is_not_set'),
     Options = [{args, Args}, {line, ?MAX_LINE}, binary, exit_status, use_stdio],
     Port = open_port({spawn_executable, Program}, Options),
     {os_pid, OsPid} = erlang:port_info(Port, os_pid),

@@ -12,7 +12,9 @@ use tokio::sync::watch;
 use tokio::time::sleep;
 
 use crate::Error;
+use crate::config::Load;
 use crate::frames::{Frames, Packet, TooLong};
+use crate::joined::MessageReader;
 use crate::outbox::{Budget, Next, Outbox};
 use crate::scope::Scope;
 
@@ -87,7 +89,7 @@ impl ByteStream {
         ends: Ends,
         send: Option<quinn::SendStream>,
         reader: Option<Reader>,
-        id: quinn::StreamId,
+        id: u64,
         lease: impl Send + 'static,
     ) -> Self {
         let (reset, resets) = watch::channel(None);
@@ -107,7 +109,7 @@ impl ByteStream {
             });
             outbox
         });
-        Self { id: id.into(), ends, outbox, reset, end, reader: Mutex::new(reader) }
+        Self { id, ends, outbox, reset, end, reader: Mutex::new(reader) }
     }
 
     /// The stream's number (RFC 9000, section 2.1).
@@ -233,9 +235,9 @@ async fn reset_code(resets: &mut watch::Receiver<Option<VarInt>>) -> VarInt {
 async fn write_all(stream: &mut Outgoing, outbox: &Outbox) -> Result<(), Error> {
     while outbox.next().await == Next::Message {
         let Some(data) = outbox.take() else { break };
-        let bytes = data.len();
+        let load = Load { messages: 1, bytes: data.len() };
         stream.write(data).await?;
-        outbox.settle(bytes);
+        outbox.settle(load);
     }
     stream.finish().await
 }
@@ -256,6 +258,11 @@ impl Outgoing {
     /// Hands all of `data` to the stack; waits while flow control does.
     pub(crate) async fn write(&mut self, data: Bytes) -> Result<(), Error> {
         Ok(self.stream.write_chunk(data).await?)
+    }
+
+    /// Hands all chunks to the stack; waits while flow control does.
+    pub(crate) async fn write_chunks(&mut self, mut chunks: Vec<Bytes>) -> Result<(), Error> {
+        Ok(self.stream.write_all_chunks(&mut chunks).await?)
     }
 
     /// Sends FIN and waits until the peer has acknowledged everything.
@@ -296,9 +303,41 @@ impl Drop for Outgoing {
     }
 }
 
-/// The receiving half of a stream. Dropped before its end, it tells the peer to stop.
+/// From where a stream's data is read, by one reader. Dropped before its end, it tells the peer
+/// to stop.
 #[derive(Debug)]
-pub struct Reader {
+pub enum Reader {
+    /// A stream of plain bytes.
+    Stream(StreamReader),
+    /// All messages of a connection between two of ours.
+    Messages(MessageReader),
+}
+
+impl Reader {
+    pub(crate) fn stream(stream: quinn::RecvStream, max_frame_bytes: usize) -> Self {
+        let frames = Frames::new(Packet::Macula, max_frame_bytes);
+        Self::Stream(StreamReader { stream, frames, offset: 0, end: None })
+    }
+
+    /// Sets how the bytes from here on are cut; messages are whole as they are.
+    pub fn set_packet(&mut self, packet: Packet) {
+        if let Self::Stream(reader) = self {
+            reader.frames.set_packet(packet);
+        }
+    }
+
+    /// The next delivery, or how the stream ended. Cancelled while it waits, it loses nothing.
+    pub async fn receive(&mut self) -> Received {
+        match self {
+            Self::Stream(reader) => reader.receive().await,
+            Self::Messages(reader) => reader.receive().await,
+        }
+    }
+}
+
+/// The receiving half of a stream of plain bytes.
+#[derive(Debug)]
+pub struct StreamReader {
     stream: quinn::RecvStream,
     frames: Frames,
     /// Where the next byte to be delivered is in the stream.
@@ -307,30 +346,15 @@ pub struct Reader {
     end: Option<Received>,
 }
 
-impl Reader {
-    pub(crate) fn new(stream: quinn::RecvStream, packet: Packet, max_frame_bytes: usize) -> Self {
-        Self { stream, frames: Frames::new(packet, max_frame_bytes), offset: 0, end: None }
-    }
-
-    /// Sets how the bytes from here on are cut.
-    pub fn set_packet(&mut self, packet: Packet) {
-        self.frames.set_packet(packet);
-    }
-
-    /// Tells the peer to stop, with this code.
-    pub fn stop(&mut self, code: u64) {
-        // A stream that has ended needs no stop.
-        self.stream.stop(VarInt::from_u64(code).unwrap_or(GIVEN_UP)).ok();
-    }
-
-    /// The next delivery, or how the stream ended. Cancelled while it waits, it loses nothing.
-    pub async fn receive(&mut self) -> Received {
+impl StreamReader {
+    async fn receive(&mut self) -> Received {
         loop {
             match self.frames.next() {
                 Ok(Some(parts)) => return self.deliver(parts),
                 Ok(None) => {}
                 Err(TooLong(bytes)) => {
-                    self.stop(GIVEN_UP.into_inner());
+                    // A stream that has ended needs no stop.
+                    self.stream.stop(GIVEN_UP).ok();
                     self.frames.rest();
                     self.end = Some(Received::TooLong(bytes));
                 }

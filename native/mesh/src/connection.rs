@@ -6,14 +6,16 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use quinn::VarInt;
 use quinn::crypto::rustls::HandshakeData;
-use tokio::sync::watch;
+use tokio::sync::mpsc::error::TrySendError;
+use tokio::sync::{mpsc, watch};
 
 use crate::address::{Address, canonical};
 use crate::byte_stream::{ByteStream, Ends, Reader};
+use crate::config::size;
 use crate::dial::Dialer;
 use crate::endpoint::Endpoint;
-use crate::frames::Packet;
 use crate::handshake;
+use crate::joined::{self, MESH_ALPN, MessageReader};
 use crate::outbox::Budget;
 use crate::rendezvous::{Rendezvous, Request, RequestId, Waiter};
 use crate::scope::Scope;
@@ -248,20 +250,58 @@ impl Connection {
     }
 
     async fn take_in(&self, carrier: &quinn::Connection) -> Error {
+        let mut messages = None;
+        if self.0.facts.alpn == MESH_ALPN {
+            carrier.set_max_concurrent_uni_streams(VarInt::from_u32(joined::STREAMS));
+        }
         loop {
             let stream = tokio::select! {
                 error = carrier.closed() => return error.into(),
                 Ok((send, recv)) = carrier.accept_bi() => self.stream(Some(send), recv),
-                Ok(recv) = carrier.accept_uni() => self.stream(None, recv),
+                Ok(recv) = carrier.accept_uni() => {
+                    if self.0.facts.alpn != MESH_ALPN {
+                        self.stream(None, recv)
+                    } else if let Some(first) = self.join(&mut messages, recv) {
+                        first
+                    } else {
+                        continue;
+                    }
+                }
             };
             // More than are granted cannot come; one without a place is reset by dropping it.
             drop(self.0.streams.offer(stream));
         }
     }
 
+    /// Adds a message stream to the one that stands for them all, which the first one opens.
+    fn join(
+        &self,
+        messages: &mut Option<mpsc::Sender<quinn::RecvStream>>,
+        recv: quinn::RecvStream,
+    ) -> Option<Stream> {
+        let id = recv.id().into();
+        let recv = match messages {
+            None => recv,
+            Some(messages) => match messages.try_send(recv) {
+                // Nobody holds the stream that stood for them; this one opens another.
+                Err(TrySendError::Closed(recv)) => recv,
+                // More are not under way than are granted, for which there is room.
+                Ok(()) | Err(TrySendError::Full(_)) => return None,
+            },
+        };
+        let (sender, arrivals) = mpsc::channel(size(u64::from(joined::STREAMS)));
+        drop(sender.try_send(recv));
+        *messages = Some(sender);
+        let reader = MessageReader::new(arrivals, self.clone(), self.0.max_frame_bytes);
+        Some(self.start_stream(None, Reader::Messages(reader), id))
+    }
+
     fn stream(&self, send: Option<quinn::SendStream>, recv: quinn::RecvStream) -> Stream {
-        let id = recv.id();
-        let reader = Reader::new(recv, Packet::Macula, self.0.max_frame_bytes);
+        let id = recv.id().into();
+        self.start_stream(send, Reader::stream(recv, self.0.max_frame_bytes), id)
+    }
+
+    fn start_stream(&self, send: Option<quinn::SendStream>, reader: Reader, id: u64) -> Stream {
         let ends = Ends { local: self.0.facts.local, remote: self.0.facts.remote };
         let budget = self.0.budget.clone();
         ByteStream::start(&self.0.scope, budget, ends, send, Some(reader), id, ()).into()

@@ -13,6 +13,7 @@ use crate::address::Address;
 use crate::config::BadOption;
 use crate::dial::Dialer;
 use crate::endpoint::Endpoint;
+use crate::joined::MESH_ALPN;
 use crate::outbox::{Outbox, Remains};
 use crate::pool::{self, Pool, Slot, Ticket};
 use crate::pooled::{Context, Figures, PooledConnection};
@@ -20,7 +21,7 @@ use crate::scope::Scope;
 use crate::settings::Settings;
 use crate::stats::Snapshot;
 use crate::stream::{Stream, Usage};
-use crate::tls::Identity;
+use crate::tls::{ALPN, Identity};
 use crate::verify::Verification;
 use crate::{Config, Error};
 
@@ -163,13 +164,35 @@ impl<T: Handles> Resident<T> {
         self.connection.outbox().refusal().is_none()
     }
 
-    fn info(&self) -> Option<Info<T>> {
-        Some(Info {
-            connection: self.connection_handle.clone(),
-            stream: self.stream_handle.clone(),
+    /// All of [`Info`] but the figures, for which a connection's own lock is needed.
+    fn card(&self) -> Card<T> {
+        Card {
+            connection: self.connection.clone(),
+            connection_handle: self.connection_handle.clone(),
+            stream_handle: self.stream_handle.clone(),
             given: self.given.clone(),
             last_used: self.last_used,
+        }
+    }
+}
+
+/// What is taken down of a slot under the pool's lock.
+struct Card<T: Handles> {
+    connection: PooledConnection,
+    connection_handle: T::Connection,
+    stream_handle: T::Stream,
+    given: Box<[u8]>,
+    last_used: SystemTime,
+}
+
+impl<T: Handles> Card<T> {
+    fn info(self) -> Option<Info<T>> {
+        Some(Info {
             figures: self.connection.info()?,
+            connection: self.connection_handle,
+            stream: self.stream_handle,
+            given: self.given,
+            last_used: self.last_used,
         })
     }
 }
@@ -201,6 +224,7 @@ impl<T: Handles> Mesh<T> {
             transport: config.transport(),
             identity,
             verification,
+            alpn: vec![MESH_ALPN.to_vec(), ALPN.to_vec()],
             ..Settings::default()
         };
         let context = Context {
@@ -296,14 +320,21 @@ impl<T: Handles> Mesh<T> {
 
     /// What is known of the connection to `node`. This is no use of it.
     pub fn info(&self, node: &[u8]) -> Option<Info<T>> {
-        self.0.lock().pool.peek(node).filter(|resident| resident.is_alive())?.info()
+        let card = {
+            let slots = self.0.lock();
+            slots.pool.peek(node).filter(|resident| resident.is_alive())?.card()
+        };
+        card.info()
     }
 
     /// What is known of each connection, the most recently used first.
     pub fn list(&self) -> Vec<(NodeId, Info<T>)> {
-        let slots = self.0.lock();
-        let alive = slots.pool.iter().filter(|(_, resident)| resident.is_alive());
-        alive.filter_map(|(node, resident)| Some((node.clone(), resident.info()?))).collect()
+        let cards: Vec<_> = {
+            let slots = self.0.lock();
+            let alive = slots.pool.iter().filter(|(_, resident)| resident.is_alive());
+            alive.map(|(node, resident)| (node.clone(), resident.card())).collect()
+        };
+        cards.into_iter().filter_map(|(node, card)| Some((node, card.info()?))).collect()
     }
 
     /// How many connections are in the pool.

@@ -235,14 +235,38 @@ impl Outbox {
         }
     }
 
-    /// A message that was taken is done with; lets the next in line in.
-    pub(crate) fn settle(&self, bytes: usize) {
+    /// Takes the oldest queued messages out, to travel together; the oldest alone if it is large.
+    /// They stay outstanding until they are settled. `large_bytes`: which are.
+    pub(crate) fn take_piece(&self, large_bytes: usize, most_bytes: usize) -> Vec<Bytes> {
+        let mut state = self.lock();
+        let mut piece = Vec::new();
+        let mut bytes = 0;
+        while let Some(message) = state.queue.front() {
+            let is_large = message.len() >= large_bytes;
+            if !piece.is_empty() && (is_large || bytes + message.len() > most_bytes) {
+                break;
+            }
+            bytes += message.len();
+            piece.extend(state.queue.pop_front());
+            if is_large {
+                break;
+            }
+        }
+        piece
+    }
+
+    /// Payload bytes of the message that is next.
+    pub(crate) fn next_bytes(&self) -> Option<usize> {
+        self.lock().queue.front().map(Bytes::len)
+    }
+
+    /// Messages that were taken are done with; lets the next in line in.
+    pub(crate) fn settle(&self, load: Load) {
         let mut state = self.lock();
         // After `close`, everything outstanding has been settled in one go.
         if matches!(state.phase, Phase::Closed(_)) {
             return;
         }
-        let load = Load { messages: 1, bytes };
         state.outstanding.messages -= load.messages;
         state.outstanding.bytes -= load.bytes;
         self.budget.release(load);
@@ -411,7 +435,7 @@ mod tests {
         assert_eq!(outbox.push(message(40)), Ok(()));
         assert_eq!(outbox.push(message(20)), Err(Error::PoolQueueFull));
         assert_eq!(outbox.take().map(|m| m.len()), Some(40));
-        outbox.settle(40);
+        outbox.settle(Load { messages: 1, bytes: 40 });
         assert_eq!(budget.used(), Load::default());
         assert_eq!(outbox.push(message(20)), Ok(()));
         assert_eq!(outbox.push(message(20)), Ok(()));
@@ -429,7 +453,7 @@ mod tests {
         };
         assert!(turn.try_recv().is_err());
         assert!(outbox.take().is_some());
-        outbox.settle(10);
+        outbox.settle(Load { messages: 1, bytes: 10 });
         assert_eq!(turn.try_recv(), Ok(Ok(())));
         assert_eq!(outbox.take().map(|m| m.len()), Some(20));
     }
@@ -443,7 +467,7 @@ mod tests {
             panic!("the third message must wait");
         };
         assert!(outbox.take().is_some());
-        outbox.settle(5);
+        outbox.settle(Load { messages: 1, bytes: 5 });
         assert_eq!(turn.try_recv(), Ok(Ok(())));
         assert_eq!(outbox.take().map(|m| m.len()), Some(7));
     }
@@ -455,7 +479,7 @@ mod tests {
         outbox.drain(Error::Evicted);
         assert_eq!(outbox.push(message(1)), Err(Error::Evicted));
         assert!(outbox.take().is_some());
-        outbox.settle(1);
+        outbox.settle(Load { messages: 1, bytes: 1 });
         assert!(outbox.is_idle());
     }
 
@@ -474,7 +498,7 @@ mod tests {
         assert_eq!(turn.try_recv(), Ok(Err(Error::Reset)));
         assert_eq!(budget.used(), Load::default());
         // The task may still settle what it had taken.
-        outbox.settle(1);
+        outbox.settle(Load { messages: 1, bytes: 1 });
         assert_eq!(budget.used(), Load::default());
         assert_eq!(outbox.push(message(1)), Err(Error::Reset));
     }

@@ -19,8 +19,8 @@ use crate::byte_stream::{ByteStream, Ends, Outgoing, Reader};
 use crate::config::Load;
 use crate::connection::Traffic;
 use crate::dial::Dialer;
-use crate::frames::Packet;
 use crate::handshake::PeerParameters;
+use crate::joined::{self, LARGE_BYTES, MESH_ALPN, PIECE_BYTES, STREAMS_PER_KIND};
 use crate::outbox::{Next, Outbox};
 use crate::scope::Scope;
 use crate::settings::RECEIVE_WINDOW;
@@ -104,15 +104,42 @@ enum End {
 
 /// What can be done next about the queue.
 enum Turn {
-    Send(Bytes, quinn::SendStream, quinn::RecvStream),
+    Send(Flight),
     NoCredit,
     Drained,
 }
 
-/// How a message fared.
+/// Messages and the stream for them.
+enum Flight {
+    /// One message to a node of the field.
+    Single(Bytes, quinn::SendStream, quinn::RecvStream),
+    /// Messages to one of ours, together.
+    Piece(Vec<Bytes>, quinn::SendStream),
+    /// A large message to one of ours.
+    Large(Bytes, quinn::SendStream),
+}
+
+/// How messages fared.
 struct Landing {
-    bytes: usize,
+    kind: Kind,
+    load: Load,
     outcome: Result<(), Error>,
+}
+
+/// The kinds of flights, each with its own bound.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Single,
+    Piece,
+    Large,
+}
+
+/// How many flights of each kind are under way.
+#[derive(Clone, Copy, Debug, Default)]
+struct Aloft {
+    singles: usize,
+    pieces: usize,
+    large: usize,
 }
 
 impl PooledConnection {
@@ -180,9 +207,8 @@ impl PooledConnection {
             ConnectionError::LocallyClosed => self.refusal(),
             lost => lost.into(),
         })?;
-        let id = send.id();
-        let max_frame_bytes = self.0.context.config.queue_limits().bytes;
-        let reader = Reader::new(recv, Packet::Macula, max_frame_bytes);
+        let id = send.id().into();
+        let reader = Reader::stream(recv, self.0.context.config.queue_limits().bytes);
         let Context { scope, dialer, .. } = &*self.0.context;
         let local = dialer.local_address(&carrier).ok_or(Error::Cancelled)?;
         let ends = Ends { local, remote: self.0.remote };
@@ -275,10 +301,13 @@ impl PooledConnection {
         });
     }
 
-    /// Sends what is queued over `carrier`, each message on a stream of its own.
+    /// Sends what is queued over `carrier`: to a node of the field each message on a stream of its
+    /// own, to one of ours many on one.
     async fn carry(&self, carrier: &quinn::Connection, patience: Duration) -> End {
         let peer = PeerParameters::of(carrier);
+        let speaks_mesh = peer.alpn == MESH_ALPN;
         let mut opened: u64 = 0;
+        let mut aloft = Aloft::default();
         let mut last_landing: Option<Instant> = None;
         let mut flights = FuturesUnordered::new();
         let mut is_drained = false;
@@ -299,19 +328,23 @@ impl PooledConnection {
                     carrier.close(NO_ERROR, &[]);
                     return End::Drained;
                 }
-                Some(landing) = flights.next() => {
-                    self.land(landing);
+                Some(landing @ Landing { .. }) = flights.next() => {
+                    *aloft.of(landing.kind) -= 1;
+                    self.land(&landing);
                     last_landing = Some(Instant::now());
                 }
-                turn = self.turn(carrier, patience),
-                    if !is_drained && flights.len() < MAX_IN_FLIGHT => match turn {
-                    Ok(Turn::Send(message, send, recv)) => {
+                turn = self.turn(carrier, patience, speaks_mesh),
+                    if !is_drained && self.may_fly(aloft, speaks_mesh) => match turn {
+                    Ok(Turn::Send(flight)) => {
                         opened += 1;
-                        flights.push(fly(message, send, recv));
+                        *aloft.of(flight.kind()) += 1;
+                        flights.push(flight.fly());
                     }
                     Ok(Turn::Drained) => is_drained = true,
                     // A peer that has ever returned credit is only slow.
-                    Ok(Turn::NoCredit) if flights.is_empty() && opened <= peer.bidi_streams => {
+                    Ok(Turn::NoCredit)
+                        if !speaks_mesh && flights.is_empty() && opened <= peer.bidi_streams =>
+                    {
                         return End::Exhausted;
                     }
                     Ok(Turn::NoCredit) => {}
@@ -322,38 +355,62 @@ impl PooledConnection {
         };
         // The outcome of each flight is known now: acknowledged before, or never.
         while let Some(landing) = flights.next().await {
-            self.land(landing);
+            self.land(&landing);
         }
         End::Lost(error)
     }
 
-    /// A message and the stream for it. Cancelled at any point, it has taken no message.
-    async fn turn(&self, carrier: &quinn::Connection, patience: Duration) -> Result<Turn, Error> {
-        if self.0.outbox.next().await == Next::Drained {
+    /// Messages and the stream for them. Cancelled at any point, it has taken no message.
+    async fn turn(
+        &self,
+        carrier: &quinn::Connection,
+        patience: Duration,
+        speaks_mesh: bool,
+    ) -> Result<Turn, Error> {
+        let outbox = &self.0.outbox;
+        if outbox.next().await == Next::Drained {
             return Ok(Turn::Drained);
+        }
+        // Only this task takes messages out, and there was one.
+        if speaks_mesh {
+            let send = carrier.open_uni().await?;
+            let mut piece = outbox.take_piece(LARGE_BYTES, PIECE_BYTES);
+            return Ok(Turn::Send(match piece.pop_if(|first| first.len() >= LARGE_BYTES) {
+                Some(message) => Flight::Large(message, send),
+                None => Flight::Piece(piece, send),
+            }));
         }
         let Ok(opened) = timeout(patience, carrier.open_bi()).await else {
             return Ok(Turn::NoCredit);
         };
         let (send, recv) = opened?;
-        // Only this task takes messages out, and there was one.
-        match self.0.outbox.take() {
-            Some(message) => Ok(Turn::Send(message, send, recv)),
-            None => Ok(Turn::Drained),
-        }
+        Ok(outbox
+            .take()
+            .map_or(Turn::Drained, |message| Turn::Send(Flight::Single(message, send, recv))))
     }
 
-    fn land(&self, landing: Landing) {
+    /// Whether there is room for one more flight. With none for large messages, those behind one
+    /// wait with it.
+    fn may_fly(&self, aloft: Aloft, speaks_mesh: bool) -> bool {
+        if !speaks_mesh {
+            return aloft.singles < MAX_IN_FLIGHT;
+        }
+        let is_large = self.0.outbox.next_bytes().is_some_and(|bytes| bytes >= LARGE_BYTES);
+        let under_way = if is_large { aloft.large } else { aloft.pieces };
+        under_way < STREAMS_PER_KIND
+    }
+
+    fn land(&self, landing: &Landing) {
         let stats = &self.0.context.scope.stats;
         match landing.outcome {
             Ok(()) => {
-                stats.delivered.add(1);
-                stats.delivered_bytes.add(landing.bytes);
+                stats.delivered.add(landing.load.messages);
+                stats.delivered_bytes.add(landing.load.bytes);
                 self.0.has_delivered.store(true, Ordering::Relaxed);
             }
-            Err(_) => stats.unconfirmed.add(1),
+            Err(_) => stats.unconfirmed.add(landing.load.messages),
         }
-        self.0.outbox.settle(landing.bytes);
+        self.0.outbox.settle(landing.load);
     }
 
     async fn grace(&self, last_landing: Option<Instant>) {
@@ -404,17 +461,51 @@ impl Drop for Lease {
     }
 }
 
-/// Takes one message all the way: written, finished, and acknowledged whole.
-async fn fly(message: Bytes, send: quinn::SendStream, mut recv: quinn::RecvStream) -> Landing {
-    // Nobody reads an answer here; said at once, the peer's credit can return (RFC 9000, 3.5).
-    recv.stop(NO_ERROR).ok();
-    let bytes = message.len();
-    let mut stream = Outgoing::new(send);
-    let outcome = async {
-        stream.write(message).await?;
-        stream.finish().await
-    };
-    Landing { bytes, outcome: outcome.await }
+impl Aloft {
+    fn of(&mut self, kind: Kind) -> &mut usize {
+        match kind {
+            Kind::Single => &mut self.singles,
+            Kind::Piece => &mut self.pieces,
+            Kind::Large => &mut self.large,
+        }
+    }
+}
+
+impl Flight {
+    fn kind(&self) -> Kind {
+        match self {
+            Self::Single(..) => Kind::Single,
+            Self::Piece(..) => Kind::Piece,
+            Self::Large(..) => Kind::Large,
+        }
+    }
+
+    /// Takes the messages all the way: written, finished, and acknowledged whole.
+    async fn fly(self) -> Landing {
+        let kind = self.kind();
+        let (messages, send) = match self {
+            Self::Single(message, send, mut recv) => {
+                // Nobody reads an answer here; said at once, the peer's credit can return
+                // (RFC 9000, section 3.5).
+                recv.stop(NO_ERROR).ok();
+                (vec![message], send)
+            }
+            Self::Piece(messages, send) => (messages, send),
+            Self::Large(message, send) => (vec![message], send),
+        };
+        let bytes = messages.iter().map(Bytes::len).sum();
+        let load = Load { messages: messages.len(), bytes };
+        let chunks = match kind {
+            Kind::Single => messages,
+            Kind::Piece | Kind::Large => joined::encode(messages, kind == Kind::Large),
+        };
+        let mut stream = Outgoing::new(send);
+        let outcome = async {
+            stream.write_chunks(chunks).await?;
+            stream.finish().await
+        };
+        Landing { kind, load, outcome: outcome.await }
+    }
 }
 
 /// Makes the peer acknowledge something. quinn has no ping to call, but a larger receive window

@@ -12,6 +12,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ClientConfig, InconsistentKeys, RootCertStore, ServerConfig};
 use thiserror::Error;
 
+use crate::joined::MESH_ALPN;
 use crate::settings::Settings;
 use crate::verify::{self, Fault, Servers, Verdict};
 
@@ -169,7 +170,9 @@ pub(crate) fn server_config(settings: &Settings) -> Result<ServerConfig, Fault> 
     let mut config = builder
         .with_single_cert(identity.chain, identity.key)
         .map_err(|_| Fault::BadCertificate)?;
-    config.alpn_protocols.clone_from(&settings.alpn);
+    // Ours before what older nodes speak: the server's order decides (RFC 7301, section 3.2).
+    let mesh = settings.alpn.iter().any(|name| name == ALPN).then(|| MESH_ALPN.to_vec());
+    config.alpn_protocols = mesh.into_iter().chain(settings.alpn.iter().cloned()).collect();
     // As for clients: each connection shows who it is.
     config.send_tls13_tickets = 0;
     Ok(config)

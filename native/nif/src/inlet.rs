@@ -86,9 +86,10 @@ impl Inlet {
         self.lock().monitor = Some(monitor);
     }
 
-    /// Whether `monitor` is that of the present owner.
+    /// Whether `monitor` is that of the present owner: of the first one, it may come down before
+    /// it has been noted here.
     pub(crate) fn is_monitored_by(&self, monitor: &Monitor) -> bool {
-        self.lock().monitor.as_ref() == Some(monitor)
+        self.lock().monitor.as_ref().is_none_or(|present| present == monitor)
     }
 
     /// Sets how the owner gets data.

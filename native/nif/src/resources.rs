@@ -56,11 +56,19 @@ pub(crate) struct Owner {
     pub(crate) has_closed: bool,
 }
 
+impl Owner {
+    /// Whether `monitor` is that of the present owner: of the first one, it may come down before
+    /// it has been noted here.
+    fn is_monitored_by(&self, monitor: &Monitor) -> bool {
+        self.monitor.as_ref().is_none_or(|present| present == monitor)
+    }
+}
+
 #[rustler::resource_impl]
 impl Resource for ConnectionResource {
     fn down<'a>(&'a self, _env: Env<'a>, _owner: LocalPid, monitor: Monitor) {
         if let Self::Own(connection, owner) = self
-            && lock(owner).monitor == Some(monitor)
+            && lock(owner).is_monitored_by(&monitor)
         {
             connection.close(NO_ERROR);
         }
@@ -181,7 +189,7 @@ pub(crate) struct ListenerResource {
 #[rustler::resource_impl]
 impl Resource for ListenerResource {
     fn down<'a>(&'a self, _env: Env<'a>, _owner: LocalPid, monitor: Monitor) {
-        if lock(&self.owner).monitor == Some(monitor) {
+        if lock(&self.owner).is_monitored_by(&monitor) {
             self.listener.close();
         }
     }
