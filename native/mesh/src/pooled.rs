@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime};
 use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
-use quinn::VarInt;
+use quinn::{ConnectionError, VarInt};
 use tokio::pin;
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, interval, sleep, timeout};
@@ -202,7 +202,11 @@ impl PooledConnection {
         if let Some(refusal) = self.0.outbox.refusal() {
             return Err(refusal);
         }
-        let (send, recv) = carrier.open_bi().await.map_err(Error::from)?;
+        let (send, recv) = carrier.open_bi().await.map_err(|error| match error {
+            // By us, and the outbox knows why.
+            ConnectionError::LocallyClosed => self.refusal(),
+            lost => lost.into(),
+        })?;
         let id = send.id().into();
         let reader = Reader::stream(recv, self.0.context.config.queue_limits().bytes);
         let Context { scope, dialer, .. } = &*self.0.context;
@@ -278,7 +282,10 @@ impl PooledConnection {
 
     /// Ends the connection; the peer is told if it still listens.
     pub(crate) fn end(&self) {
-        if let Some(carrier) = self.lock().take() {
+        // Closing what is lost already would put our reason over the peer's, and whoever waits on
+        // one of its streams would be told that nobody knows why.
+        if let Some(carrier) = self.lock().take().filter(|carrier| carrier.close_reason().is_none())
+        {
             carrier.close(NO_ERROR, &[]);
         }
     }

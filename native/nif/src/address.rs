@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use mesh::{Address, Target};
 use rustler::types::tuple::get_tuple;
-use rustler::{Binary, NifResult, Term};
+use rustler::{Binary, Term};
 
 /// The longest text taken for an address: a URL with a path, generously.
 const MAX_TEXT: usize = 2_048;
@@ -22,7 +22,8 @@ pub(crate) fn target(term: Term<'_>) -> Option<Target> {
 }
 
 fn pair(term: Term<'_>) -> Option<Address> {
-    let (host, port) = term.decode::<(Term<'_>, u16)>().ok()?;
+    let (host, port) = term.decode::<(Term<'_>, Term<'_>)>().ok()?;
+    let port = number(port)?;
     match text(host) {
         Some(host) => Address::new(&host, port),
         None => Address::new(&ip(host)?.to_string(), port),
@@ -34,8 +35,8 @@ pub(crate) fn sockets(mut list: Term<'_>) -> Option<Vec<SocketAddr>> {
     let mut addresses = Vec::new();
     while !list.is_empty_list() {
         let (head, tail) = list.list_get_cell().ok()?;
-        let (host, port) = head.decode::<(Term<'_>, u16)>().ok()?;
-        addresses.push(SocketAddr::new(ip(host)?, port));
+        let (host, port) = head.decode::<(Term<'_>, Term<'_>)>().ok()?;
+        addresses.push(SocketAddr::new(ip(host)?, number(port)?));
         if addresses.len() > MAX_SOCKETS {
             return None;
         }
@@ -45,13 +46,22 @@ pub(crate) fn sockets(mut list: Term<'_>) -> Option<Vec<SocketAddr>> {
 }
 
 fn ip(term: Term<'_>) -> Option<IpAddr> {
-    if let Ok((a, b, c, d)) = term.decode::<(u8, u8, u8, u8)>() {
-        return Some(Ipv4Addr::new(a, b, c, d).into());
-    }
     let parts = get_tuple(term).ok()?;
-    let segments: Vec<u16> =
-        parts.into_iter().map(|part| part.decode()).collect::<NifResult<_>>().ok()?;
-    <[u16; 8]>::try_from(segments).ok().map(|segments| Ipv6Addr::from(segments).into())
+    if let Some(octets) = numbers::<u8, 4>(&parts) {
+        return Some(Ipv4Addr::from(octets).into());
+    }
+    numbers::<u16, 8>(&parts).map(|segments| Ipv6Addr::from(segments).into())
+}
+
+fn numbers<T: TryFrom<u32>, const N: usize>(terms: &[Term<'_>]) -> Option<[T; N]> {
+    let numbers: Option<Vec<T>> = terms.iter().map(|term| number(*term)).collect();
+    numbers?.try_into().ok()
+}
+
+/// By way of `u32`: rustler decodes the narrower types by cutting bits off, and {127,0,0,257}
+/// would be the machine itself.
+pub(crate) fn number<T: TryFrom<u32>>(term: Term<'_>) -> Option<T> {
+    T::try_from(term.decode().ok()?).ok()
 }
 
 /// A short text: a binary or a list of characters.

@@ -24,9 +24,9 @@ const NO_REQUEST: u64 = 0;
 /// of `{IpAddress, Port}`. The caller becomes the owner. Reads files, hence dirty.
 #[rustler::nif(schedule = "DirtyIo")]
 fn quic_listen<'a>(env: Env<'a>, place: Term<'a>, options: Term<'a>) -> NifResult<Term<'a>> {
-    let place = match place.decode() {
-        Ok(port) => Place::Everywhere(port),
-        Err(_) => Place::At(address::sockets(place).ok_or(rustler::Error::BadArg)?),
+    let place = match address::number(place) {
+        Some(port) => Place::Everywhere(port),
+        None => Place::At(address::sockets(place).ok_or(rustler::Error::BadArg)?),
     };
     let (settings, files) = match settings::read_with_files(env, options) {
         Ok(settings) => settings,

@@ -211,7 +211,9 @@ fn start_reading(stream: &Stream) -> NifResult<()> {
 }
 
 fn mode(value: Term<'_>) -> Option<Mode> {
-    if let Ok(count) = value.decode::<u16>() {
+    // By way of `u32`: rustler would cut 65,537 down to 1.
+    if let Ok(count) = value.decode::<u32>() {
+        let count = u16::try_from(count).ok()?;
         return (count > 0).then_some(Mode::Count(count.into()));
     }
     match value.atom_to_string().ok()?.as_str() {
