@@ -156,7 +156,7 @@ what_was_just_used_is_never_the_victim(_Config) ->
 
 the_least_recently_used_goes_first(_Config) ->
     %% The order of use is exact, unlike the original's, which knows only whole seconds.
-    Seed = seed(),
+    Seed = mesh_load:seed(),
     mesh_load:with(#{max_mesh_connections => 20}, [[]], fun(Pool, [Peer]) ->
         Address = mesh_peer:address(Peer),
         Steps = [lists:nth(rand:uniform(3), [get, send, new]) || _ <- lists:seq(1, 150)],
@@ -405,7 +405,10 @@ every_accepted_message_is_accounted_for(_Config) ->
         Whole = lists:sum([maps:get(messages, mesh_peer:stats(Peer)) || Peer <- Peers]),
         ?assert(Delivered + Unconfirmed >= Whole),
         assert_got_all(Good, 1_000),
-        mesh_load:eventually(0, fun() -> mesh_load:stat(Pool, tasks) end)
+        %% One of them may be back: for what its lost connection had left, at the very moment.
+        mesh_load:eventually(true, fun() ->
+            mesh_load:stat(Pool, tasks) =:= ?POOL:pool_size(Pool)
+        end)
     end).
 
 a_failed_dial_evicts_nobody(_Config) ->
@@ -501,10 +504,3 @@ use(send, Pool, NodeId, Address) ->
 use(_, Pool, NodeId, Address) ->
     {ok, _} = ?POOL:get_or_create_connection(Pool, NodeId, Address),
     ok.
-
-%% Seeds the random choices of this process; LOAD_SEED repeats those of a run that failed.
-seed() ->
-    Seed = list_to_integer(os:getenv("LOAD_SEED", integer_to_list(erlang:system_time()))),
-    _ = rand:seed(exsss, Seed),
-    ct:pal("LOAD_SEED=~b", [Seed]),
-    Seed.

@@ -2,7 +2,7 @@
 %% must come true, and peers that stand still for as long as a test likes.
 -module(mesh_load).
 
--export([with/3, eventually/2, eventually/3, stat/2, nodes/1, pause/1, resume/1]).
+-export([with/3, eventually/2, eventually/3, stat/2, nodes/1, pause/1, resume/1, seed/0]).
 -export([send_frames/4, await_peers/3, assert_accounted/1, concurrently/1, largest_during/2]).
 
 -include_lib("stdlib/include/assert.hrl").
@@ -39,6 +39,13 @@ stat(Pool, Key) ->
 nodes(Pool) ->
     {ok, List} = macula_gateway_mesh:list_connections(Pool),
     [NodeId || {NodeId, _} <- List].
+
+%% Seeds the random choices of this process; LOAD_SEED repeats those of a run that failed.
+seed() ->
+    Seed = list_to_integer(os:getenv("LOAD_SEED", integer_to_list(erlang:system_time()))),
+    _ = rand:seed(exsss, Seed),
+    ct:pal("LOAD_SEED=~b", [Seed]),
+    Seed.
 
 %% A peer that stands still answers nothing, and what is sent to it waits in its socket.
 pause(Peer) -> signal(Peer, "STOP").
