@@ -76,23 +76,21 @@ killing_the_server_a_caller_or_a_peer_leaves_nothing_behind(_Config) ->
 
 a_killed_server_closes_its_connections(_Config) ->
     %% terminate/2 does not run then: without an eye on its owner the pool would live on unseen.
-    mesh_vm:with(fun(Vm) ->
-        Peer = mesh_peer:start(),
-        ok = mesh_vm:call(Vm, start_pool, [#{}]),
-        lists:foreach(
-            fun(N) ->
-                Arguments = [?POOL, mesh_peer:node_id(N), mesh_peer:address(Peer)],
-                {ok, _} = mesh_vm:call(Vm, get_or_create_connection, Arguments)
-            end,
-            lists:seq(1, 20)
-        ),
-        #{connections_open := 20} = mesh_peer:wait(Peer, connections_open, 20),
-        ok = mesh_vm:call(Vm, kill_server, []),
-        mesh_load:await_peers([Peer], connections_closed, 20),
-        ?assertMatch(#{close_codes := #{0 := 20}}, mesh_peer:stats(Peer)),
-        ?assertEqual(0, mesh_vm:call(Vm, pool_size, [?POOL])),
-        mesh_peer:stop(Peer)
-    end).
+    %% Nobody restarts this server, so no successor can do it.
+    Peer = mesh_peer:start(),
+    {ok, Pool} = ?POOL:start_link(#{}),
+    lists:foreach(
+        fun(N) ->
+            NodeId = mesh_peer:node_id(N),
+            {ok, _} = ?POOL:get_or_create_connection(Pool, NodeId, mesh_peer:address(Peer))
+        end,
+        lists:seq(1, 20)
+    ),
+    unlink(Pool),
+    exit(Pool, kill),
+    mesh_load:await_peers([Peer], connections_closed, 20),
+    ?assertMatch(#{close_codes := #{0 := 20}}, mesh_peer:stats(Peer)),
+    mesh_peer:stop(Peer).
 
 a_restarted_server_serves_those_who_hold_the_former_pid(_Config) ->
     %% The gateway of a node keeps the pid that it saw at boot, for ever.

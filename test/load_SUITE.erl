@@ -150,7 +150,7 @@ what_was_just_used_is_never_the_victim(_Config) ->
             end,
             lists:seq(1, 8)
         ),
-        ?assertMatch(#{connections_opened := 64}, mesh_peer:stats(One)),
+        ?assertMatch(#{connections_open := 64}, mesh_peer:wait(One, connections_opened, 64)),
         ?assertEqual(7 * 36, mesh_load:stat(Pool, evictions))
     end).
 
@@ -252,7 +252,7 @@ a_waiter_that_dies_or_times_out_disturbs_no_one(_Config) ->
         end),
         ?assertEqual(1, ?POOL:pool_size(Pool)),
         ?assertEqual({messages, []}, process_info(self(), messages)),
-        ?assertMatch(#{connections_opened := 1, connections_open := 1}, mesh_peer:stats(Peer))
+        ?assertMatch(#{connections_open := 1}, mesh_peer:wait(Peer, connections_opened, 1))
     end).
 
 a_peer_that_hoards_credits_gets_every_message(_Config) ->
@@ -433,7 +433,7 @@ a_failed_dial_evicts_nobody(_Config) ->
         mesh_load:eventually(#{timeout => 1}, Dropped),
         ?assertEqual([<<"second">>, <<"first">>], mesh_load:nodes(Pool)),
         ?assertEqual(0, mesh_load:stat(Pool, evictions)),
-        ?assertMatch(#{connections_open := 2, connections_closed := 0}, mesh_peer:stats(Peer))
+        ?assertMatch(#{connections_open := 2}, mesh_peer:wait(Peer, connections_opened, 2))
     end).
 
 an_evicted_connection_delivers_its_queue_before_it_closes(_Config) ->

@@ -76,15 +76,15 @@ prop_pool_behaves_as_its_model(#{peers := _, refusing := _, silent := _} = Surro
 
 initial_state() -> #model{}.
 
-command(#model{order = Order}) ->
+command(#model{order = Order, busy = Busy}) ->
     Node = integer(1, ?NODES),
     Peer = integer(1, ?PEERS),
     Pooled = [
         {3, {call, ?MODULE, send_on_stream, [?ENV, oneof(Order)]}},
         {2, {call, ?MODULE, close_stream, [?ENV, oneof(Order)]}},
-        {3, {call, ?MODULE, open_stream, [?ENV, oneof(Order)]}},
-        {2, {call, ?MODULE, close_opened, [?ENV, oneof(Order)]}}
+        {4, {call, ?MODULE, open_stream, [?ENV, oneof(Order)]}}
     ],
+    Opened = [{4, {call, ?MODULE, close_opened, [?ENV, oneof(Busy)]}}],
     Always = [
         {10, {call, ?MODULE, get, [?ENV, Node, Peer]}},
         {1, {call, ?MODULE, get_refused, [?ENV, Node]}},
@@ -98,7 +98,10 @@ command(#model{order = Order}) ->
         {1, {call, ?MODULE, set_limit, [?ENV, integer(1, 5)]}},
         {1, {call, ?MODULE, close_by_peer, [?ENV, Peer]}}
     ],
-    frequency(Always ++ [Choice || Choice <- Pooled, Order =/= []]).
+    frequency(
+        Always ++ [Choice || Choice <- Pooled, Order =/= []] ++
+            [Choice || Choice <- Opened, Busy =/= []]
+    ).
 
 precondition(Model, {call, _, get_given_up, [_, Node]}) ->
     not is_pooled(Node, Model);
