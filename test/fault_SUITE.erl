@@ -1,5 +1,5 @@
 %% The pool when things die: the server, its callers, its peers, the VM. Nothing stays behind, and
-%% what can still be delivered is.
+%% what can still be delivered is. FAULT_ROUNDS sets how often things are killed at random moments.
 -module(fault_SUITE).
 
 -include_lib("stdlib/include/assert.hrl").
@@ -54,6 +54,8 @@ killing_the_server_a_caller_or_a_peer_leaves_nothing_behind(_Config) ->
     %% A node runs for months; a leak of one socket or thread per crash would end it. Counted by
     %% the kernel and by the peers, since a figure of the pool itself would prove nothing.
     Seed = mesh_load:seed(),
+    Rounds = list_to_integer(os:getenv("FAULT_ROUNDS", "20")),
+    _ = ct:timetrap({seconds, 120 + 5 * Rounds}),
     Options = #{
         linger_ms => 100, max_mesh_connections => 4, queue_max_messages => 500, runtime_workers => 2
     },
@@ -69,7 +71,7 @@ killing_the_server_a_caller_or_a_peer_leaves_nothing_behind(_Config) ->
                 ?assertEqual({Where, 0}, {Where, Open}),
                 mesh_load:eventually(Before, fun() -> mesh_vm:footprint(Vm) end)
             end,
-            lists:seq(1, 20)
+            lists:seq(1, Rounds)
         ),
         lists:foreach(fun mesh_peer:stop/1, Peers)
     end).
@@ -175,6 +177,8 @@ a_connection_closed_by_its_peer_leaves_the_pool_at_once(_Config) ->
         {closed, 1} = mesh_peer:command(Peer, "close 9"),
         mesh_load:eventually([<<"other">>], fun() -> mesh_load:nodes(Pool) end),
         ?assertEqual(1, ?POOL:pool_size(Pool)),
+        %% Its stream learns of it a moment after the pool.
+        mesh_load:eventually(1, fun() -> mesh_load:stat(Pool, tasks) end),
         ?assertEqual(not_found, ?POOL:get_connection_info(Pool, <<"node">>)),
         ?assertEqual({error, {closed_by_peer, 9}}, macula_quic:send(Stream, <<"late">>)),
         ?assertEqual(#{closed_by_peer => 1}, mesh_load:stat(Pool, closes)),
@@ -208,7 +212,8 @@ a_peer_that_restarts_on_its_port_is_found_again(_Config) ->
         Address = mesh_peer:address(Peer),
         {ok, Old} = ?POOL:get_or_create_connection(Pool, <<"node">>, Address),
         Successor = restart(Peer),
-        mesh_load:eventually([], fun() -> mesh_load:nodes(Pool) end),
+        mesh_load:eventually(0, fun() -> mesh_load:stat(Pool, tasks) end),
+        ?assertEqual([], mesh_load:nodes(Pool)),
         ?assertEqual(#{idle_timeout => 1}, mesh_load:stat(Pool, closes)),
         ?assertEqual({error, idle_timeout}, macula_quic:send(Old, <<"late">>)),
         {ok, Stream} = ?POOL:get_or_create_connection(Pool, <<"node">>, Address),
@@ -336,7 +341,7 @@ round_of(Victim, Vm, Options, [Mortal | Others]) ->
     ok = strike(Victim, Vm, Mortal),
     random_moment(),
     ok = mesh_vm:call(Vm, stop_load, []),
-    ok = mesh_vm:call(Vm, stop_pool, []),
+    shutdown = mesh_vm:call(Vm, stop_pool, []),
     mesh_load:await_peers(Others, connections_open, 0),
     [?assertMatch(#{closed_by_timeout := 0}, mesh_peer:stats(Peer)) || Peer <- Others],
     ok = end_peer(Victim, Mortal),
@@ -345,7 +350,7 @@ round_of(Victim, Vm, Options, [Mortal | Others]) ->
         {ok, #{runtime_tasks := Tasks}} = mesh_vm:call(Vm, get_stats, [?POOL]),
         Tasks
     end),
-    ok = mesh_vm:call(Vm, stop_pool, []),
+    shutdown = mesh_vm:call(Vm, stop_pool, []),
     0.
 
 %% The claim is about any moment, so this one sleep is no wait for anything.

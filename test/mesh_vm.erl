@@ -73,7 +73,9 @@ stop_pool() ->
     Monitor = monitor(process, ?SUPERVISOR),
     true = exit(whereis(?PARENT), shutdown),
     receive
-        {'DOWN', Monitor, process, _, shutdown} -> ok
+        {'DOWN', Monitor, process, _, Reason} -> Reason
+    after ?STEP_MS div 2 ->
+        {stuck, [{Name, state_of(Name)} || Name <- [?SUPERVISOR, ?POOL]]}
     end.
 
 %% Returns once another server has taken the place of the killed one.
@@ -122,6 +124,10 @@ init(Options) ->
     {ok, {Flags, [macula_gateway_mesh:child_spec(Options)]}}.
 
 %%% Internal
+
+state_of(Name) ->
+    Keys = [status, current_stacktrace, messages, links],
+    [erlang:process_info(Pid, Keys) || Pid <- [whereis(Name)], is_pid(Pid)].
 
 code_paths() ->
     Folders = [filename:dirname(code:which(Module)) || Module <- [?POOL, ?MODULE]],
