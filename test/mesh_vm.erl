@@ -45,7 +45,8 @@ footprint(Vm) ->
 %% The exit status of a VM that gets `Word' while it sends to these ports all it can.
 exit_status(Word, Ports) ->
     Erl = filename:join([code:root_dir(), "bin", "erl"]),
-    Run = ["-noshell", "-run", ?MODULE_STRING, "wait_for_word" | [integer_to_list(P) || P <- Ports]],
+    Numbers = [integer_to_list(Port) || Port <- Ports],
+    Run = ["-noshell", "-run", ?MODULE_STRING, "wait_for_word" | Numbers],
     Options = [{args, code_paths() ++ Run}, {line, 1_000}, exit_status, use_stdio],
     Port = open_port({spawn_executable, Erl}, Options),
     await_line(Port, "loaded"),
@@ -57,25 +58,26 @@ exit_status(Word, Ports) ->
 start_pool(Options) ->
     Caller = self(),
     %% The supervisor's parent has to outlive this call; when it ends, so does the supervisor.
-    _ = spawn(fun() ->
+    {Parent, Monitor} = spawn_monitor(fun() ->
         true = register(?PARENT, self()),
         {ok, _} = supervisor:start_link({local, ?SUPERVISOR}, ?MODULE, Options),
-        Caller ! started,
+        Caller ! {self(), started},
         receive
             never -> ok
         end
     end),
     receive
-        started -> ok
+        {Parent, started} ->
+            _ = demonitor(Monitor, [flush]),
+            ok;
+        {'DOWN', Monitor, process, Parent, Reason} -> error(Reason)
     end.
 
 stop_pool() ->
     Monitor = monitor(process, ?SUPERVISOR),
     true = exit(whereis(?PARENT), shutdown),
     receive
-        {'DOWN', Monitor, process, _, Reason} -> Reason
-    after ?STEP_MS div 2 ->
-        {stuck, [{Name, state_of(Name)} || Name <- [?SUPERVISOR, ?POOL]]}
+        {'DOWN', Monitor, process, _, _} -> ok
     end.
 
 %% Returns once another server has taken the place of the killed one.
@@ -125,21 +127,17 @@ init(Options) ->
 
 %%% Internal
 
-state_of(Name) ->
-    Keys = [status, current_stacktrace, messages, links],
-    [erlang:process_info(Pid, Keys) || Pid <- [whereis(Name)], is_pid(Pid)].
-
 code_paths() ->
     Folders = [filename:dirname(code:which(Module)) || Module <- [?POOL, ?MODULE]],
     lists:append([["-pa", Folder] || Folder <- Folders]).
 
 end_by("halt") -> erlang:halt(7);
-end_by("stop") -> init:stop();
-end_by("stop 7") -> init:stop(7).
+end_by("stop") -> init:stop().
 
 await_traffic() ->
     case ?POOL:get_stats(?POOL) of
-        {ok, #{messages_delivered := Delivered}} when Delivered > 1_000 -> ok;
+        {ok, #{messages_delivered := Delivered}} when Delivered > 1_000 ->
+            ok;
         {ok, _} ->
             timer:sleep(5),
             await_traffic()
@@ -147,7 +145,8 @@ await_traffic() ->
 
 await_successor(Server) ->
     case whereis(?POOL) of
-        Pid when is_pid(Pid), Pid =/= Server -> ok;
+        Pid when is_pid(Pid), Pid =/= Server ->
+            ok;
         _ ->
             timer:sleep(1),
             await_successor(Server)

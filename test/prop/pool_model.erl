@@ -52,8 +52,8 @@
     dropped = #{} :: #{atom() => pos_integer()}
 }).
 
-%% `Surroundings' are shared by all runs: peers that take messages, one that refuses connections, and
-%% an address that never answers.
+%% `Surroundings' are shared by all runs: peers that take messages, one that refuses connections,
+%% and an address that never answers.
 prop_pool_behaves_as_its_model(#{peers := _, refusing := _, silent := _} = Surroundings) ->
     ?FORALL(
         Commands,
