@@ -9,6 +9,7 @@
     killing_the_server_a_caller_or_a_peer_leaves_nothing_behind/1,
     a_killed_server_closes_its_connections/1,
     a_restarted_server_serves_those_who_hold_the_former_pid/1,
+    the_pid_of_a_server_that_has_just_died_leads_to_its_successor/1,
     a_supervisor_s_shutdown_closes_connections_in_order/1,
     stopping_lets_queued_messages_out/1,
     stopping_ends_although_a_peer_stands_still/1,
@@ -34,6 +35,7 @@ all() ->
         killing_the_server_a_caller_or_a_peer_leaves_nothing_behind,
         a_killed_server_closes_its_connections,
         a_restarted_server_serves_those_who_hold_the_former_pid,
+        the_pid_of_a_server_that_has_just_died_leads_to_its_successor,
         a_supervisor_s_shutdown_closes_connections_in_order,
         stopping_lets_queued_messages_out,
         stopping_ends_although_a_peer_stands_still,
@@ -111,6 +113,30 @@ a_restarted_server_serves_those_who_hold_the_former_pid(_Config) ->
         mesh_load:await_peers([Peer], connections_open, 1)
     end).
 
+the_pid_of_a_server_that_has_just_died_leads_to_its_successor(_Config) ->
+    %% A successor is registered a moment before it has its pool. This process stands where it is
+    %% then: it has the name, and the dead server's pool is still the published one.
+    {ok, Pool} = ?POOL:start_link(#{}),
+    unlink(Pool),
+    Monitor = monitor(process, Pool),
+    exit(Pool, kill),
+    receive
+        {'DOWN', Monitor, process, Pool, killed} -> ok
+    end,
+    true = register(?POOL, self()),
+    {Caller, Call} = spawn_monitor(fun() ->
+        exit(?POOL:get_or_create_connection(Pool, <<"node">>, nowhere))
+    end),
+    receive
+        {'$gen_call', From, {get_or_create_connection, <<"node">>, nowhere}} ->
+            gen_server:reply(From, answered);
+        {'DOWN', Call, process, Caller, Early} ->
+            ct:fail(Early)
+    end,
+    receive
+        {'DOWN', Call, process, Caller, Outcome} -> ?assertEqual(answered, Outcome)
+    end.
+
 a_supervisor_s_shutdown_closes_connections_in_order(_Config) ->
     %% Peers of a node that is upgraded should know at once that it has gone, and get what it had
     %% for them. The original skips this when its supervisor stops it.
@@ -173,6 +199,7 @@ a_connection_closed_by_its_peer_leaves_the_pool_at_once(_Config) ->
         Address = mesh_peer:address(Peer),
         {ok, _} = ?POOL:get_or_create_connection(Pool, <<"other">>, mesh_peer:address(Other)),
         {ok, Stream} = ?POOL:get_or_create_connection(Pool, <<"node">>, Address),
+        _ = mesh_peer:wait(Peer, connections_opened, 1),
         {closed, 1} = mesh_peer:command(Peer, "close 9"),
         mesh_load:eventually([<<"other">>], fun() -> mesh_load:nodes(Pool) end),
         ?assertEqual(1, ?POOL:pool_size(Pool)),

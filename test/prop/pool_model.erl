@@ -337,13 +337,17 @@ get_at(#{pool := Pool} = Env, Node, Address) ->
 send_to(#{pool := Pool} = Env, Node, Address) ->
     look(Env, ?POOL:send_async(Pool, id(Node), Address, message())).
 
-%% Waits until the pool is at rest and its peers have read what they acknowledged, and looks at it.
+%% Waits until the pool is at rest and its peers have noticed all of it, and looks at it.
 look(#{pool := Pool, peers := Peers}, Outcome) ->
-    mesh_load:eventually({0, 0, 0}, fun() ->
+    mesh_load:eventually({0, 0, 0, 0}, fun() ->
         {ok, #{
-            dialing := Dialing, outstanding_messages := Outstanding, messages_delivered := Delivered
+            dialing := Dialing,
+            outstanding_messages := Outstanding,
+            connections_opened := Opened,
+            messages_delivered := Delivered
         }} = ?POOL:get_stats(Pool),
-        {Dialing, Outstanding, Delivered - seen(framed, Peers)}
+        Unseen = Opened - seen(connections_opened, Peers),
+        {Dialing, Outstanding, Unseen, Delivered - seen(framed, Peers)}
     end),
     {ok, List} = ?POOL:list_connections(Pool),
     {ok, Stats} = ?POOL:get_stats(Pool),
