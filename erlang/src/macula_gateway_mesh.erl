@@ -358,7 +358,7 @@ checkout(Server, NodeId) ->
 current(Server) when is_pid(Server) ->
     case persistent_term:get(?MODULE, undefined) of
         {Pid, _Pool, _Former} when Pid =:= Server ->
-            Server;
+            still(Server);
         {_Pid, _Pool, Former} ->
             case lists:member(Server, Former) of
                 true -> ?SERVER;
@@ -369,6 +369,14 @@ current(Server) when is_pid(Server) ->
     end;
 current(Server) ->
     Server.
+
+%% A successor that has its name and not yet its pool answers for the one that has just died.
+-spec still(pid()) -> server().
+still(Server) ->
+    case is_process_alive(Server) of
+        true -> Server;
+        false -> ?SERVER
+    end.
 
 %% The native pool behind a server reference, if that is the server of this node. Its term is
 %% written once per start of the server, and read without copying by everyone.

@@ -1,0 +1,199 @@
+%% Another VM, which a test may kill things in and count from outside, and what runs there: a pool
+%% under a supervisor, and callers that never rest.
+-module(mesh_vm).
+
+-behaviour(supervisor).
+
+-export([with/1, call/3, footprint/1, exit_status/2]).
+-export([start_pool/1, stop_pool/0, kill_server/0, start_load/2, kill_caller/0, stop_load/0]).
+-export([wait_for_word/1, init/1]).
+
+-define(POOL, macula_gateway_mesh).
+-define(SUPERVISOR, mesh_vm_supervisor).
+-define(PARENT, mesh_vm_parent).
+-define(CALL_MS, 60_000).
+%% What exit_status/2 waits for: the VM's start, its load, its end.
+-define(STEP_MS, 60_000).
+
+%%% For the test
+
+%% Runs `Test(Vm)' with another VM, which is not distributed: the two talk by its standard input.
+with(Test) ->
+    Options = #{connection => standard_io, args => code_paths(), wait_boot => ?CALL_MS},
+    {ok, Vm, _Node} = peer:start_link(Options),
+    try
+        Test(Vm)
+    after
+        peer:stop(Vm)
+    end.
+
+call(Vm, Function, Arguments) ->
+    Module =
+        case erlang:function_exported(?MODULE, Function, length(Arguments)) of
+            true -> ?MODULE;
+            false -> ?POOL
+        end,
+    peer:call(Vm, Module, Function, Arguments, ?CALL_MS).
+
+%% How many file descriptors and threads the other VM has, as the kernel counts them.
+footprint(Vm) ->
+    Process = "/proc/" ++ peer:call(Vm, os, getpid, [], ?CALL_MS),
+    {ok, Descriptors} = file:list_dir(Process ++ "/fd"),
+    {ok, Threads} = file:list_dir(Process ++ "/task"),
+    #{fds => length(Descriptors), threads => length(Threads)}.
+
+%% The exit status of a VM that gets `Word' while it sends to these ports all it can.
+exit_status(Word, Ports) ->
+    Erl = filename:join([code:root_dir(), "bin", "erl"]),
+    Numbers = [integer_to_list(Port) || Port <- Ports],
+    Run = ["-noshell", "-run", ?MODULE_STRING, "wait_for_word" | Numbers],
+    Options = [{args, code_paths() ++ Run}, {line, 1_000}, exit_status, use_stdio],
+    Port = open_port({spawn_executable, Erl}, Options),
+    await_line(Port, "loaded"),
+    true = port_command(Port, [Word, $\n]),
+    await_exit(Port).
+
+%%% In the other VM
+
+start_pool(Options) ->
+    Caller = self(),
+    %% The supervisor's parent has to outlive this call; when it ends, so does the supervisor.
+    {Parent, Monitor} = spawn_monitor(fun() ->
+        true = register(?PARENT, self()),
+        {ok, _} = supervisor:start_link({local, ?SUPERVISOR}, ?MODULE, Options),
+        Caller ! {self(), started},
+        receive
+            never -> ok
+        end
+    end),
+    receive
+        {Parent, started} ->
+            _ = demonitor(Monitor, [flush]),
+            ok;
+        {'DOWN', Monitor, process, Parent, Reason} -> error(Reason)
+    end.
+
+stop_pool() ->
+    Monitor = monitor(process, ?SUPERVISOR),
+    true = exit(whereis(?PARENT), shutdown),
+    receive
+        {'DOWN', Monitor, process, _, _} -> ok
+    end.
+
+%% Returns once another server has taken the place of the killed one.
+kill_server() ->
+    Server = whereis(?POOL),
+    exit(Server, kill),
+    await_successor(Server).
+
+%% Callers that send to these nodes, `[{NodeId, Address}]', by every way there is.
+start_load(Targets, Count) ->
+    Callers = [spawn(fun() -> send_forever(Targets) end) || _ <- lists:seq(1, Count)],
+    application:set_env(?MODULE, callers, Callers).
+
+kill_caller() ->
+    {ok, [Caller | Rest]} = application:get_env(?MODULE, callers),
+    exit(Caller, kill),
+    application:set_env(?MODULE, callers, Rest).
+
+stop_load() ->
+    {ok, Callers} = application:get_env(?MODULE, callers),
+    Monitors = [monitor(process, Caller) || Caller <- Callers],
+    [exit(Caller, kill) || Caller <- Callers],
+    lists:foreach(
+        fun(Monitor) ->
+            receive
+                {'DOWN', Monitor, process, _, _} -> ok
+            end
+        end,
+        Monitors
+    ).
+
+%% The life of the VM of exit_status/2. The boot sequence must not wait for it.
+wait_for_word(Ports) ->
+    _ = spawn(fun() ->
+        Numbers = [list_to_integer(Port) || Port <- Ports],
+        Targets = [{<<N:256>>, {{127, 0, 0, 1}, N}} || N <- Numbers],
+        ok = start_pool(#{queue_max_messages => 1_000}),
+        ok = start_load(Targets, 8),
+        ok = await_traffic(),
+        io:put_chars("loaded\n"),
+        end_by(string:trim(io:get_line("")))
+    end).
+
+init(Options) ->
+    Flags = #{intensity => 1_000, period => 1},
+    {ok, {Flags, [macula_gateway_mesh:child_spec(Options)]}}.
+
+%%% Internal
+
+code_paths() ->
+    Folders = [filename:dirname(code:which(Module)) || Module <- [?POOL, ?MODULE]],
+    lists:append([["-pa", Folder] || Folder <- Folders]).
+
+end_by("halt") -> erlang:halt(7);
+end_by("stop") -> init:stop().
+
+await_traffic() ->
+    case ?POOL:get_stats(?POOL) of
+        {ok, #{messages_delivered := Delivered}} when Delivered > 1_000 ->
+            ok;
+        {ok, _} ->
+            timer:sleep(5),
+            await_traffic()
+    end.
+
+await_successor(Server) ->
+    case whereis(?POOL) of
+        Pid when is_pid(Pid), Pid =/= Server ->
+            ok;
+        _ ->
+            timer:sleep(1),
+            await_successor(Server)
+    end.
+
+send_forever(Targets) ->
+    {NodeId, Address} = lists:nth(rand:uniform(length(Targets)), Targets),
+    ok = ?POOL:send_async(?POOL, NodeId, Address, <<"by the pool">>),
+    try ?POOL:get_or_create_connection(?POOL, NodeId, Address) of
+        {ok, Stream} -> use(Stream, NodeId);
+        {error, _} -> ok
+    catch
+        %% The server is being restarted.
+        exit:_ -> ok
+    end,
+    send_forever(Targets).
+
+use(Stream, NodeId) ->
+    _ = macula_quic:send(Stream, <<"by the stream">>),
+    case ?POOL:get_connection_info(?POOL, NodeId) of
+        {ok, #{connection := Connection}} -> use_connection(Connection);
+        not_found -> ok
+    end.
+
+use_connection(Connection) ->
+    case macula_quic:open_stream(Connection) of
+        {ok, Stream} ->
+            _ = macula_quic:send(Stream, <<"by a stream of its own">>),
+            macula_quic:close(Stream);
+        {error, _} ->
+            ok
+    end.
+
+await_line(Port, Line) ->
+    receive
+        {Port, {data, {eol, Line}}} -> ok;
+        {Port, {data, _}} -> await_line(Port, Line);
+        {Port, {exit_status, Status}} -> error({exited_early, Status})
+    after ?STEP_MS -> error({never_said, Line})
+    end.
+
+await_exit(Port) ->
+    receive
+        {Port, {exit_status, Status}} -> Status;
+        {Port, {data, _}} -> await_exit(Port)
+    after ?STEP_MS ->
+        {os_pid, OsPid} = erlang:port_info(Port, os_pid),
+        _ = os:cmd("kill -9 " ++ integer_to_list(OsPid)),
+        error(never_exited)
+    end.

@@ -1,0 +1,395 @@
+%% The pool as a list of node ids, for PropEr: what each call returns and leaves behind, against
+%% real peers. After every command the pool is left to come to rest, so the model needs no time.
+-module(pool_model).
+
+-behaviour(proper_statem).
+
+-include_lib("proper/include/proper.hrl").
+
+-export([prop_pool_behaves_as_its_model/1]).
+-export([initial_state/0, command/1, precondition/2, next_state/3, postcondition/3]).
+-export([
+    get/3,
+    get_refused/2,
+    get_nowhere/2,
+    get_given_up/2,
+    send/3,
+    send_refused/2,
+    send_nowhere/2,
+    send_on_stream/2,
+    close_stream/2,
+    open_stream/2,
+    close_opened/2,
+    remove/2,
+    info/2,
+    set_limit/2,
+    close_by_peer/2
+]).
+
+-define(POOL, macula_gateway_mesh).
+-define(NODES, 8).
+-define(PEERS, 3).
+-define(LIMIT, 3).
+%% The environment of a run, bound to this variable.
+-define(ENV, {var, env}).
+
+-record(model, {
+    %% The most recently used first.
+    order = [] :: [integer()],
+    limit = ?LIMIT :: pos_integer(),
+    %% At which peer each pooled node is.
+    at = #{} :: #{integer() => integer()},
+    %% Nodes with a stream that a caller opened.
+    busy = [] :: [integer()],
+    %% Nodes whose pooled stream has been closed.
+    closed = [] :: [integer()],
+    hits = 0 :: non_neg_integer(),
+    misses = 0 :: non_neg_integer(),
+    opened = 0 :: non_neg_integer(),
+    evictions = 0 :: non_neg_integer(),
+    removals = 0 :: non_neg_integer(),
+    delivered = 0 :: non_neg_integer(),
+    dropped = #{} :: #{atom() => pos_integer()}
+}).
+
+%% `Surroundings' are shared by all runs: peers that take messages, one that refuses connections,
+%% and an address that never answers.
+prop_pool_behaves_as_its_model(#{peers := _, refusing := _, silent := _} = Surroundings) ->
+    ?FORALL(
+        Commands,
+        more_commands(3, commands(?MODULE)),
+        begin
+            Env = set_up(Surroundings),
+            {History, Model, Result} = run_commands(?MODULE, Commands, [{env, Env}]),
+            Rest = tear_down(Env),
+            Expected = at_rest(Result, Model),
+            ?WHENFAIL(
+                io:format("result ~p~nat rest ~p~nexpected ~p~nlast model ~p~nhistory ~p~n", [
+                    Result, Rest, Expected, Model, History
+                ]),
+                aggregate(command_names(Commands), Result =:= ok andalso Rest =:= Expected)
+            )
+        end
+    ).
+
+%%% The commands
+
+initial_state() -> #model{}.
+
+command(#model{order = Order, busy = Busy}) ->
+    Node = integer(1, ?NODES),
+    Peer = integer(1, ?PEERS),
+    Pooled = [
+        {3, {call, ?MODULE, send_on_stream, [?ENV, oneof(Order)]}},
+        {2, {call, ?MODULE, close_stream, [?ENV, oneof(Order)]}},
+        {4, {call, ?MODULE, open_stream, [?ENV, oneof(Order)]}}
+    ],
+    Opened = [{4, {call, ?MODULE, close_opened, [?ENV, oneof(Busy)]}}],
+    Always = [
+        {10, {call, ?MODULE, get, [?ENV, Node, Peer]}},
+        {1, {call, ?MODULE, get_refused, [?ENV, Node]}},
+        {1, {call, ?MODULE, get_nowhere, [?ENV, Node]}},
+        {1, {call, ?MODULE, get_given_up, [?ENV, Node]}},
+        {8, {call, ?MODULE, send, [?ENV, Node, Peer]}},
+        {1, {call, ?MODULE, send_refused, [?ENV, Node]}},
+        {1, {call, ?MODULE, send_nowhere, [?ENV, Node]}},
+        {2, {call, ?MODULE, remove, [?ENV, Node]}},
+        {2, {call, ?MODULE, info, [?ENV, Node]}},
+        {1, {call, ?MODULE, set_limit, [?ENV, integer(1, 5)]}},
+        {1, {call, ?MODULE, close_by_peer, [?ENV, Peer]}}
+    ],
+    frequency(
+        Always ++ [Choice || Choice <- Pooled, Order =/= []] ++
+            [Choice || Choice <- Opened, Busy =/= []]
+    ).
+
+precondition(Model, {call, _, get_given_up, [_, Node]}) ->
+    not is_pooled(Node, Model);
+precondition(Model, {call, _, open_stream, [_, Node]}) ->
+    is_pooled(Node, Model) andalso not lists:member(Node, Model#model.busy);
+precondition(Model, {call, _, close_opened, [_, Node]}) ->
+    lists:member(Node, Model#model.busy);
+precondition(Model, {call, _, Command, [_, Node]}) when
+    Command =:= send_on_stream; Command =:= close_stream
+->
+    is_pooled(Node, Model);
+precondition(_Model, _Call) ->
+    true.
+
+%% A command's result is its outcome and what the pool then looks like.
+postcondition(Model, {call, _, Command, [_ | Arguments]} = Call, Result) ->
+    Next = next_state(Model, Result, Call),
+    Result =:= {outcome(Command, Arguments, Model), view(Next)}.
+
+next_state(Model, _Result, {call, _, Command, [_ | Arguments]}) ->
+    next(Command, Arguments, Model).
+
+%%% The model
+
+outcome(get, [Node, _], Model) -> outcome_of_get(Node, new, Model);
+outcome(get_refused, [Node], Model) -> outcome_of_get(Node, {connect_failed, refused}, Model);
+outcome(get_nowhere, [Node], Model) ->
+    outcome_of_get(Node, {connect_failed, {bad_address, nowhere}}, Model);
+outcome(get_given_up, [_], _) -> {connect_failed, removed};
+outcome(send_on_stream, [Node], Model) ->
+    case lists:member(Node, Model#model.closed) of
+        true -> {error, closed};
+        false -> ok
+    end;
+outcome(info, [Node], Model) -> maps:get(Node, Model#model.at, not_found);
+outcome(_, _, _) -> ok.
+
+outcome_of_get(Node, Otherwise, Model) ->
+    case {is_pooled(Node, Model), lists:member(Node, Model#model.closed)} of
+        {true, false} -> same;
+        {true, true} -> fresh;
+        {false, _} -> Otherwise
+    end.
+
+next(get, [Node, Peer], Model) ->
+    case is_pooled(Node, Model) of
+        true -> hit(Node, Model);
+        false -> admit(Node, Peer, missed(Model))
+    end;
+next(get_refused, [Node], Model) ->
+    case is_pooled(Node, Model) of
+        true -> hit(Node, Model);
+        false -> missed(Model)
+    end;
+next(get_nowhere, [Node], Model) ->
+    case is_pooled(Node, Model) of
+        true -> hit(Node, Model);
+        false -> Model
+    end;
+next(get_given_up, [_], #model{removals = Removals} = Model) ->
+    missed(Model#model{removals = Removals + 1});
+next(send, [Node, Peer], Model) ->
+    case is_pooled(Node, Model) of
+        true -> delivered(touch(Node, Model));
+        false -> delivered(admit(Node, Peer, Model))
+    end;
+next(send_refused, [Node], Model) -> deliver_or_drop(Node, refused, Model);
+next(send_nowhere, [Node], Model) -> deliver_or_drop(Node, bad_address, Model);
+next(send_on_stream, [Node], Model) ->
+    case lists:member(Node, Model#model.closed) of
+        true -> Model;
+        false -> delivered(Model)
+    end;
+next(close_stream, [Node], #model{closed = Closed} = Model) ->
+    Model#model{closed = lists:usort([Node | Closed])};
+next(open_stream, [Node], #model{busy = Busy} = Model) ->
+    Model#model{busy = [Node | Busy]};
+next(close_opened, [Node], #model{busy = Busy} = Model) ->
+    Model#model{busy = lists:delete(Node, Busy)};
+next(remove, [Node], #model{removals = Removals} = Model) ->
+    case is_pooled(Node, Model) of
+        true -> leave(Node, Model#model{removals = Removals + 1});
+        false -> Model
+    end;
+next(info, [_], Model) ->
+    Model;
+next(set_limit, [Limit], Model) ->
+    evict(none, Model#model{limit = Limit});
+next(close_by_peer, [Peer], #model{at = At} = Model) ->
+    Gone = [Node || {Node, There} <- maps:to_list(At), There =:= Peer],
+    lists:foldl(fun leave/2, Model, Gone).
+
+hit(Node, #model{hits = Hits, closed = Closed} = Model) ->
+    touch(Node, Model#model{hits = Hits + 1, closed = lists:delete(Node, Closed)}).
+
+missed(#model{misses = Misses} = Model) -> Model#model{misses = Misses + 1}.
+
+touch(Node, #model{order = Order} = Model) ->
+    Model#model{order = [Node | lists:delete(Node, Order)]}.
+
+admit(Node, Peer, #model{at = At, opened = Opened} = Model) ->
+    evict(Node, touch(Node, Model#model{at = At#{Node => Peer}, opened = Opened + 1})).
+
+delivered(#model{delivered = Delivered} = Model) -> Model#model{delivered = Delivered + 1}.
+
+deliver_or_drop(Node, Cause, #model{dropped = Dropped} = Model) ->
+    case is_pooled(Node, Model) of
+        true ->
+            delivered(touch(Node, Model));
+        false ->
+            Count = maps:get(Cause, Dropped, 0),
+            Model#model{dropped = Dropped#{Cause => Count + 1}}
+    end.
+
+%% The least recently used idle one goes, else the least recently used; never the newcomer.
+evict(Newcomer, #model{order = Order, limit = Limit} = Model) when length(Order) > Limit ->
+    Oldest = lists:delete(Newcomer, lists:reverse(Order)),
+    [Victim | _] = [Node || Node <- Oldest, not lists:member(Node, Model#model.busy)] ++ Oldest,
+    Evictions = Model#model.evictions + 1,
+    evict(Newcomer, leave(Victim, Model#model{evictions = Evictions}));
+evict(_Newcomer, Model) ->
+    Model.
+
+leave(Node, #model{order = Order, at = At, busy = Busy, closed = Closed} = Model) ->
+    Model#model{
+        order = lists:delete(Node, Order),
+        at = maps:remove(Node, At),
+        busy = lists:delete(Node, Busy),
+        closed = lists:delete(Node, Closed)
+    }.
+
+is_pooled(Node, #model{order = Order}) -> lists:member(Node, Order).
+
+view(#model{order = Order, busy = Busy} = Model) ->
+    State = fun(Node) -> maps:get(lists:member(Node, Busy), #{true => busy, false => idle}) end,
+    #{
+        nodes => [{Node, State(Node)} || Node <- Order],
+        size => length(Order),
+        limit => Model#model.limit,
+        hits => Model#model.hits,
+        misses => Model#model.misses,
+        connections_opened => Model#model.opened,
+        evictions => Model#model.evictions,
+        removals => Model#model.removals,
+        messages_delivered => Model#model.delivered,
+        messages_dropped => Model#model.dropped,
+        messages_unconfirmed => 0,
+        panics => 0
+    }.
+
+%% What the peers saw, once nothing of the pool is left.
+at_rest(ok, #model{opened = Opened, delivered = Delivered}) ->
+    #{opened => Opened, open => 0, framed => Delivered, corrupt => 0, timed_out => 0};
+at_rest(_Failed, _Model) ->
+    failed.
+
+%%% The commands, carried out
+
+get(Env, Node, Peer) -> get_at(Env, Node, address(Env, Peer)).
+
+get_refused(#{refusing := Refusing} = Env, Node) ->
+    get_at(Env, Node, mesh_peer:address(Refusing)).
+
+get_nowhere(Env, Node) -> get_at(Env, Node, nowhere).
+
+%% A dial to an address that never answers, taken back.
+get_given_up(#{pool := Pool, silent := Silent} = Env, Node) ->
+    {Caller, Monitor} = spawn_monitor(fun() ->
+        exit(?POOL:get_or_create_connection(Pool, id(Node), Silent))
+    end),
+    mesh_load:eventually(1, fun() -> mesh_load:stat(Pool, dialing) end),
+    ok = ?POOL:remove_connection(Pool, id(Node)),
+    receive
+        {'DOWN', Monitor, process, Caller, {error, Reason}} -> look(Env, Reason)
+    end.
+
+send(Env, Node, Peer) -> send_to(Env, Node, address(Env, Peer)).
+
+send_refused(#{refusing := Refusing} = Env, Node) ->
+    send_to(Env, Node, mesh_peer:address(Refusing)).
+
+send_nowhere(Env, Node) -> send_to(Env, Node, nowhere).
+
+send_on_stream(Env, Node) ->
+    look(Env, macula_quic:send(field(stream, Env, Node), message())).
+
+close_stream(Env, Node) ->
+    look(Env, macula_quic:close(field(stream, Env, Node))).
+
+%% A stream closes when nobody holds it any more, so it is kept.
+open_stream(Env, Node) ->
+    {ok, Stream} = macula_quic:open_stream(field(connection, Env, Node)),
+    _ = put({?MODULE, Node}, Stream),
+    look(Env, ok).
+
+close_opened(Env, Node) ->
+    ok = macula_quic:close(erase({?MODULE, Node})),
+    mesh_load:eventually(0, fun() -> field(streams, Env, Node) end),
+    look(Env, ok).
+
+remove(#{pool := Pool} = Env, Node) ->
+    look(Env, ?POOL:remove_connection(Pool, id(Node))).
+
+info(#{pool := Pool, peers := Peers} = Env, Node) ->
+    case ?POOL:get_connection_info(Pool, id(Node)) of
+        {ok, #{address := Address, peername := Address}} -> look(Env, index(Address, Peers));
+        not_found -> look(Env, not_found)
+    end.
+
+set_limit(#{pool := Pool} = Env, Limit) ->
+    look(Env, ?POOL:set_max_connections(Pool, Limit)).
+
+close_by_peer(#{pool := Pool, peers := Peers} = Env, Peer) ->
+    Address = address(Env, Peer),
+    {closed, _} = mesh_peer:command(lists:nth(Peer, Peers), "close 9"),
+    mesh_load:eventually([], fun() ->
+        {ok, List} = ?POOL:list_connections(Pool),
+        [Node || {Node, #{peername := There}} <- List, There =:= Address]
+    end),
+    look(Env, ok).
+
+get_at(#{pool := Pool} = Env, Node, Address) ->
+    Before = ?POOL:get_connection_info(Pool, id(Node)),
+    Outcome =
+        case {?POOL:get_or_create_connection(Pool, id(Node), Address), Before} of
+            {{ok, Stream}, {ok, #{stream := Stream}}} -> same;
+            {{ok, _}, {ok, _}} -> fresh;
+            {{ok, _}, not_found} -> new;
+            {{error, Reason}, _} -> Reason
+        end,
+    look(Env, Outcome).
+
+send_to(#{pool := Pool} = Env, Node, Address) ->
+    look(Env, ?POOL:send_async(Pool, id(Node), Address, message())).
+
+%% Waits until the pool is at rest and its peers have noticed all of it, and looks at it.
+look(#{pool := Pool, peers := Peers}, Outcome) ->
+    mesh_load:eventually({0, 0, 0, 0}, fun() ->
+        {ok, #{
+            dialing := Dialing,
+            outstanding_messages := Outstanding,
+            connections_opened := Opened,
+            messages_delivered := Delivered
+        }} = ?POOL:get_stats(Pool),
+        Unseen = Opened - seen(connections_opened, Peers),
+        {Dialing, Outstanding, Unseen, Delivered - seen(framed, Peers)}
+    end),
+    {ok, List} = ?POOL:list_connections(Pool),
+    {ok, Stats} = ?POOL:get_stats(Pool),
+    Figures = maps:with(maps:keys(view(#model{})), Stats),
+    Nodes = [{binary:decode_unsigned(Id), State} || {Id, #{state := State}} <- List],
+    {Outcome, Figures#{nodes => Nodes}}.
+
+set_up(#{peers := Peers} = Surroundings) ->
+    [ok = mesh_peer:command(Peer, "reset_stats") || Peer <- Peers],
+    %% The linger time only holds up the eviction of nodes with an opened stream.
+    Options = #{max_mesh_connections => ?LIMIT, linger_ms => 50, connect_timeout_ms => 9_000},
+    {ok, Pool} = ?POOL:start_link(Options),
+    Surroundings#{pool => Pool}.
+
+tear_down(#{pool := Pool, peers := Peers}) ->
+    ok = ?POOL:stop(Pool),
+    mesh_load:await_peers(Peers, connections_open, 0),
+    #{
+        opened => seen(connections_opened, Peers),
+        open => 0,
+        framed => seen(framed, Peers),
+        corrupt => seen(corrupt, Peers),
+        timed_out => seen(closed_by_timeout, Peers)
+    }.
+
+seen(Field, Peers) ->
+    lists:sum([maps:get(Field, mesh_peer:stats(Peer)) || Peer <- Peers]).
+
+field(Key, #{pool := Pool}, Node) ->
+    {ok, #{Key := Value}} = ?POOL:get_connection_info(Pool, id(Node)),
+    Value.
+
+address(#{peers := Peers}, Peer) -> mesh_peer:address(lists:nth(Peer, Peers)).
+
+index(Address, Peers) ->
+    [Index] = [
+        N
+     || {N, Peer} <- lists:zip(lists:seq(1, length(Peers)), Peers),
+        mesh_peer:address(Peer) =:= Address
+    ],
+    Index.
+
+id(Node) -> mesh_peer:node_id(Node).
+
+message() -> mesh_peer:frame(0, 100).
