@@ -173,7 +173,7 @@ next(send_nowhere, [Node], Model) -> deliver_or_drop(Node, bad_address, Model);
 next(send_on_stream, [Node], Model) ->
     case lists:member(Node, Model#model.closed) of
         true -> Model;
-        false -> delivered(Model)
+        false -> delivered(touch(Node, Model))
     end;
 next(close_stream, [Node], #model{closed = Closed} = Model) ->
     Model#model{closed = lists:usort([Node | Closed])};
