@@ -79,7 +79,7 @@ pool_checkout(_Pool, _NodeId) -> erlang:nif_error(not_loaded).
 -spec pool_connect(pool(), binary(), term(), term()) -> ok | {error, term()}.
 pool_connect(_Pool, _NodeId, _Address, _Token) -> erlang:nif_error(not_loaded).
 
--spec pool_send(pool(), binary(), term(), binary()) -> ok.
+-spec pool_send(pool(), binary(), term(), binary()) -> ok | closed.
 pool_send(_Pool, _NodeId, _Address, _Message) -> erlang:nif_error(not_loaded).
 
 -spec pool_remove(pool(), binary()) -> boolean().
