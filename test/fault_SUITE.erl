@@ -263,7 +263,7 @@ messages_queued_for_a_killed_peer_reach_its_successor(_Config) ->
             #{messages := 400, distinct := 400, duplicates := 0},
             mesh_peer:wait(Successor, messages, 400)
         ),
-        Stats = mesh_load:assert_accounted(Pool),
+        Stats = mesh_load:assert_accounted(Pool, 500),
         ?assertMatch(
             #{messages_accepted := 500, messages_delivered := 400, messages_unconfirmed := 100},
             Stats
@@ -290,7 +290,7 @@ messages_for_a_peer_that_is_gone_for_good_are_dropped_and_counted(_Config) ->
         mesh_load:eventually(#{timeout => 400}, fun() ->
             mesh_load:stat(Pool, messages_dropped)
         end),
-        ?assertMatch(#{size := 0, dialing := 0}, mesh_load:assert_accounted(Pool)),
+        ?assertMatch(#{size := 0, dialing := 0}, mesh_load:assert_accounted(Pool, 500)),
         mesh_load:eventually(0, fun() -> mesh_load:stat(Pool, tasks) end)
     end).
 

@@ -66,7 +66,7 @@ every_message_to_each_of_50_peers_arrives_once_whole_on_its_own_stream(_Config) 
         Numbered = lists:zip(lists:seq(1, 50), Peers),
         _ = mesh_load:concurrently([fun() -> Send(Pool, N, Peer) end || {N, Peer} <- Numbered]),
         lists:foreach(fun(Peer) -> mesh_peer:wait(Peer, messages, Count, 55_000) end, Peers),
-        Stats = mesh_load:assert_accounted(Pool),
+        Stats = mesh_load:assert_accounted(Pool, 500_000),
         ?assertMatch(
             #{messages_delivered := 500_000, messages_dropped := None, size := 50} when
                 None =:= #{},
@@ -262,7 +262,7 @@ a_peer_that_hoards_credits_gets_every_message(_Config) ->
     mesh_load:with(#{linger_ms => 300}, [Args], fun(Pool, [Peer]) ->
         mesh_load:send_frames(Pool, <<"hoard">>, mesh_peer:address(Peer), lists:seq(0, 1_999)),
         _ = mesh_peer:wait(Peer, messages, 2_000),
-        Stats = mesh_load:assert_accounted(Pool),
+        Stats = mesh_load:assert_accounted(Pool, 2_000),
         ?assertMatch(#{renewals := 19, messages_delivered := 2_000, size := 1}, Stats),
         assert_got_all(Peer, 2_000),
         ?assertMatch(#{max_streams_per_connection := 100}, mesh_peer:stats(Peer)),
@@ -308,7 +308,7 @@ a_peer_s_queue_is_bounded_in_messages(_Config) ->
             ?POOL:get_stats(Pool)
         ),
         ok = mesh_load:resume(Peer),
-        ?assertMatch(#{messages_delivered := 10}, mesh_load:assert_accounted(Pool)),
+        ?assertMatch(#{messages_delivered := 10}, mesh_load:assert_accounted(Pool, 25)),
         assert_got_all(Peer, 10)
     end).
 
@@ -330,7 +330,7 @@ a_peer_s_queue_is_bounded_in_bytes(_Config) ->
             ?POOL:get_stats(Pool)
         ),
         ok = mesh_load:resume(Peer),
-        Stats = mesh_load:assert_accounted(Pool),
+        Stats = mesh_load:assert_accounted(Pool, 6),
         ?assertMatch(#{messages_delivered := 3, bytes_delivered := 1_024}, Stats),
         ?assertMatch(#{bytes := 1_024}, mesh_peer:wait(Peer, messages, 3))
     end).
@@ -352,7 +352,7 @@ all_queues_together_are_bounded_in_messages(_Config) ->
             ?POOL:get_stats(Pool)
         ),
         ok = mesh_load:resume(Peer),
-        ?assertMatch(#{messages_delivered := 11}, mesh_load:assert_accounted(Pool)),
+        ?assertMatch(#{messages_delivered := 11}, mesh_load:assert_accounted(Pool, 17)),
         assert_got_all(Peer, 11)
     end).
 
@@ -374,7 +374,7 @@ all_queues_together_are_bounded_in_bytes(_Config) ->
             ?POOL:get_stats(Pool)
         ),
         ok = mesh_load:resume(Peer),
-        ?assertMatch(#{messages_delivered := 3}, mesh_load:assert_accounted(Pool))
+        ?assertMatch(#{messages_delivered := 3}, mesh_load:assert_accounted(Pool, 5))
     end).
 
 every_accepted_message_is_accounted_for(_Config) ->
@@ -399,7 +399,7 @@ every_accepted_message_is_accounted_for(_Config) ->
         mesh_load:send_frames(Pool, <<"nowhere">>, {nowhere}, lists:seq(0, 9)),
         _ = mesh_peer:wait(Good, messages, 1_000),
         [ok = ?POOL:remove_connection(Pool, mesh_peer:node_id(N)) || {N, _} <- Numbered],
-        Stats = mesh_load:assert_accounted(Pool),
+        Stats = mesh_load:assert_accounted(Pool, 7_010),
         ?assertMatch(#{messages_dropped := #{bad_address := 10}}, Stats),
         #{messages_delivered := Delivered, messages_unconfirmed := Unconfirmed} = Stats,
         Whole = lists:sum([maps:get(messages, mesh_peer:stats(Peer)) || Peer <- Peers]),
@@ -453,7 +453,7 @@ an_evicted_connection_delivers_its_queue_before_it_closes(_Config) ->
         mesh_load:await_peers([Victim], connections_closed, 1),
         assert_got_all(Victim, 500),
         ?assertMatch(#{close_codes := #{0 := 1}}, mesh_peer:stats(Victim)),
-        Stats = mesh_load:assert_accounted(Pool),
+        Stats = mesh_load:assert_accounted(Pool, 500),
         ?assertMatch(#{messages_delivered := 500, evictions := 1}, Stats)
     end).
 
