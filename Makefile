@@ -34,6 +34,7 @@ peer: ## build the peer program that demo and tests talk to
 
 demo: build peer ## pool peers, send messages, print the figures
 	ERL_LIBS="$(CURDIR)/_build/default/lib" escript erlang/scripts/demo.escript
+	ERL_LIBS="$(CURDIR)/_build/default/lib" escript erlang/scripts/demo_nodes.escript
 
 bench: build peer ## latencies of a pooled connection, idle and beside 100 dials to silent peers
 	ERL_LIBS="$(CURDIR)/_build/default/lib" escript erlang/scripts/bench.escript
