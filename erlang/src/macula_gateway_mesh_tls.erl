@@ -60,7 +60,8 @@ trust(false) ->
         Mode when Mode =:= production; Mode =:= "production"; Mode =:= "prod" ->
             CaFile = setting("MACULA_TLS_CACERTFILE", tls_cacertfile),
             Hostname = setting("MACULA_TLS_VERIFY_HOSTNAME", tls_verify_hostname),
-            [{verify, peer}, {verify_hostname, not lists:member(Hostname, [false, "false", "0"])}] ++
+            Unchecked = lists:member(Hostname, [false, "false", "0"]),
+            [{verify, peer}, {verify_hostname, not Unchecked}] ++
                 [{cacertfile, CaFile} || CaFile =/= undefined];
         _ ->
             []
