@@ -41,7 +41,7 @@
 
 -export_type([
     listener/0, connection/0, stream/0, options/0, place/0, verify/0, send_error/0, recv_error/0,
-    connect_error/0, active/0
+    connect_error/0, listen_error/0, active/0
 ]).
 
 -type listener() :: macula_gateway_mesh_nif:listener().
@@ -100,6 +100,7 @@
 
 -type connect_error() ::
     timeout
+    | idle_timeout
     | nxdomain
     | invalid_server_name
     | refused
@@ -112,6 +113,15 @@
     | {transport_error, Code :: non_neg_integer()}
     | {closed_by_peer, Code :: non_neg_integer()}
     | {socket_error, Posix :: atom()}
+    | runtime_failed
+    | option_error().
+
+-type listen_error() ::
+    no_certificate
+    | cancelled
+    | {unverified, atom()}
+    | {socket_error, Posix :: atom()}
+    | runtime_failed
     | option_error().
 
 -type option_error() ::
@@ -130,7 +140,7 @@
 
 %% @doc Listens on a port of all addresses, IPv6 and IPv4, or on the addresses given; port 0 picks
 %% one, which {@link sockname/1} tells. A listener needs a certificate and its key.
--spec listen(place(), options()) -> {ok, listener()} | {error, connect_error()}.
+-spec listen(place(), options()) -> {ok, listener()} | {error, listen_error()}.
 listen(Place, Options) ->
     macula_gateway_mesh_nif:quic_listen(places(Place), Options).
 
@@ -156,7 +166,7 @@ close_listener(Listener) ->
     close(Listener).
 
 %% @doc Reads the certificate and key files again; who connects from now on sees them.
--spec reload_certificates(listener()) -> ok | {error, connect_error()}.
+-spec reload_certificates(listener()) -> ok | {error, listen_error()}.
 reload_certificates(Listener) ->
     macula_gateway_mesh_nif:listener_reload(Listener).
 

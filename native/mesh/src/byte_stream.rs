@@ -198,13 +198,13 @@ impl Writer {
             sleep(self.linger).await;
         };
         let reset = reset_code(&mut self.resets);
-        let stopped = self.stream.stopped_by_peer();
+        let ended = self.stream.ended_from_outside();
         let written = write_all(&mut self.stream, &self.outbox);
         pin!(linger_over);
         let end = tokio::select! {
             biased;
             code = reset => Err(code),
-            code = stopped => Ok(Err(Error::Stopped(code))),
+            error = ended => Ok(Err(error)),
             written = written => Ok(written),
             () = linger_over => Err(GIVEN_UP),
         };
@@ -276,14 +276,15 @@ impl Outgoing {
         }
     }
 
-    /// Resolves with the code when the peer does not want the stream (STOP_SENDING).
-    fn stopped_by_peer(&self) -> impl Future<Output = u64> + Send + use<> {
+    /// Resolves when the peer does not want the stream (STOP_SENDING), or when the connection ends:
+    /// a stream that nobody writes on has to learn of it too.
+    fn ended_from_outside(&self) -> impl Future<Output = Error> + Send + use<> {
         let stopped = self.stream.stopped();
         async move {
             match stopped.await {
-                Ok(Some(code)) => code.into_inner(),
-                // Whoever writes learns of any other end by writing.
-                Ok(None) | Err(_) => std::future::pending().await,
+                Ok(Some(code)) => Error::Stopped(code.into_inner()),
+                Ok(None) => std::future::pending().await,
+                Err(lost) => lost.into(),
             }
         }
     }

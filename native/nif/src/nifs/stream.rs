@@ -10,6 +10,7 @@ use crate::resources::{ConnectionResource, StreamResource};
 use crate::{atoms, data, terms};
 
 /// Flags of `async_shutdown_stream/3`, as nodes in the field know them.
+const GRACEFUL: u32 = 0x1;
 const ABORT_SEND: u32 = 0x2;
 const ABORT_RECEIVE: u32 = 0x4;
 const IMMEDIATE: u32 = 0x8;
@@ -160,7 +161,7 @@ fn stream_shutdown(stream: Stream, flags: u32, code: u64) -> Atom {
     }
     match stream.stream.bytes() {
         Some(bytes) if flags & (ABORT_SEND | IMMEDIATE) != 0 => bytes.reset(code),
-        Some(bytes) if flags & ABORT_RECEIVE == 0 => bytes.finish(),
+        Some(bytes) if flags & GRACEFUL != 0 || flags & ABORT_RECEIVE == 0 => bytes.finish(),
         Some(_) => {}
         None => stream.stream.close(),
     }
