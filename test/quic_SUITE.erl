@@ -87,7 +87,9 @@ an_address_that_is_none_is_told_back(_Config) ->
             {{127, 0, 0}, 1},
             {{256, 0, 0, 1}, 1},
             {"localhost", 0},
-            {"localhost", 65536},
+            {"localhost", 65_536},
+            {"localhost", 65_536 + 4_433},
+            {{1, 0, 0, 0, 0, 0, 0, 65_536}, 1},
             {"localhost", -1}
         ]
     ].

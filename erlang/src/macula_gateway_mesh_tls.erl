@@ -24,16 +24,19 @@ pool(Options) ->
             {error, {bad_option, Key, Value}}
     end.
 
-%% @doc The options of a connection with what the platform says put in.
--spec dialling([{atom(), term()}]) -> [{atom(), term()}].
-dialling(Options) ->
+%% @doc The options of a connection with what the platform says put in. What is no list is left
+%% for the native side to refuse.
+-spec dialling(term()) -> term().
+dialling(Options) when length(Options) >= 0 ->
     case trust(lists:keymember(verify, 1, Options)) of
         [] ->
             Options;
         Trust ->
             {VerifyHostname, Others} = proplists:split(Trust, [verify_hostname]),
             unless_given(Others ++ name_check(VerifyHostname), Options)
-    end.
+    end;
+dialling(Improper) ->
+    Improper.
 
 -spec name_check([[{verify_hostname, boolean()}]]) -> [{atom(), term()}].
 name_check([[{verify_hostname, false}]]) -> [{server_name_indication, disable}];
