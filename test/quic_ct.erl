@@ -4,7 +4,7 @@
 
 -export([begin_test/0, certificates/1, server_options/0, server_options/1]).
 -export([listen/0, listen/1, connect/1, connect/2, pair/0, pair/2, new_server/1]).
--export([streams/2, streams/3, next/1, next/2, none/1, drop/1, read/2]).
+-export([streams/2, streams/3, forget/0, next/1, next/2, none/1, drop/1, read/2]).
 -export([agent/0, in/2, tell/2, give_up/1, poll_until/1]).
 -export([hash_of/1, frame/1, frame/2]).
 
@@ -72,7 +72,8 @@ new_server(Listener) ->
 %%% Streams
 
 %% Both ends of one stream. A stream begins with its first bytes, so one has passed: its next byte
-%% is at offset 1. Its ends deliver bytes as they come.
+%% is at offset 1. Its ends deliver bytes as they come. They are kept until the test is over, or a
+%% garbage collection would close what the test has named for the last time.
 streams(Opener, Acceptor) -> streams(Opener, Acceptor, raw).
 
 streams(Opener, Acceptor, Packet) ->
@@ -82,7 +83,12 @@ streams(Opener, Acceptor, Packet) ->
     [ok = macula_quic:setopt(Stream, packet, raw) || Stream <- [Near, Far]],
     {ok, <<0>>} = macula_quic:recv(Far, ?DEADLINE_MS),
     [ok = macula_quic:setopt(Stream, packet, Packet) || Stream <- [Near, Far]],
+    _ = put({?MODULE, Near}, Far),
     {Near, Far}.
+
+%% Keeps no streams any more.
+forget() ->
+    lists:foreach(fun erase/1, [Key || {{?MODULE, _} = Key, _} <- get()]).
 
 %% What comes next of this handle, whatever it is: `{What, Detail}'.
 next(Handle) -> next(Handle, ?DEADLINE_MS).
