@@ -4,7 +4,7 @@
 
 -export([begin_test/0, certificates/1, server_options/0, server_options/1]).
 -export([listen/0, listen/1, connect/1, connect/2, pair/0, pair/2, new_server/1]).
--export([streams/2, streams/3, forget/0, next/1, next/2, none/1, drop/1, read/2]).
+-export([streams/2, streams/3, keep/1, forget/0, next/1, next/2, none/1, drop/1, read/2]).
 -export([agent/0, in/2, tell/2, give_up/1, poll_until/1]).
 -export([hash_of/1, frame/1, frame/2]).
 
@@ -48,7 +48,7 @@ listen() -> listen([]).
 
 listen(Options) ->
     {ok, Listener} = macula_quic:listen({?LOOPBACK, 0}, server_options(Options)),
-    Listener.
+    keep(Listener).
 
 connect(Listener) -> connect(Listener, []).
 
@@ -72,8 +72,7 @@ new_server(Listener) ->
 %%% Streams
 
 %% Both ends of one stream. A stream begins with its first bytes, so one has passed: its next byte
-%% is at offset 1. Its ends deliver bytes as they come. They are kept until the test is over, or a
-%% garbage collection would close what the test has named for the last time.
+%% is at offset 1. Its ends deliver bytes as they come.
 streams(Opener, Acceptor) -> streams(Opener, Acceptor, raw).
 
 streams(Opener, Acceptor, Packet) ->
@@ -83,10 +82,15 @@ streams(Opener, Acceptor, Packet) ->
     [ok = macula_quic:setopt(Stream, packet, raw) || Stream <- [Near, Far]],
     {ok, <<0>>} = macula_quic:recv(Far, ?DEADLINE_MS),
     [ok = macula_quic:setopt(Stream, packet, Packet) || Stream <- [Near, Far]],
-    _ = put({?MODULE, Near}, Far),
-    {Near, Far}.
+    {keep(Near), keep(Far)}.
 
-%% Keeps no streams any more.
+%% Keeps a handle until the test is over: a garbage collection would close what the test has named
+%% for the last time.
+keep(Handle) ->
+    _ = put({?MODULE, Handle}, kept),
+    Handle.
+
+%% Keeps none any more.
 forget() ->
     lists:foreach(fun erase/1, [Key || {{?MODULE, _} = Key, _} <- get()]).
 
