@@ -16,7 +16,11 @@
 
 suite() -> [{timetrap, {seconds, 120}}].
 
-all() -> [an_old_node_answers_every_request_once_and_counts_every_notification_once].
+all() ->
+    [
+        an_old_node_serves_everybody_once,
+        an_old_sender_gets_its_credit_back_from_a_node_that_closes_nothing
+    ].
 
 init_per_suite(Config) -> quic_ct:certificates(Config).
 
@@ -28,26 +32,50 @@ init_per_testcase(_Name, Config) ->
 
 end_per_testcase(_Name, _Config) -> ok.
 
-%% This is what a node does all day, and what its users pay for.
-an_old_node_answers_every_request_once_and_counts_every_notification_once(_Config) ->
-    {ok, Node} = old_node:start_link(?NOTIFICATIONS),
+%% This is what a node does all day, and what its users pay for. Between two of ours, notifications
+%% share a stream.
+an_old_node_serves_everybody_once(_Config) ->
+    {ok, Node} = old_node:start_link(?NOTIFICATIONS, []),
     Port = old_node:port(Node),
     {Sender, Vm} = start_vm(),
     ok = peer:call(Vm, ?MODULE, notify, [Sender, Port], ?WAIT_MS),
     Clients = [spawn_monitor(fun() -> run_client(Port, N) end) || N <- lists:seq(1, ?CLIENTS)],
     [?assertEqual(normal, ended(Client)) || Client <- Clients],
     Requests = ?CLIENTS * ?REQUESTS_PER_CLIENT,
-    Counts = quic_ct:poll_until(fun() -> counted(Node) end),
+    Counts = quic_ct:poll_until(fun() -> counted(Node, ?NOTIFICATIONS) end),
     {ok, Stats} = peer:call(Vm, macula_gateway_mesh, get_stats, [macula_gateway_mesh]),
     ct:pal("node: ~p~npool: ~p", [Counts, Stats]),
     ?assertMatch(#{requests := Requests, notifications := ?NOTIFICATIONS}, Counts),
+    ?assertEqual(Requests div ?REQUESTS_PER_STREAM + 1, maps:get(streams, Counts)),
     Heard = [requests, notifications, connections, streams],
     ?assertEqual(#{}, maps:without(Heard, Counts)),
     ?assertEqual([], old_node:twice(Node)),
     ?assertMatch(#{messages_accepted := ?NOTIFICATIONS, messages_dropped := Dropped} when
         map_size(Dropped) =:= 0, Stats),
+    ?assertMatch(#{connections_opened := 1, renewals := 0}, Stats),
     ok = old_node:stop(Node),
     ok = peer:stop(Vm).
+
+%% Senders of the platform use a stream for each message, and refuse its other half at once. This
+%% node finishes none; were credit to come back only then, the 101st message would never leave.
+an_old_sender_gets_its_credit_back_from_a_node_that_closes_nothing(_Config) ->
+    Messages = 10_000,
+    {ok, Node} = old_node:start_link(Messages, []),
+    Port = old_node:port(Node),
+    {ok, Connection} = macula_quic:connect("127.0.0.1", Port, [{alpn, ["macula"]}], ?WAIT_MS),
+    [send_old(Connection, notification(N)) || N <- lists:seq(1, Messages)],
+    _ = quic_ct:poll_until(fun() -> counted(Node, Messages) end),
+    Expected = #{notifications => Messages, streams => Messages, connections => 1},
+    ?assertEqual(Expected, old_node:counts(Node)),
+    ok = macula_quic:close(Connection),
+    ok = old_node:stop(Node).
+
+%% FIN, and STOP_SENDING.
+send_old(Connection, Message) ->
+    {ok, Stream} = macula_quic:open_stream(Connection),
+    ok = macula_quic:send(Stream, Message),
+    ok = macula_quic:async_shutdown_stream(Stream, 1, 0),
+    ok = macula_quic:async_shutdown_stream(Stream, 4, 0).
 
 %%% The sender of notifications, in a VM of its own
 
@@ -125,8 +153,8 @@ ended({Pid, Monitor}) ->
     end.
 
 %% What the node has counted, once that is everything.
-counted(Node) ->
+counted(Node, Notifications) ->
     case old_node:counts(Node) of
-        #{notifications := ?NOTIFICATIONS} = Counts -> Counts;
+        #{notifications := Notifications} = Counts -> Counts;
         _ -> false
     end.

@@ -1,5 +1,5 @@
-%%% Listeners of `macula_quic': where they listen, how connections are accepted, whom they turn away,
-%%% their certificates, their end. Both ends are ours, on loopback.
+%%% Listeners of `macula_quic': where they listen, how connections are accepted, whom they turn
+%%% away, their certificates, their end. Both ends are ours, on loopback.
 -module(quic_listener_SUITE).
 
 -include_lib("stdlib/include/assert.hrl").

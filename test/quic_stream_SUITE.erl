@@ -282,7 +282,9 @@ the_end_comes_after_the_data_and_before_stream_closed(_Config) ->
 data_until(What, Stream) ->
     case quic_ct:next(Stream) of
         {What, undefined} -> 0;
-        {Data, #{len := Length}} when byte_size(Data) =:= Length -> Length + data_until(What, Stream)
+        {Data, #{len := Length}} ->
+            ?assertEqual(Length, byte_size(Data)),
+            Length + data_until(What, Stream)
     end.
 
 %% The last data and the end may come in one packet.
