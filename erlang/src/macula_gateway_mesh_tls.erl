@@ -24,9 +24,10 @@ pool(Options) ->
             {error, {bad_option, Key, Value}}
     end.
 
-%% @doc The options of a connection with what the platform says put in.
--spec dialling([{atom(), term()}]) -> [{atom(), term()}].
-dialling(Given) ->
+%% @doc The options of a connection with what the platform says put in. What is no list is left
+%% for the native side to refuse.
+-spec dialling(term()) -> term().
+dialling(Given) when length(Given) >= 0 ->
     Options = [Option || Option <- Given, not is_platform_check(Option)],
     case trust(lists:keymember(verify, 1, Options)) of
         [] ->
@@ -34,7 +35,9 @@ dialling(Given) ->
         Trust ->
             {VerifyHostname, Others} = proplists:split(Trust, [verify_hostname]),
             unless_given(Others ++ name_check(VerifyHostname), Options)
-    end.
+    end;
+dialling(Improper) ->
+    Improper.
 
 %% The platform's own check of the server's name: it asks for no more than we do.
 -spec is_platform_check(term()) -> boolean().

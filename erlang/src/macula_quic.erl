@@ -302,6 +302,7 @@ recv_message(Stream, Timeout) ->
         {quic, Data, Stream, _} when is_binary(Data) -> {ok, Data};
         {quic, peer_send_shutdown, Stream, _} -> {error, closed};
         {quic, peer_send_aborted, Stream, Code} -> {error, {peer_send_aborted, Code}};
+        {quic, frame_too_large, Stream, Bytes} -> {error, {frame_too_large, Bytes}};
         {quic, stream_closed, Stream, _} -> {error, closed}
     after Timeout ->
         {error, timeout}
@@ -367,16 +368,22 @@ controlling_process(_Handle, Pid) when Pid =:= self() ->
     ok;
 controlling_process(Handle, Pid) when is_pid(Pid) ->
     try macula_gateway_mesh_nif:stream_pause(Handle) of
-        {ok, Mode} ->
-            forward(Handle, Pid),
-            macula_gateway_mesh_nif:stream_give(Handle, Pid, Mode);
-        {error, Reason} ->
-            {error, Reason}
+        ok -> give_stream(Handle, Pid);
+        {error, Reason} -> {error, Reason}
     catch
         error:badarg -> give(Handle, Pid)
     end.
 
 %%% Internal
+
+%% While the stream is paused nothing more is posted; so what has come before is with the new
+%% owner, or still here, before what comes after.
+-spec give_stream(stream(), pid()) -> ok | {error, noproc}.
+give_stream(Stream, Pid) ->
+    Given = macula_gateway_mesh_nif:stream_give(Stream, Pid),
+    Given =:= ok andalso forward(Stream, Pid),
+    ok = macula_gateway_mesh_nif:stream_resume(Stream),
+    Given.
 
 -spec give(connection() | listener(), pid()) -> ok | {error, not_owner | noproc}.
 give(Handle, Pid) ->

@@ -26,7 +26,10 @@ const NO_REQUEST: u64 = 0;
 fn quic_listen<'a>(env: Env<'a>, place: Term<'a>, options: Term<'a>) -> NifResult<Term<'a>> {
     let place = match address::number(place) {
         Some(port) => Place::Everywhere(port),
-        None => Place::At(address::sockets(place).ok_or(rustler::Error::BadArg)?),
+        None => match address::sockets(place) {
+            Some(addresses) => Place::At(addresses),
+            None => return Ok(bad_address(env, place)),
+        },
     };
     let (settings, files) = match settings::read_with_files(env, options) {
         Ok(settings) => settings,
@@ -115,8 +118,7 @@ fn quic_connect<'a>(
     token: Term<'a>,
 ) -> NifResult<Term<'a>> {
     let Some(target) = address::target(target) else {
-        let reason = (atoms::bad_address(), target);
-        return Ok((atoms::error(), reason).encode(env));
+        return Ok(bad_address(env, target));
     };
     let settings = match settings::read(env, options) {
         Ok(settings) => settings,
@@ -192,6 +194,10 @@ fn connection_traffic<'a>(env: Env<'a>, connection: Connection) -> NifResult<Ter
         Some(traffic) => Ok((atoms::ok(), terms::traffic(env, &traffic)?).encode(env)),
         None => Ok(terms::error(env, &Error::StreamClosed)),
     }
+}
+
+fn bad_address<'a>(env: Env<'a>, given: Term<'a>) -> Term<'a> {
+    (atoms::error(), (atoms::bad_address(), given)).encode(env)
 }
 
 /// Hands over what was there already, from a thread that may post messages.
