@@ -200,8 +200,8 @@ our_reset_and_our_stop_arrive_with_their_codes(Config) ->
     {ok, Stream} = macula_quic:open_stream(Connection),
     ok = macula_quic:send(Stream, interop_peer:frame(1, ?SIZE)),
     _ = interop_peer:wait(Peer, messages, 1),
-    ok = macula_quic:async_shutdown_stream(Stream, ?ABORT_RECEIVE, 0),
-    ?assertMatch(#{stop_codes := #{0 := 1}}, interop_peer:wait(Peer, stops, 1)),
+    ok = macula_quic:async_shutdown_stream(Stream, ?ABORT_RECEIVE, 44),
+    ?assertMatch(#{stop_codes := #{44 := 1}}, interop_peer:wait(Peer, stops, 1)),
     ok = macula_quic:async_shutdown_stream(Stream, ?ABORT_SEND, 33),
     ?assertMatch(#{reset_codes := #{33 := 1}}, interop_peer:wait(Peer, resets, 1)),
     interop_peer:stop(Peer).

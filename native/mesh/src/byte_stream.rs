@@ -137,9 +137,12 @@ impl ByteStream {
         self.reader.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
-    /// Reads no more, unless somebody has taken the reading half: the peer is told to stop.
-    pub fn stop_reading(&self) {
-        drop(self.take_reader());
+    /// Reads no more, unless somebody has taken the reading half: the peer is told to stop, with
+    /// this code.
+    pub fn stop_reading(&self, code: u64) {
+        if let Some(reader) = self.take_reader() {
+            reader.stop(code);
+        }
     }
 
     /// Gives the sending half up: what is queued is lost.
@@ -323,6 +326,13 @@ impl Reader {
     pub fn set_packet(&mut self, packet: Packet) {
         if let Self::Stream(reader) = self {
             reader.frames.set_packet(packet);
+        }
+    }
+
+    /// Tells the peer to stop, with this code; one that has sent everything needs no stop.
+    pub fn stop(self, code: u64) {
+        if let Self::Stream(mut reader) = self {
+            reader.stream.stop(VarInt::from_u64(code).unwrap_or(GIVEN_UP)).ok();
         }
     }
 

@@ -10,7 +10,7 @@ use rustler::{Encoder, Env, LocalPid, Monitor, NewBinary, OwnedEnv, ResourceArc,
 use tokio::sync::Notify;
 
 use crate::reply::Reply;
-use crate::resources::StreamResource;
+use crate::resources::{NO_ERROR, StreamResource};
 use crate::{atoms, events, terms};
 
 type Handle = ResourceArc<StreamResource>;
@@ -48,6 +48,8 @@ struct State {
     received_end: Option<Received>,
     send_end: Option<SendEnd>,
     is_closed: bool,
+    /// What the peer is told when nobody reads any more.
+    stop_code: u64,
 }
 
 /// What a read gave, with the data in an Erlang binary already.
@@ -78,6 +80,7 @@ impl Inlet {
             received_end: None,
             send_end: None,
             is_closed: false,
+            stop_code: NO_ERROR,
         };
         Self { state: Mutex::new(state), changed: Notify::new() }
     }
@@ -167,10 +170,13 @@ impl Inlet {
         self.lock().received_end.clone()
     }
 
-    /// Ends the reading. `handle`: the owner is still to be told when the sending half has ended.
-    pub(crate) fn close(&self, handle: Option<Handle>) {
+    /// Ends the reading: the peer is told to stop, with this code. `handle`: the owner is still to
+    /// be told when the sending half has ended.
+    pub(crate) fn close(&self, handle: Option<Handle>, code: u64) {
         let mut state = self.lock();
-        state.is_closed = true;
+        if !std::mem::replace(&mut state.is_closed, true) {
+            state.stop_code = code;
+        }
         let handle = handle.filter(|_| state.has_events && state.send_end.is_none());
         let released = std::mem::replace(&mut state.handle, handle);
         let request = state.request.take();
@@ -193,6 +199,11 @@ impl Inlet {
 
     /// Reads until the stream ends or is closed. Run by one task.
     pub(crate) async fn read(self: Arc<Self>, mut reader: Reader) {
+        self.read_all(&mut reader).await;
+        reader.stop(self.lock().stop_code);
+    }
+
+    async fn read_all(&self, reader: &mut Reader) {
         while self.wanted().await {
             if let Some(packet) = self.lock().packet.take() {
                 reader.set_packet(packet);

@@ -145,7 +145,7 @@ impl Resource for StreamResource {
             && inlet.is_monitored_by(&monitor)
         {
             self.stream.close();
-            inlet.close(None);
+            inlet.close(None, NO_ERROR);
         }
     }
 }
@@ -173,7 +173,7 @@ impl StreamResource {
 impl Drop for StreamResource {
     fn drop(&mut self) {
         if let Some(inlet) = &self.inlet {
-            inlet.close(None);
+            inlet.close(None, NO_ERROR);
         }
     }
 }

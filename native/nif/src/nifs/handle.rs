@@ -13,10 +13,10 @@ use crate::{atoms, terms};
 fn handle_close(handle: Term<'_>) -> NifResult<Atom> {
     if let Ok(stream) = handle.decode::<Stream>() {
         if let Some(inlet) = &stream.inlet {
-            inlet.close(Some(stream.clone()));
+            inlet.close(Some(stream.clone()), NO_ERROR);
         }
         if let Some(bytes) = stream.stream.bytes() {
-            bytes.stop_reading();
+            bytes.stop_reading(NO_ERROR);
         }
         stream.stream.close();
     } else if let Ok(connection) = handle.decode::<Connection>() {

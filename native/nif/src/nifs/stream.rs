@@ -151,9 +151,9 @@ fn stream_shutdown(stream: Stream, flags: u32, code: u64) -> Atom {
     if let Some(inlet) = &stream.inlet
         && flags & (ABORT_RECEIVE | IMMEDIATE) != 0
     {
-        inlet.close(Some(stream.clone()));
+        inlet.close(Some(stream.clone()), code);
         if let Some(bytes) = stream.stream.bytes() {
-            bytes.stop_reading();
+            bytes.stop_reading(code);
         }
     } else if let Some(inlet) = &stream.inlet {
         inlet.expect_send_end(stream.clone());
