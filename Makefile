@@ -10,8 +10,8 @@ endif
 export MACULA_PEER := $(CARGO_TARGET_DIR)/$(if $(CARGO_BUILD_TARGET),$(CARGO_BUILD_TARGET)/)release/examples/peer
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-build build peer demo bench test test-rust test-erlang test-facade lint docs
-.PHONY: clean
+.PHONY: help setup setup-build build peer demo bench test test-rust test-erlang test-facade
+.PHONY: interop interop-aioquic lint docs clean
 # The targets share cargo's and rebar3's folders.
 .NOTPARALLEL:
 
@@ -39,7 +39,7 @@ demo: build peer ## pool peers, send messages, print the figures
 bench: build peer ## latencies of a pooled connection, idle and beside 100 dials to silent peers
 	ERL_LIBS="$(CURDIR)/_build/default/lib" escript erlang/scripts/bench.escript
 
-test: setup test-rust test-erlang test-facade ## all tests
+test: setup test-rust test-erlang test-facade interop-aioquic ## all tests
 
 # The NIF crate has no tests of its own: outside a VM it does not link.
 test-rust: ## tests of the core crate
@@ -56,6 +56,12 @@ FACADE = cd facade/quicer && ERL_LIBS="$(CURDIR)/_build/default/lib" \
 test-facade: build ## tests of the facade of the C library's Erlang module
 	$(FACADE) ct
 	$(FACADE) as test xref
+
+interop: setup ## peers on four other QUIC stacks, which it builds; minutes
+	sh interop/run.sh aioquic msquic s2n quiche
+
+interop-aioquic: setup ## the short form: one of them, in Python, and fewer messages
+	MACULA_INTEROP_MESSAGES=2000 sh interop/run.sh aioquic
 
 lint: setup ## formatting, clippy, compiler warnings, xref, dialyzer, documentation
 	sh erlang/scripts/check_style.sh
