@@ -324,13 +324,6 @@ impl Reader {
         }
     }
 
-    /// Tells the peer to stop, with this code; one that has sent everything needs no stop.
-    pub fn stop(self, code: u64) {
-        if let Self::Stream(mut reader) = self {
-            reader.stream.stop(VarInt::from_u64(code).unwrap_or(GIVEN_UP)).ok();
-        }
-    }
-
     /// The next delivery, or how the stream ended. Cancelled while it waits, it loses nothing.
     pub async fn receive(&mut self) -> Received {
         match self {
