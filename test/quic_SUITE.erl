@@ -161,8 +161,8 @@ every_option_takes_its_bounds_and_refuses_what_lies_beyond(_Config) ->
         {verify, [true, 1, {spki_sha256, <<1:248>>}, {spki_sha256, "x"}, {node_id, rsa}, {a, b}]},
         {depth, [-1, one]},
         {server_name_indication, [1, enable, [-1]]},
-        {cert, [1, [1], "x"]},
-        {key, [1, {a, b}, "x"]},
+        {cert, [1, [1], ""]},
+        {key, [1, {a, b}, ""]},
         {certfile, [1, "", <<>>, [-1]]},
         {keyfile, [1, "", <<>>]},
         {cacertfile, [1, "", <<>>]}
