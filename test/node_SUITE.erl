@@ -37,8 +37,8 @@ end_per_testcase(_Name, _Config) -> ok.
 an_old_node_serves_everybody_once(_Config) ->
     {ok, Node} = old_node:start_link(?NOTIFICATIONS, []),
     Port = old_node:port(Node),
-    {Sender, Vm} = start_vm(),
-    ok = peer:call(Vm, ?MODULE, notify, [Sender, Port], ?WAIT_MS),
+    Vm = start_vm(),
+    ok = peer:call(Vm, ?MODULE, notify, [Port], ?WAIT_MS),
     Clients = [spawn_monitor(fun() -> run_client(Port, N) end) || N <- lists:seq(1, ?CLIENTS)],
     [?assertEqual(normal, ended(Client)) || Client <- Clients],
     Requests = ?CLIENTS * ?REQUESTS_PER_CLIENT,
@@ -81,11 +81,11 @@ send_old(Connection, Message) ->
 
 start_vm() ->
     Options = #{connection => standard_io, args => ["-pa" | code:get_path()]},
-    {ok, Vm, Sender} = peer:start_link(Options),
-    {Sender, Vm}.
+    {ok, Vm, _Name} = peer:start_link(Options),
+    Vm.
 
 %% Run there: begins, and goes on by itself.
-notify(_Sender, Port) ->
+notify(Port) ->
     Address = {{127, 0, 0, 1}, Port},
     _ = spawn(fun() ->
         {ok, Pool} = macula_gateway_mesh:start_link(#{}),

@@ -34,6 +34,7 @@ all() ->
         a_peer_without_stream_credit_makes_openers_wait,
         waiting_for_a_stream_of_a_lost_connection_ends,
         a_connection_goes_to_its_new_owner,
+        an_end_during_a_handover_reaches_the_new_owner,
         only_the_owner_gives_a_connection_away,
         the_owners_death_closes_a_connection,
         an_owner_that_dies_while_it_is_given_a_connection_takes_it_along,
@@ -409,6 +410,23 @@ a_connection_goes_to_its_new_owner(_Config) ->
     Told = quic_ct:in(Agent, fun() -> [quic_ct:next(Server) || _ <- [1, 2, 3]] end),
     ?assertMatch([{not_taken_yet, 1}, {shutdown, 3}, {closed, _}], Told),
     quic_ct:none(Server).
+
+%% A worker that never hears of the end of its connection stays for good.
+an_end_during_a_handover_reaches_the_new_owner(_Config) ->
+    Listener = quic_ct:listen(),
+    [
+        begin
+            Client = quic_ct:connect(Listener),
+            Server = quic_ct:new_server(Listener),
+            Agent = quic_ct:agent(),
+            ok = macula_quic:async_shutdown_connection(Client, 0, N),
+            ok = macula_quic:controlling_process(Server, Agent),
+            Told = quic_ct:in(Agent, fun() -> [quic_ct:next(Server), quic_ct:next(Server)] end),
+            ?assertMatch([{shutdown, N}, {closed, _}], Told),
+            quic_ct:give_up(Agent)
+        end
+     || N <- lists:seq(1, 300)
+    ].
 
 %% Giving away what is somebody else's is an error that must not pass in silence.
 only_the_owner_gives_a_connection_away(_Config) ->

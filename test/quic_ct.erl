@@ -4,9 +4,10 @@
 
 -export([begin_test/0, certificates/1, server_options/0, server_options/1]).
 -export([listen/0, listen/1, connect/1, connect/2, pair/0, pair/2, new_server/1]).
--export([streams/2, streams/3, keep/1, forget/0, next/1, next/2, none/1, drop/1, read/2]).
+-export([streams/2, streams/3, raw_streams/0, frame_streams/0, keep/1, forget/0]).
+-export([next/1, next/2, none/1, come/1, read/2]).
 -export([agent/0, in/2, tell/2, give_up/1, poll_until/1]).
--export([hash_of/1, frame/1, frame/2]).
+-export([frame/1, frame/2]).
 
 -define(POLL_MS, 5).
 %% Longer than anything takes on a busy machine: only a failing test ever waits for it.
@@ -84,6 +85,13 @@ streams(Opener, Acceptor, Packet) ->
     [ok = macula_quic:setopt(Stream, packet, Packet) || Stream <- [Near, Far]],
     {keep(Near), keep(Far)}.
 
+%% Both ends of a stream on a connection of its own.
+raw_streams() -> streams_of(pair(), raw).
+
+frame_streams() -> streams_of(pair(), macula).
+
+streams_of({Client, Server}, Packet) -> streams(Client, Server, Packet).
+
 %% Keeps a handle until the test is over: a garbage collection would close what the test has named
 %% for the last time.
 keep(Handle) ->
@@ -111,12 +119,10 @@ none(Handle) ->
     after ?SILENCE_MS -> ok
     end.
 
-%% Throws away what has come of this handle.
-drop(Handle) ->
-    receive
-        {quic, _, Handle, _} -> drop(Handle)
-    after 0 -> ok
-    end.
+%% How many messages of this handle have come and are not taken yet.
+come(Handle) ->
+    {messages, Messages} = process_info(self(), messages),
+    length([Message || {quic, _, H, _} = Message <- Messages, H =:= Handle]).
 
 %% So many bytes of a passive stream.
 read(_Stream, 0) ->
@@ -181,8 +187,6 @@ poll_until(Look, Deadline) ->
     end.
 
 %%% Data
-
-hash_of(Data) -> crypto:hash(sha256, Data).
 
 %% A protocol frame.
 frame(Payload) -> frame(1, Payload).

@@ -21,6 +21,7 @@ all() ->
         a_place_that_is_none_is_told_back,
         a_port_that_is_taken_is_told,
         an_accepted_connection_was_announced_with_its_facts,
+        a_connection_is_announced_before_its_end,
         each_async_accept_gives_one_connection,
         accepting_waits_no_longer_than_told,
         a_timed_out_accept_loses_no_connection,
@@ -150,6 +151,25 @@ an_accepted_connection_was_announced_with_its_facts(_Config) ->
     ),
     ?assertEqual({connected, Facts}, quic_ct:next(Server)),
     quic_ct:none(Server).
+
+%% A handler that hears of the end first would keep a dead connection for good.
+a_connection_is_announced_before_its_end(_Config) ->
+    Listener = quic_ct:listen(),
+    Clients = [quic_ct:connect(Listener) || _ <- lists:seq(1, 100)],
+    _ = quic_ct:poll_until(fun() -> figure(waiting, Listener) =:= 100 end),
+    [ok = macula_quic:close(Client) || Client <- Clients],
+    [{ok, Listener} = macula_quic:async_accept(Listener, []) || _ <- Clients],
+    [
+        receive
+            {quic, What, Server, _} ->
+                ?assertEqual(new_conn, What),
+                ?assertMatch({connected, _}, quic_ct:next(Server)),
+                ?assertEqual({shutdown, 0}, quic_ct:next(Server)),
+                ?assertMatch({closed, _}, quic_ct:next(Server))
+        after ?WAIT_MS -> error(not_told)
+        end
+     || _ <- Clients
+    ].
 
 %% A server that is busy asks for no more.
 each_async_accept_gives_one_connection(_Config) ->

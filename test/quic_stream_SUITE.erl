@@ -1,5 +1,5 @@
-%%% Streams of `macula_quic': reading and sending in each way there is, the messages to owners and
-%%% their order, protocol frames, and handing over. Both ends are ours, on loopback.
+%%% Streams of `macula_quic': sending and reading in each way there is, the messages to owners and
+%%% their order, ends, and flow control. Both ends are ours, on loopback.
 -module(quic_stream_SUITE).
 
 -include_lib("stdlib/include/assert.hrl").
@@ -41,20 +41,6 @@ all() ->
         an_idle_sender_learns_that_its_connection_is_gone,
         losing_a_connection_under_load_ends_every_stream_once,
         a_stream_that_nobody_holds_is_closed,
-        the_owners_death_closes_its_streams,
-        a_stream_that_could_not_be_given_still_dies_with_its_owner,
-        an_active_stream_goes_to_its_new_owner_with_its_messages,
-        a_passive_stream_goes_to_its_new_owner,
-        only_the_owner_gives_a_stream_away,
-        a_failed_handover_loses_nothing,
-        the_end_of_the_sending_half_during_a_handover_is_told,
-        handing_over_a_thousand_times_keeps_every_byte,
-        frames_cut_anywhere_arrive_whole,
-        joined_frames_arrive_apart,
-        what_is_no_frame_passes_as_it_comes,
-        half_a_frame_at_the_end_is_delivered_as_it_is,
-        a_change_of_packet_counts_from_the_next_byte,
-        a_frame_beyond_the_limit_ends_the_stream,
         an_unread_stream_holds_the_peer
     ].
 
@@ -86,7 +72,7 @@ bytes_go_both_ways(_Config) ->
 
 %% Encoders make lists; large binaries pass without being copied.
 iodata_of_every_shape_is_sent(_Config) ->
-    {Near, Far} = raw_streams(),
+    {Near, Far} = quic_ct:raw_streams(),
     Large = crypto:strong_rand_bytes(3 * ?MIB),
     Part = binary:part(Large, 1_000, 20_000),
     [
@@ -130,7 +116,7 @@ poll_accept(Server) ->
 
 %% As above, for the answer that comes just too late.
 a_timed_out_recv_loses_no_data(_Config) ->
-    {Near, Far} = raw_streams(),
+    {Near, Far} = quic_ct:raw_streams(),
     ?assertEqual({error, timeout}, macula_quic:recv(Far, 0)),
     Sender = quic_ct:agent(),
     _ = quic_ct:tell(Sender, fun() -> [send_and_wait(Near, N) || N <- races()] end),
@@ -159,7 +145,7 @@ poll_recv(Stream, Sender, Left) ->
 
 %% v0.20.5 nodes make a stream active and still call recv/2 for an answer.
 recv_takes_the_messages_of_an_active_stream(_Config) ->
-    {Near, Far} = raw_streams(),
+    {Near, Far} = quic_ct:raw_streams(),
     ok = macula_quic:setopt(Far, active, true),
     ?assertEqual({error, timeout}, macula_quic:recv(Far, 10)),
     ok = macula_quic:send(Near, <<"one">>),
@@ -171,7 +157,7 @@ recv_takes_the_messages_of_an_active_stream(_Config) ->
 
 %% Who has not asked for messages gets none, and nothing is lost meanwhile.
 a_stream_is_passive_until_told_otherwise(_Config) ->
-    {Near, Far} = raw_streams(),
+    {Near, Far} = quic_ct:raw_streams(),
     ok = macula_quic:send(Near, <<"kept">>),
     quic_ct:none(Far),
     ok = macula_quic:setopt(Far, active, true),
@@ -183,7 +169,7 @@ a_stream_is_passive_until_told_otherwise(_Config) ->
 
 %% One message at a time is back-pressure for a slow handler.
 active_once_gives_one_message(_Config) ->
-    {Near, Far} = frame_streams(),
+    {Near, Far} = quic_ct:frame_streams(),
     ok = macula_quic:send(Near, [quic_ct:frame(<<N>>) || N <- [1, 2, 3]]),
     [
         begin
@@ -197,7 +183,7 @@ active_once_gives_one_message(_Config) ->
 
 %% As gen_tcp's {active, N}: the owner is told when its budget is used up.
 active_n_gives_n_messages_and_then_passive(_Config) ->
-    {Near, Far} = frame_streams(),
+    {Near, Far} = quic_ct:frame_streams(),
     ok = macula_quic:send(Near, [quic_ct:frame(<<N>>) || N <- [1, 2, 3, 4]]),
     ok = macula_quic:setopt(Far, active, 3),
     [?assertMatch({<<_:8/binary, N>>, _}, quic_ct:next(Far)) || N <- [1, 2, 3]],
@@ -209,7 +195,7 @@ active_n_gives_n_messages_and_then_passive(_Config) ->
 
 %% A mistake in a mode must not leave a stream that never delivers.
 a_mode_that_is_none_is_badarg(_Config) ->
-    {Near, _Far} = raw_streams(),
+    {Near, _Far} = quic_ct:raw_streams(),
     Modes = [0, -1, 65_536, 65_537, yes, 1.0, "true"],
     [?assertError(badarg, macula_quic:setopt(Near, active, Mode)) || Mode <- Modes],
     [?assertError(badarg, macula_quic:setopt(Near, packet, Packet)) || Packet <- [0, line, "raw"]],
@@ -238,7 +224,7 @@ new_stream_comes_before_its_data(_Config) ->
 
 %% Offsets are how a receiver notices a gap that must not be there.
 each_delivery_says_where_it_is_in_the_stream(_Config) ->
-    {Near, Far} = frame_streams(),
+    {Near, Far} = quic_ct:frame_streams(),
     ok = macula_quic:setopt(Far, active, true),
     Sizes = [0, 1, 100, 70_000, 5],
     ok = macula_quic:send(Near, [quic_ct:frame(binary:copy(<<7>>, Size)) || Size <- Sizes]),
@@ -289,22 +275,18 @@ data_until(What, Stream) ->
 
 %% The last data and the end may come in one packet.
 recv_at_the_end_gives_what_is_left_and_then_closed(_Config) ->
-    {Near, Far} = raw_streams(),
+    {Near, Far} = quic_ct:raw_streams(),
     ok = macula_quic:send(Near, <<"last">>),
     ok = macula_quic:close(Near),
     ?assertEqual({ok, <<"last">>}, macula_quic:recv(Far, ?WAIT_MS)),
     [?assertEqual({error, closed}, macula_quic:recv(Far, ?WAIT_MS)) || _ <- [1, 2]],
-    {Back, Active} = raw_streams(),
+    {Back, Active} = quic_ct:raw_streams(),
     ok = macula_quic:setopt(Active, active, true),
     ok = macula_quic:send(Back, <<"last">>),
     ok = macula_quic:async_shutdown_stream(Back, ?GRACEFUL, 0),
-    quic_ct:poll_until(fun() -> length(of_stream(Active)) =:= 2 end),
+    quic_ct:poll_until(fun() -> quic_ct:come(Active) =:= 2 end),
     ?assertEqual({ok, <<"last">>}, macula_quic:recv(Active, ?WAIT_MS)),
     ?assertEqual({error, closed}, macula_quic:recv(Active, ?WAIT_MS)).
-
-of_stream(Stream) ->
-    {messages, Messages} = process_info(self(), messages),
-    [Message || {quic, _, S, _} = Message <- Messages, S =:= Stream].
 
 %% RESET_STREAM: half a message must not look like a whole one, and says why.
 a_reset_arrives_with_its_code(_Config) ->
@@ -340,7 +322,7 @@ a_stop_arrives_with_its_code(_Config) ->
 
 %% The task that reads must carry the code, too.
 a_stop_of_a_stream_that_is_read_arrives_with_its_code(_Config) ->
-    {Near, Far} = raw_streams(),
+    {Near, Far} = quic_ct:raw_streams(),
     [ok = macula_quic:setopt(Stream, active, true) || Stream <- [Near, Far]],
     ok = macula_quic:async_shutdown_stream(Far, ?ABORT_RECEIVE, 56),
     ?assertEqual({peer_receive_aborted, 56}, quic_ct:next(Near)),
@@ -384,7 +366,7 @@ closing_a_stream_sends_what_is_queued(_Config) ->
 
 %% On a slow link, or at a busy reader, an answer of a megabyte takes its time.
 a_slow_reader_gets_all_of_a_closed_stream(_Config) ->
-    {Near, Far} = raw_streams(),
+    {Near, Far} = quic_ct:raw_streams(),
     Data = crypto:strong_rand_bytes(1_000_000),
     [ok = macula_quic:send(Near, Data) || _ <- [1, 2]],
     ok = macula_quic:close(Near),
@@ -447,280 +429,11 @@ forget_the_other_end(Client, Server) ->
     quic_ct:forget(),
     Near.
 
-%%% Owners
-
-%% A crashed handler's peers must not wait for answers, whoever else has seen its handles.
-the_owners_death_closes_its_streams(_Config) ->
-    {Client, Server} = quic_ct:pair(),
-    [
-        begin
-            {Near, Far} = quic_ct:streams(Client, Server),
-            Agent = quic_ct:agent(),
-            ok = macula_quic:setopt(Near, active, true),
-            ok = macula_quic:setopt(Far, active, Mode),
-            ok = macula_quic:controlling_process(Far, Agent),
-            quic_ct:give_up(Agent),
-            ?assertEqual(
-                [{peer_receive_aborted, 0}, {peer_send_shutdown, undefined}],
-                lists:sort([quic_ct:next(Near), quic_ct:next(Near)])
-            ),
-            ?assertEqual({error, closed}, macula_quic:send(Far, <<"x">>))
-        end
-     || Mode <- [false, true]
-    ],
-    %% Also one that was never read from.
-    Agent = quic_ct:agent(),
-    {ok, Near} = macula_quic:open_stream(Client),
-    ok = macula_quic:setopt(Near, active, true),
-    ok = macula_quic:send(Near, <<0>>),
-    {ok, Far} = quic_ct:in(Agent, fun() -> macula_quic:accept_stream(Server, ?WAIT_MS) end),
-    quic_ct:give_up(Agent),
-    ?assertEqual(
-        [{peer_receive_aborted, 0}, {peer_send_shutdown, undefined}],
-        lists:sort([quic_ct:next(Near), quic_ct:next(Near)])
-    ),
-    ok = macula_quic:close(Far).
-
-%% A handover that has failed changes nothing, least of all who cleans up.
-a_stream_that_could_not_be_given_still_dies_with_its_owner(_Config) ->
-    {Client, Server} = quic_ct:pair(),
-    {Near, Far} = quic_ct:streams(Client, Server),
-    ok = macula_quic:setopt(Near, active, true),
-    [Owner, Dead] = [quic_ct:agent(), quic_ct:agent()],
-    quic_ct:give_up(Dead),
-    ok = macula_quic:controlling_process(Far, Owner),
-    Give = fun() -> macula_quic:controlling_process(Far, Dead) end,
-    ?assertEqual({error, noproc}, quic_ct:in(Owner, Give)),
-    quic_ct:give_up(Owner),
-    ?assertEqual(
-        [{peer_receive_aborted, 0}, {peer_send_shutdown, undefined}],
-        lists:sort([quic_ct:next(Near), quic_ct:next(Near)])
-    ),
-    ok = macula_quic:close(Far).
-
-%% What has come already goes along, in its order, before what comes.
-an_active_stream_goes_to_its_new_owner_with_its_messages(_Config) ->
-    {Near, Far} = frame_streams(),
-    ok = macula_quic:setopt(Far, active, true),
-    Send = fun(N) -> ok = macula_quic:send(Near, quic_ct:frame(<<N>>)) end,
-    lists:foreach(Send, [1, 2, 3]),
-    quic_ct:poll_until(fun() -> length(of_stream(Far)) =:= 3 end),
-    Agent = quic_ct:agent(),
-    ok = macula_quic:controlling_process(Far, Agent),
-    lists:foreach(Send, [4, 5, 6]),
-    Numbers = quic_ct:in(Agent, fun() -> [number(quic_ct:next(Far)) || _ <- lists:seq(1, 6)] end),
-    ?assertEqual([1, 2, 3, 4, 5, 6], Numbers),
-    quic_ct:none(Far),
-    ok = macula_quic:close(Near),
-    ?assertEqual(
-        {peer_send_shutdown, undefined}, quic_ct:in(Agent, fun() -> quic_ct:next(Far) end)
-    ).
-
-number({<<_:8/binary, N>>, _}) -> N.
-
-%% A passive stream stays passive; what it has received waits for the new owner.
-a_passive_stream_goes_to_its_new_owner(_Config) ->
-    {Near, Far} = raw_streams(),
-    ok = macula_quic:send(Near, <<"kept">>),
-    Agent = quic_ct:agent(),
-    ok = macula_quic:controlling_process(Far, Agent),
-    Kept = quic_ct:in(Agent, fun() -> macula_quic:recv(Far, ?WAIT_MS) end),
-    ?assertEqual({ok, <<"kept">>}, Kept).
-
-%% As for connections.
-only_the_owner_gives_a_stream_away(_Config) ->
-    {_Near, Far} = raw_streams(),
-    Agent = quic_ct:agent(),
-    Test = self(),
-    Give = fun() -> macula_quic:controlling_process(Far, Test) end,
-    ?assertEqual({error, not_owner}, quic_ct:in(Agent, Give)),
-    ?assertEqual(ok, macula_quic:controlling_process(Far, self())),
-    ok = macula_quic:controlling_process(Far, Agent),
-    ?assertEqual({error, not_owner}, macula_quic:controlling_process(Far, Agent)).
-
-%% The worker that was to take over has died: its data still belongs to the acceptor.
-a_failed_handover_loses_nothing(_Config) ->
-    {Near, Far} = frame_streams(),
-    ok = macula_quic:setopt(Far, active, true),
-    ok = macula_quic:send(Near, quic_ct:frame(<<1>>)),
-    quic_ct:poll_until(fun() -> length(of_stream(Far)) =:= 1 end),
-    Dead = quic_ct:agent(),
-    quic_ct:give_up(Dead),
-    ?assertEqual({error, noproc}, macula_quic:controlling_process(Far, Dead)),
-    ok = macula_quic:send(Near, quic_ct:frame(<<2>>)),
-    ?assertEqual([1, 2], [number(quic_ct:next(Far)) || _ <- [1, 2]]).
-
-%% Whoever waits for this message would wait for good.
-the_end_of_the_sending_half_during_a_handover_is_told(_Config) ->
-    {Client, Server} = quic_ct:pair([{peer_bidi_stream_count, 1_000}], []),
-    [
-        begin
-            {Near, Far} = quic_ct:streams(Client, Server),
-            ok = macula_quic:setopt(Near, active, true),
-            ok = macula_quic:async_shutdown_stream(Near, ?GRACEFUL, 0),
-            Agent = quic_ct:agent(),
-            ok = macula_quic:controlling_process(Near, Agent),
-            Told = quic_ct:in(Agent, fun() -> quic_ct:next(Near) end),
-            ?assertEqual({send_shutdown_complete, true}, Told),
-            ok = macula_quic:close(Far)
-        end
-     || _ <- lists:seq(1, 200)
-    ].
-
-%% Acceptors hand streams to workers while peers are sending at full speed.
-handing_over_a_thousand_times_keeps_every_byte(_Config) ->
-    {Near, Far} = raw_streams(),
-    Chunk = crypto:strong_rand_bytes(100_000),
-    Chunks = 1_200,
-    Sent = lists:foldl(
-        fun(N, Hash) -> crypto:hash_update(Hash, [<<N:32>>, Chunk]) end,
-        crypto:hash_init(sha256),
-        lists:seq(1, Chunks)
-    ),
-    spawn_link(fun() ->
-        [ok = macula_quic:send(Near, [<<N:32>>, Chunk]) || N <- lists:seq(1, Chunks)],
-        ok = macula_quic:async_shutdown_stream(Near, ?GRACEFUL, 0)
-    end),
-    ok = macula_quic:setopt(Far, active, true),
-    hand_over({Far, 1_000, 1, crypto:hash_init(sha256)}, self()),
-    receive
-        {carried, Offset, Hash} ->
-            ?assertEqual(1 + Chunks * 100_004, Offset),
-            ?assertEqual(crypto:hash_final(Sent), crypto:hash_final(Hash))
-    after 50_000 -> error(never_carried)
-    end.
-
-%% Gives the stream to a new process.
-hand_over({Stream, Left, Offset, Hash}, Test) ->
-    Next = spawn_link(fun() ->
-        receive
-            {carry, State} -> carry_on(State, Test)
-        end
-    end),
-    ok = macula_quic:controlling_process(Stream, Next),
-    Next ! {carry, {Stream, Left - 1, Offset, Hash}}.
-
-%% Each process takes one delivery, of at most 93 kB, and hands the stream on; the last one reads
-%% to the end. Its offset says that nothing is missing, repeated or out of order.
-carry_on({Stream, 0, Offset, Hash}, Test) ->
-    case quic_ct:next(Stream) of
-        {peer_send_shutdown, undefined} ->
-            Test ! {carried, Offset, Hash};
-        Delivery ->
-            {Next, More} = add(Delivery, Offset, Hash),
-            carry_on({Stream, 0, Next, More}, Test)
-    end;
-carry_on({Stream, Left, Offset, Hash}, Test) ->
-    {Next, More} = add(quic_ct:next(Stream), Offset, Hash),
-    hand_over({Stream, Left, Next, More}, Test).
-
-add({Data, #{absolute_offset := Offset, len := Length}}, Offset, Hash) ->
-    Length = byte_size(Data),
-    {Offset + Length, crypto:hash_update(Hash, Data)}.
-
-%%% Frames
-
-%% QUIC cuts where it likes; a receiver that takes a chunk for a message loses the rest.
-frames_cut_anywhere_arrive_whole(_Config) ->
-    {Near, Far} = frame_streams(),
-    ok = macula_quic:setopt(Far, active, true),
-    Frame = quic_ct:frame(<<"twelve bytes">>),
-    Whole = <<Frame/binary, (quic_ct:frame(<<>>))/binary>>,
-    [
-        begin
-            <<Head:Cut/binary, Tail/binary>> = Whole,
-            ok = macula_quic:send(Near, Head),
-            ok = sent_alone(Near),
-            ok = macula_quic:send(Near, Tail),
-            ?assertMatch({Frame, _}, quic_ct:next(Far)),
-            ?assertMatch({<<1, 1, 0, 0, 0:32>>, _}, quic_ct:next(Far))
-        end
-     || Cut <- lists:seq(1, byte_size(Whole) - 1)
-    ],
-    [ok = macula_quic:send(Near, <<Byte>>) || <<Byte>> <= Whole],
-    ?assertMatch({Frame, _}, quic_ct:next(Far)).
-
-%% What was sent has left in packets of its own.
-sent_alone(Stream) ->
-    {error, timeout} = macula_quic:recv(Stream, 2),
-    ok.
-
-%% Old senders join; an unmodified v0.20.5 receiver drops all but the first.
-joined_frames_arrive_apart(_Config) ->
-    {Near, Far} = frame_streams(),
-    ok = macula_quic:setopt(Far, active, true),
-    Frames = [quic_ct:frame(binary:copy(<<N>>, N)) || N <- lists:seq(0, 255)],
-    ok = macula_quic:send(Near, Frames),
-    [?assertMatch({Frame, _}, quic_ct:next(Far)) || Frame <- Frames],
-    quic_ct:none(Far).
-
-%% Other protocols share the listener; their bytes must not wait for a frame that never ends.
-what_is_no_frame_passes_as_it_comes(_Config) ->
-    {Client, Server} = quic_ct:pair(),
-    [
-        begin
-            {Near, Far} = quic_ct:streams(Client, Server, macula),
-            Frames = [quic_ct:frame(<<N>>) || N <- lists:seq(1, Before)],
-            ok = macula_quic:send(Near, [Frames, <<"GET /", 1, 2, 3>>]),
-            [?assertEqual({ok, Frame}, macula_quic:recv(Far, ?WAIT_MS)) || Frame <- Frames],
-            ?assertEqual({ok, <<"GET /", 1, 2, 3>>}, macula_quic:recv(Far, ?WAIT_MS)),
-            ok = macula_quic:send(Near, <<1, 2>>),
-            ?assertEqual({ok, <<1, 2>>}, macula_quic:recv(Far, ?WAIT_MS))
-        end
-     || Before <- [0, 1, 3]
-    ].
-
-%% The peer died in mid-sentence: the handler sees what there is, and that it is the end.
-half_a_frame_at_the_end_is_delivered_as_it_is(_Config) ->
-    {Near, Far} = frame_streams(),
-    <<Half:12/binary, _/binary>> = quic_ct:frame(<<"payload">>),
-    ok = macula_quic:send(Near, Half),
-    ok = macula_quic:close(Near),
-    ?assertEqual({ok, Half}, macula_quic:recv(Far, ?WAIT_MS)),
-    ?assertEqual({error, closed}, macula_quic:recv(Far, ?WAIT_MS)).
-
-%% A handler sets options after it has made the stream active, or after a recv that timed out.
-a_change_of_packet_counts_from_the_next_byte(_Config) ->
-    {Client, Server} = quic_ct:pair(),
-    {Near, Far} = quic_ct:streams(Client, Server, macula),
-    ok = macula_quic:setopt(Far, active, true),
-    quic_ct:none(Far),
-    ok = macula_quic:setopt(Far, packet, raw),
-    ok = macula_quic:send(Near, <<1, 2>>),
-    ?assertMatch({<<1, 2>>, _}, quic_ct:next(Far)),
-    {Near2, Far2} = quic_ct:streams(Client, Server, macula),
-    ?assertEqual({error, timeout}, macula_quic:recv(Far2, 20)),
-    ok = macula_quic:setopt(Far2, packet, raw),
-    ok = macula_quic:send(Near2, <<1, 2>>),
-    ?assertEqual({ok, <<1, 2>>}, macula_quic:recv(Far2, ?WAIT_MS)).
-
-%% A length of 4 GB in a header must not become memory here.
-a_frame_beyond_the_limit_ends_the_stream(_Config) ->
-    {Client, Server} = quic_ct:pair([{max_frame_bytes, 100}], []),
-    Fits = quic_ct:frame(binary:copy(<<7>>, 92)),
-    {Near, Far} = quic_ct:streams(Client, Server, macula),
-    ok = macula_quic:setopt(Near, active, true),
-    ok = macula_quic:send(Near, [Fits, <<1, 1, 0, 0, 93:32>>]),
-    ?assertEqual({ok, Fits}, macula_quic:recv(Far, ?WAIT_MS)),
-    ?assertEqual({error, {frame_too_large, 101}}, macula_quic:recv(Far, ?WAIT_MS)),
-    ?assertEqual({error, {frame_too_large, 101}}, macula_quic:recv(Far, ?WAIT_MS)),
-    ?assertMatch({peer_receive_aborted, _}, quic_ct:next(Near)),
-    {Near2, Far2} = quic_ct:streams(Client, Server, macula),
-    ok = macula_quic:setopt(Far2, active, true),
-    ok = macula_quic:send(Near2, [Fits, <<1, 1, 0, 0, 16#ffffffff:32>>]),
-    ?assertMatch({Fits, _}, quic_ct:next(Far2)),
-    ?assertEqual({frame_too_large, 16#ffffffff + 8}, quic_ct:next(Far2)),
-    %% While the stream is active, recv tells it too.
-    {Near3, Far3} = quic_ct:streams(Client, Server, macula),
-    ok = macula_quic:setopt(Far3, active, true),
-    ok = macula_quic:send(Near3, <<1, 1, 0, 0, 93:32>>),
-    ?assertEqual({error, {frame_too_large, 101}}, macula_quic:recv(Far3, ?WAIT_MS)).
-
 %%% Flow control
 
 %% A handler that does not keep up slows its peer down, and costs no memory.
 an_unread_stream_holds_the_peer(_Config) ->
-    {Near, Far} = raw_streams(),
+    {Near, Far} = quic_ct:raw_streams(),
     Chunk = binary:copy(<<7>>, 65_536),
     Before = resident_bytes(),
     Sender = quic_ct:agent(),
@@ -763,14 +476,6 @@ resident_bytes() ->
 %%% Internal
 
 races() -> lists:seq(1, ?RACES).
-
-raw_streams() ->
-    {Client, Server} = quic_ct:pair(),
-    quic_ct:streams(Client, Server).
-
-frame_streams() ->
-    {Client, Server} = quic_ct:pair(),
-    quic_ct:streams(Client, Server, macula).
 
 new_stream() ->
     receive

@@ -133,9 +133,8 @@ fn quic_connect<'a>(
     let timeout = Duration::from_millis(timeout_ms);
     spawn(async move {
         let outcome = client.connect(&target.address, settings, timeout).await;
-        let outcome = outcome.and_then(|connection| {
-            ConnectionResource::owned(connection, owner).ok_or(Error::Cancelled)
-        });
+        let outcome =
+            outcome.and_then(|connection| watched(connection, owner).ok_or(Error::Cancelled));
         reply.send(|env| match outcome {
             Ok(connection) => (atoms::ok(), connection).encode(env),
             Err(error) => terms::error(env, &error),
@@ -194,6 +193,13 @@ fn connection_traffic<'a>(env: Env<'a>, connection: Connection) -> NifResult<Ter
         Some(traffic) => Ok((atoms::ok(), terms::traffic(env, &traffic)?).encode(env)),
         None => Ok(terms::error(env, &Error::StreamClosed)),
     }
+}
+
+/// A connection of a process that waits for it.
+fn watched(connection: mesh::Connection, owner: LocalPid) -> Option<Connection> {
+    let connection = ConnectionResource::owned(connection, owner)?;
+    ConnectionResource::watch(&connection);
+    Some(connection)
 }
 
 fn bad_address<'a>(env: Env<'a>, given: Term<'a>) -> Term<'a> {
@@ -255,7 +261,7 @@ impl Accepting {
 impl Waiter<mesh::Connection> for Accepting {
     fn meet(self: Box<Self>, item: mesh::Connection) -> Option<mesh::Connection> {
         let connection = item.clone();
-        self.accept(item, |pid| ConnectionResource::owned(connection, pid))
+        self.accept(item, |pid| watched(connection, pid))
     }
 
     fn refuse(self: Box<Self>) {
@@ -286,6 +292,7 @@ impl Waiter<mesh::Connection> for Announcing {
             let facts = item.facts();
             events::post(&self.0, what, &connection, |env| events::connection_detail(env, facts));
         }
+        ConnectionResource::watch(&connection);
         None
     }
 
