@@ -213,10 +213,11 @@ fn file_name(value: Term<'_>) -> Option<PathBuf> {
 /// One DER certificate or a chain of them, the own first.
 fn certificates(value: Term<'_>) -> Option<Vec<Vec<u8>>> {
     let der = |term: Term<'_>| Some(term.decode::<Binary<'_>>().ok()?.as_slice().to_vec());
-    match der(value) {
-        Some(certificate) => Some(vec![certificate]),
-        None => list(value)?.into_iter().map(der).collect(),
-    }
+    let chain: Vec<_> = match der(value) {
+        Some(certificate) => vec![certificate],
+        None => list(value)?.into_iter().map(der).collect::<Option<_>>()?,
+    };
+    (!chain.is_empty()).then_some(chain)
 }
 
 /// A DER key, or `{Type, Der}` as `ssl` has it.
