@@ -3,7 +3,7 @@
 # what they need.
 #
 #   run.sh aioquic                        needs Python with venv, and pip
-#   run.sh aioquic msquic s2n quiche      builds the peers in Rust, too
+#   run.sh aioquic msquic s2n             builds the peers in Rust, too
 #
 # All goes to _build/interop: the Python environment, and the target folder of the Rust workspace.
 set -eu
@@ -35,35 +35,24 @@ set_up_python() {
     cp "$here/aioquic/requirements.txt" "$venv/requirements.txt"
 }
 
-# MsQuic and quiche are built from C sources, and quiche's bindings by libclang.
+# MsQuic and the TLS library of s2n-quic are built from C sources.
 set_up_compilers() {
-    packages=
-    command -v cmake >/dev/null 2>&1 || packages="$packages cmake"
-    command -v clang >/dev/null 2>&1 || packages="$packages clang"
-    [ -n "$(libclang)" ] || packages="$packages libclang-dev"
-    [ -n "$packages" ] || return 0
+    command -v cmake >/dev/null 2>&1 && return
     command -v apt-get >/dev/null 2>&1 || {
-        say "missing, and there is no apt-get here to install it:$packages" >&2
+        say "cmake is missing, and there is no apt-get here to install it" >&2
         exit 1
     }
-    say "missing, to be installed by apt-get:$packages"
+    say "missing, to be installed by apt-get: cmake"
     as_root=
     [ "$(id -u)" -eq 0 ] || as_root=sudo
     $as_root apt-get update
-    # shellcheck disable=SC2086
-    $as_root env DEBIAN_FRONTEND=noninteractive \
-        apt-get install -y --no-install-recommends $packages
-}
-
-libclang() {
-    find /usr/lib /usr/local/lib -name 'libclang*.so*' 2>/dev/null | sort | tail -n 1
+    $as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends cmake
 }
 
 build_peer() {
     say "building the peer on $1; the first time takes minutes"
-    LIBCLANG_PATH=$(dirname "$(libclang)") CARGO_TARGET_DIR=$build/target \
-        "${CARGO:-cargo}" build --release --locked --manifest-path "$here/Cargo.toml" \
-        --package "$1-peer"
+    CARGO_TARGET_DIR=$build/target "${CARGO:-cargo}" build --release --locked \
+        --manifest-path "$here/Cargo.toml" --package "$1-peer"
 }
 
 for peer in "$@"; do
@@ -72,14 +61,14 @@ for peer in "$@"; do
             set_up_python
             export MACULA_INTEROP_AIOQUIC="$venv/bin/python$line_break$here/aioquic/peer.py"
             ;;
-        msquic | s2n | quiche)
+        msquic | s2n)
             set_up_compilers
             build_peer "$peer"
             program=$build/target/release/$peer-peer
             export "MACULA_INTEROP_$(echo "$peer" | tr '[:lower:]' '[:upper:]')=$program"
             ;;
         *)
-            echo "usage: $0 [aioquic] [msquic] [s2n] [quiche]" >&2
+            echo "usage: $0 [aioquic] [msquic] [s2n]" >&2
             exit 2
             ;;
     esac

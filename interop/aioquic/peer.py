@@ -277,6 +277,8 @@ def arguments():
     parser.add_argument("--idle-timeout-ms", type=int, default=60_000)
     parser.add_argument("--cert", required=True)
     parser.add_argument("--key", required=True)
+    # For stacks that insist on knowing who answers; this one does not.
+    parser.add_argument("--ca")
     return parser.parse_args()
 
 

@@ -13,6 +13,8 @@ pub struct Args {
     pub cert: String,
     /// The path of its key, PEM.
     pub key: String,
+    /// The path of who vouches for the other end, PEM; for stacks that insist on knowing.
+    pub ca: String,
 }
 
 /// What is done on streams that the other end has opened.
@@ -33,7 +35,7 @@ impl Args {
     /// A complaint for people.
     pub fn parse(mut words: impl Iterator<Item = String>) -> Result<Self, String> {
         let (mut mode, mut idle_timeout) = (Mode::Count, Duration::from_secs(60));
-        let (mut cert, mut key) = (None, None);
+        let (mut cert, mut key, mut ca) = (None, None, None);
         while let Some(option) = words.next() {
             let value = words.next().ok_or_else(|| format!("{option}: value missing"))?;
             let bad = || format!("{option}: bad value {value}");
@@ -44,12 +46,14 @@ impl Args {
                 }
                 "--cert" => cert = Some(value),
                 "--key" => key = Some(value),
+                "--ca" => ca = Some(value),
                 _ => return Err(format!("unknown option {option}")),
             }
         }
         let cert = cert.ok_or("--cert is missing")?;
         let key = key.ok_or("--key is missing")?;
-        Ok(Self { mode, idle_timeout, cert, key })
+        let ca = ca.ok_or("--ca is missing")?;
+        Ok(Self { mode, idle_timeout, cert, key, ca })
     }
 
     /// Whether a chunk is a message.
