@@ -49,7 +49,6 @@ test-erlang: peer ## Common Test suites, property suites, xref
 	$(REBAR3) ct
 	$(REBAR3) as test xref
 
-<<<<<<< HEAD
 # The facade is an application of its own: it finds the main one as any application does.
 FACADE = cd facade/quicer && ERL_LIBS="$(CURDIR)/_build/default/lib" \
 	REBAR_BASE_DIR="$(CURDIR)/_build/facade" $(REBAR3)
@@ -58,12 +57,8 @@ test-facade: build ## tests of the facade of the C library's Erlang module
 	$(FACADE) ct
 	$(FACADE) as test xref
 
-interop: setup ## peers on four other QUIC stacks, which it builds; minutes
-	sh interop/run.sh aioquic msquic s2n quiche
-=======
 interop: setup ## peers on three other QUIC stacks, which it builds; minutes
 	sh interop/run.sh aioquic msquic s2n
->>>>>>> interop
 
 interop-aioquic: setup ## the short form: one of them, in Python, and fewer messages
 	MACULA_INTEROP_MESSAGES=2000 sh interop/run.sh aioquic

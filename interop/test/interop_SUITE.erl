@@ -59,11 +59,7 @@ offered(Group, Peer) ->
 offered() ->
     [
         {the_peer_updates_its_keys, [we_dial, the_peer_dials], [aioquic, msquic]},
-<<<<<<< HEAD
-        {the_peer_moves_to_another_address, [the_peer_dials], [aioquic, msquic, quiche]},
-=======
         {the_peer_moves_to_another_address, [the_peer_dials], [aioquic, msquic]},
->>>>>>> interop
         {a_receiver_that_takes_chunks_for_messages_loses_none, [pool], [aioquic, msquic]}
     ].
 
@@ -430,13 +426,9 @@ variable(Peer) -> "MACULA_INTEROP_" ++ string:uppercase(atom_to_list(Peer)).
 %% elliptic curves as OTP encodes them.
 chain() ->
     Kind = [{key, {rsa, 2048, 65537}}, {digest, sha256}],
-<<<<<<< HEAD
-    #{root => Kind, peer => Kind, intermediates => []}.
-=======
     %% subjectAltName (RFC 5280, section 4.2.1.6).
     Names = {'Extension', {2, 5, 29, 17}, false, [{dNSName, "localhost"}]},
     #{root => Kind, peer => [{extensions, [Names]} | Kind], intermediates => []}.
->>>>>>> interop
 
 %% aioquic takes an empty line at the end for another certificate.
 write_pem(File, Type, Der) ->

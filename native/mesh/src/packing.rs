@@ -21,12 +21,9 @@ const HEAD_BYTES: usize = 42;
 const SOON: Duration = Duration::from_micros(200);
 /// How often to look when it cannot: the path or the peer does not take more.
 const LATER: Duration = Duration::from_millis(1);
-<<<<<<< HEAD
 /// How long to wait at most: a frame of a stream that the peer has stopped is never sent, and a
 /// path that takes nothing for so long fills its packets as it will.
 const LATEST: Duration = Duration::from_millis(20);
-=======
->>>>>>> interop
 
 /// The packet that is being filled on one connection.
 #[derive(Debug, Default)]
@@ -56,19 +53,11 @@ impl Packing {
         self.frames += u64::try_from(bytes.div_ceil(size).max(1)).unwrap_or(u64::MAX);
     }
 
-<<<<<<< HEAD
     /// Resolves when the messages in it have left, or should have.
     pub(crate) async fn left(&self, carrier: &quinn::Connection) {
         let begin = Instant::now();
         while carrier.stats().frame_tx.stream < self.frames && begin.elapsed() < LATEST {
             if begin.elapsed() < SOON {
-=======
-    /// Resolves when the messages in it have left.
-    pub(crate) async fn left(&self, carrier: &quinn::Connection) {
-        let soon = Instant::now() + SOON;
-        while carrier.stats().frame_tx.stream < self.frames {
-            if Instant::now() < soon {
->>>>>>> interop
                 yield_now().await;
             } else {
                 sleep(LATER).await;
