@@ -10,7 +10,8 @@ endif
 export MACULA_PEER := $(CARGO_TARGET_DIR)/$(if $(CARGO_BUILD_TARGET),$(CARGO_BUILD_TARGET)/)release/examples/peer
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-build build peer demo bench test test-rust test-erlang lint docs clean
+.PHONY: help setup setup-build build peer demo bench test test-rust test-erlang test-facade
+.PHONY: interop interop-aioquic lint docs clean
 # The targets share cargo's and rebar3's folders.
 .NOTPARALLEL:
 
@@ -33,11 +34,12 @@ peer: ## build the peer program that demo and tests talk to
 
 demo: build peer ## pool peers, send messages, print the figures
 	ERL_LIBS="$(CURDIR)/_build/default/lib" escript erlang/scripts/demo.escript
+	ERL_LIBS="$(CURDIR)/_build/default/lib" escript erlang/scripts/demo_nodes.escript
 
 bench: build peer ## latencies of a pooled connection, idle and beside 100 dials to silent peers
 	ERL_LIBS="$(CURDIR)/_build/default/lib" escript erlang/scripts/bench.escript
 
-test: setup test-rust test-erlang ## all tests
+test: setup test-rust test-erlang test-facade interop-aioquic ## all tests
 
 # The NIF crate has no tests of its own: outside a VM it does not link.
 test-rust: ## tests of the core crate
@@ -47,12 +49,28 @@ test-erlang: peer ## Common Test suites, property suites, xref
 	$(REBAR3) ct
 	$(REBAR3) as test xref
 
+# The facade is an application of its own: it finds the main one as any application does.
+FACADE = cd facade/quicer && ERL_LIBS="$(CURDIR)/_build/default/lib" \
+	REBAR_BASE_DIR="$(CURDIR)/_build/facade" $(REBAR3)
+
+test-facade: build ## tests of the facade of the C library's Erlang module
+	$(FACADE) ct
+	$(FACADE) as test xref
+
+interop: setup ## peers on four other QUIC stacks, which it builds; minutes
+	sh interop/run.sh aioquic msquic s2n quiche
+
+interop-aioquic: setup ## the short form: one of them, in Python, and fewer messages
+	MACULA_INTEROP_MESSAGES=2000 sh interop/run.sh aioquic
+
 lint: setup ## formatting, clippy, compiler warnings, xref, dialyzer, documentation
 	sh erlang/scripts/check_style.sh
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --locked
 	$(REBAR3) as lint do compile, xref, dialyzer
+	$(REBAR3) compile
+	$(FACADE) as lint do compile, xref, dialyzer
 
 docs: ## API documentation: _build/edoc and cargo's doc folder
 	$(REBAR3) edoc

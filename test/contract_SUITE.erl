@@ -979,6 +979,8 @@ other_casts_and_messages_are_ignored(_Config) ->
         Pool ! Message
      || Message <- [
             {make_ref(), late_reply},
+            {mesh_connected, forged, reply},
+            {mesh_connected, {make_ref(), forged}, reply},
             {'DOWN', make_ref(), process, self(), gone},
             {'EXIT', Peer, killed},
             {timeout, make_ref(), tick},

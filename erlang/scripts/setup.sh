@@ -123,6 +123,12 @@ check_compiler() {
     has make || missing "make" make
 }
 
+# The peer on aioquic has an environment of its own (interop/run.sh). Debian packs pip for it apart.
+check_python() {
+    python3 -c 'import ensurepip, sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null ||
+        missing "Python 3.11 with venv" python3 python3-venv
+}
+
 install_packages() {
     root=
     if [ "$(id -u)" -ne 0 ]; then
@@ -140,6 +146,7 @@ install_packages() {
 check_erlang
 check_cargo
 check_compiler
+[ "$scope" != test ] || check_python
 
 if [ -n "$packages" ]; then
     # Several needs may name one package.

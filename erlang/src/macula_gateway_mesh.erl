@@ -5,8 +5,8 @@
 %%% waits for the network itself. Requests for a connection that is in the pool, and all
 %%% asynchronous messages, do not pass through it: they are served in the caller's process.
 %%%
-%%% It receives from the native side `{mesh_connected, From, Result}', the outcome of a dial for a
-%%% waiting caller, `{mesh_event, unverified}' with the pool's first dial, and `{mesh_event,
+%%% It receives from the native side `{mesh_connected, {Tag, From}, Result}', the outcome of a dial
+%%% for a waiting caller, `{mesh_event, unverified}' with the pool's first dial, and `{mesh_event,
 %%% socket_lost}'; and sends only the replies of `gen_server'.
 -module(macula_gateway_mesh).
 
@@ -155,6 +155,8 @@
 
 -record(state, {
     pool :: macula_gateway_mesh_nif:pool(),
+    %% Marks the messages of our own pool: nobody else's are answered.
+    tag = make_ref() :: reference(),
     linger_ms :: non_neg_integer()
 }).
 
@@ -205,9 +207,12 @@ get_or_create_connection(Server, NodeId, Address) when is_binary(NodeId) ->
 send_async(Server, NodeId, Address, Message) when is_binary(NodeId), is_binary(Message) ->
     case local_pool(Server) of
         {ok, Pool} ->
-            macula_gateway_mesh_nif:pool_send(Pool, NodeId, Address, Message);
+            case macula_gateway_mesh_nif:pool_send(Pool, NodeId, Address, Message) of
+                ok -> ok;
+                closed -> cast(current(Server), NodeId, Address, Message)
+            end;
         none ->
-            gen_server:cast(Server, {send_async, NodeId, Address, Message})
+            cast(Server, NodeId, Address, Message)
     end;
 send_async(Server, NodeId, Address, Message) when is_binary(NodeId) ->
     send_async(Server, NodeId, Address, iolist_to_binary(Message)).
@@ -263,7 +268,8 @@ init(Options) ->
 -spec handle_call(term(), gen_server:from(), #state{}) ->
     {reply, term(), #state{}} | {noreply, #state{}}.
 handle_call({get_or_create_connection, NodeId, Address}, From, State) when is_binary(NodeId) ->
-    case macula_gateway_mesh_nif:pool_connect(State#state.pool, NodeId, Address, From) of
+    #state{pool = Pool, tag = Tag} = State,
+    case macula_gateway_mesh_nif:pool_connect(Pool, NodeId, Address, {Tag, From}) of
         ok -> {noreply, State};
         Error -> {reply, Error, State}
     end;
@@ -288,14 +294,14 @@ handle_call(_Request, _From, State) ->
 handle_cast({send_async, NodeId, Address, Message}, State) when
     is_binary(NodeId), is_binary(Message)
 ->
-    ok = macula_gateway_mesh_nif:pool_send(State#state.pool, NodeId, Address, Message),
+    _ = macula_gateway_mesh_nif:pool_send(State#state.pool, NodeId, Address, Message),
     {noreply, State};
 handle_cast(_Message, State) ->
     {noreply, State}.
 
 %% @private
 -spec handle_info(term(), #state{}) -> {noreply, #state{}}.
-handle_info({mesh_connected, From, Result}, State) ->
+handle_info({mesh_connected, {Tag, From}, Result}, #state{tag = Tag} = State) ->
     gen_server:reply(From, Result),
     {noreply, State};
 handle_info({mesh_event, unverified}, State) ->
@@ -309,11 +315,10 @@ handle_info(_Message, State) ->
 
 %% @private
 -spec terminate(term(), #state{}) -> ok.
-terminate(_Reason, #state{pool = Pool, linger_ms = Linger}) ->
-    Token = make_ref(),
-    ok = macula_gateway_mesh_nif:pool_close(Pool, Token),
-    Timer = erlang:start_timer(Linger + ?FAREWELL_MS, self(), Token),
-    await_closed(Token, Timer).
+terminate(_Reason, #state{pool = Pool, tag = Tag, linger_ms = Linger}) ->
+    ok = macula_gateway_mesh_nif:pool_close(Pool, Tag),
+    Timer = erlang:start_timer(Linger + ?FAREWELL_MS, self(), Tag),
+    await_closed(Tag, Timer).
 
 %%% Internal
 
@@ -334,16 +339,20 @@ open(Options) ->
 
 %% Callers who wait for a dial get their answer before the server goes.
 -spec await_closed(reference(), reference()) -> ok.
-await_closed(Token, Timer) ->
+await_closed(Tag, Timer) ->
     receive
-        {mesh_connected, From, Result} ->
+        {mesh_connected, {Tag, From}, Result} ->
             gen_server:reply(From, Result),
-            await_closed(Token, Timer);
-        {mesh_closed, Token, ok} ->
+            await_closed(Tag, Timer);
+        {mesh_closed, Tag, ok} ->
             ok;
-        {timeout, Timer, Token} ->
+        {timeout, Timer, Tag} ->
             ok
     end.
+
+-spec cast(server(), node_id(), address(), binary()) -> ok.
+cast(Server, NodeId, Address, Message) ->
+    gen_server:cast(Server, {send_async, NodeId, Address, Message}).
 
 %% Served from the caller's process: the pool of this server, or of a former one, is at hand.
 -spec checkout(server(), node_id()) -> {ok, stream()} | miss.

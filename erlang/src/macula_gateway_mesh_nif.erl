@@ -24,7 +24,8 @@
     stream_set_packet/2,
     stream_shutdown/3,
     stream_pause/1,
-    stream_give/3,
+    stream_give/2,
+    stream_resume/1,
     handle_close/1,
     handle_peername/1,
     handle_sockname/1,
@@ -79,7 +80,7 @@ pool_checkout(_Pool, _NodeId) -> erlang:nif_error(not_loaded).
 -spec pool_connect(pool(), binary(), term(), term()) -> ok | {error, term()}.
 pool_connect(_Pool, _NodeId, _Address, _Token) -> erlang:nif_error(not_loaded).
 
--spec pool_send(pool(), binary(), term(), binary()) -> ok.
+-spec pool_send(pool(), binary(), term(), binary()) -> ok | closed.
 pool_send(_Pool, _NodeId, _Address, _Message) -> erlang:nif_error(not_loaded).
 
 -spec pool_remove(pool(), binary()) -> boolean().
@@ -127,12 +128,14 @@ stream_set_packet(_Stream, _Packet) -> erlang:nif_error(not_loaded).
 -spec stream_shutdown(stream(), non_neg_integer(), non_neg_integer()) -> ok.
 stream_shutdown(_Stream, _Flags, _Code) -> erlang:nif_error(not_loaded).
 
--spec stream_pause(stream()) ->
-    {ok, boolean() | once | pos_integer()} | {error, not_owner | closed}.
+-spec stream_pause(stream()) -> ok | {error, not_owner | closed}.
 stream_pause(_Stream) -> erlang:nif_error(not_loaded).
 
--spec stream_give(stream(), pid(), boolean() | once | pos_integer()) -> ok | {error, noproc}.
-stream_give(_Stream, _Pid, _Mode) -> erlang:nif_error(not_loaded).
+-spec stream_give(stream(), pid()) -> ok | {error, noproc}.
+stream_give(_Stream, _Pid) -> erlang:nif_error(not_loaded).
+
+-spec stream_resume(stream()) -> ok.
+stream_resume(_Stream) -> erlang:nif_error(not_loaded).
 
 -spec handle_close(stream() | connection() | listener()) -> ok.
 handle_close(_Handle) -> erlang:nif_error(not_loaded).

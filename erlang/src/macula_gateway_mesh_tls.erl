@@ -24,16 +24,27 @@ pool(Options) ->
             {error, {bad_option, Key, Value}}
     end.
 
-%% @doc The options of a connection with what the platform says put in.
--spec dialling([{atom(), term()}]) -> [{atom(), term()}].
-dialling(Options) ->
+%% @doc The options of a connection with what the platform says put in. What is no list is left
+%% for the native side to refuse.
+-spec dialling(term()) -> term().
+dialling(Given) when length(Given) >= 0 ->
+    Options = [Option || Option <- Given, not is_platform_check(Option)],
     case trust(lists:keymember(verify, 1, Options)) of
         [] ->
             Options;
         Trust ->
             {VerifyHostname, Others} = proplists:split(Trust, [verify_hostname]),
             unless_given(Others ++ name_check(VerifyHostname), Options)
-    end.
+    end;
+dialling(Improper) ->
+    Improper.
+
+%% The platform's own check of the server's name: it asks for no more than we do.
+-spec is_platform_check(term()) -> boolean().
+is_platform_check({verify_fun, {Check, _State}}) when is_function(Check) ->
+    erlang:fun_info(Check, module) =:= {module, macula_tls};
+is_platform_check(_Option) ->
+    false.
 
 -spec name_check([[{verify_hostname, boolean()}]]) -> [{atom(), term()}].
 name_check([[{verify_hostname, false}]]) -> [{server_name_indication, disable}];
@@ -48,14 +59,23 @@ unless_given(Defaults, Options) ->
 trust(true) ->
     [];
 trust(false) ->
-    case variable("MACULA_TLS_MODE") of
-        "production" ->
-            CaFile = variable("MACULA_TLS_CACERTFILE"),
-            Hostname = variable("MACULA_TLS_VERIFY_HOSTNAME") =/= "false",
-            [{verify, peer}, {verify_hostname, Hostname}] ++
+    case setting("MACULA_TLS_MODE", tls_mode) of
+        Mode when Mode =:= production; Mode =:= "production"; Mode =:= "prod" ->
+            CaFile = setting("MACULA_TLS_CACERTFILE", tls_cacertfile),
+            Hostname = setting("MACULA_TLS_VERIFY_HOSTNAME", tls_verify_hostname),
+            Unchecked = lists:member(Hostname, [false, "false", "0"]),
+            [{verify, peer}, {verify_hostname, not Unchecked}] ++
                 [{cacertfile, CaFile} || CaFile =/= undefined];
         _ ->
             []
+    end.
+
+%% What the environment says, else the platform's application environment.
+-spec setting(os:env_var_name(), atom()) -> term().
+setting(Variable, Parameter) ->
+    case variable(Variable) of
+        undefined -> application:get_env(macula, Parameter, undefined);
+        Value -> Value
     end.
 
 %% The files of our certificate: each from the options, the environment, or the platform's

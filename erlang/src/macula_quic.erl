@@ -41,7 +41,7 @@
 
 -export_type([
     listener/0, connection/0, stream/0, options/0, place/0, verify/0, send_error/0, recv_error/0,
-    connect_error/0, active/0
+    connect_error/0, listen_error/0, active/0
 ]).
 
 -type listener() :: macula_gateway_mesh_nif:listener().
@@ -100,6 +100,7 @@
 
 -type connect_error() ::
     timeout
+    | idle_timeout
     | nxdomain
     | invalid_server_name
     | refused
@@ -112,6 +113,15 @@
     | {transport_error, Code :: non_neg_integer()}
     | {closed_by_peer, Code :: non_neg_integer()}
     | {socket_error, Posix :: atom()}
+    | runtime_failed
+    | option_error().
+
+-type listen_error() ::
+    no_certificate
+    | cancelled
+    | {unverified, atom()}
+    | {socket_error, Posix :: atom()}
+    | runtime_failed
     | option_error().
 
 -type option_error() ::
@@ -130,7 +140,7 @@
 
 %% @doc Listens on a port of all addresses, IPv6 and IPv4, or on the addresses given; port 0 picks
 %% one, which {@link sockname/1} tells. A listener needs a certificate and its key.
--spec listen(place(), options()) -> {ok, listener()} | {error, connect_error()}.
+-spec listen(place(), options()) -> {ok, listener()} | {error, listen_error()}.
 listen(Place, Options) ->
     macula_gateway_mesh_nif:quic_listen(places(Place), Options).
 
@@ -156,7 +166,7 @@ close_listener(Listener) ->
     close(Listener).
 
 %% @doc Reads the certificate and key files again; who connects from now on sees them.
--spec reload_certificates(listener()) -> ok | {error, connect_error()}.
+-spec reload_certificates(listener()) -> ok | {error, listen_error()}.
 reload_certificates(Listener) ->
     macula_gateway_mesh_nif:listener_reload(Listener).
 
@@ -292,6 +302,7 @@ recv_message(Stream, Timeout) ->
         {quic, Data, Stream, _} when is_binary(Data) -> {ok, Data};
         {quic, peer_send_shutdown, Stream, _} -> {error, closed};
         {quic, peer_send_aborted, Stream, Code} -> {error, {peer_send_aborted, Code}};
+        {quic, frame_too_large, Stream, Bytes} -> {error, {frame_too_large, Bytes}};
         {quic, stream_closed, Stream, _} -> {error, closed}
     after Timeout ->
         {error, timeout}
@@ -357,16 +368,22 @@ controlling_process(_Handle, Pid) when Pid =:= self() ->
     ok;
 controlling_process(Handle, Pid) when is_pid(Pid) ->
     try macula_gateway_mesh_nif:stream_pause(Handle) of
-        {ok, Mode} ->
-            forward(Handle, Pid),
-            macula_gateway_mesh_nif:stream_give(Handle, Pid, Mode);
-        {error, Reason} ->
-            {error, Reason}
+        ok -> give_stream(Handle, Pid);
+        {error, Reason} -> {error, Reason}
     catch
         error:badarg -> give(Handle, Pid)
     end.
 
 %%% Internal
+
+%% While the stream is paused nothing more is posted; so what has come before is with the new
+%% owner, or still here, before what comes after.
+-spec give_stream(stream(), pid()) -> ok | {error, noproc}.
+give_stream(Stream, Pid) ->
+    Given = macula_gateway_mesh_nif:stream_give(Stream, Pid),
+    Given =:= ok andalso forward(Stream, Pid),
+    ok = macula_gateway_mesh_nif:stream_resume(Stream),
+    Given.
 
 -spec give(connection() | listener(), pid()) -> ok | {error, not_owner | noproc}.
 give(Handle, Pid) ->

@@ -3,13 +3,10 @@
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
 use bytes::Bytes;
 use quinn::{ReadError, VarInt};
-use tokio::pin;
 use tokio::sync::watch;
-use tokio::time::sleep;
 
 use crate::Error;
 use crate::config::Load;
@@ -96,13 +93,8 @@ impl ByteStream {
         let (ended, end) = watch::channel(None);
         let outbox = send.map(|send| {
             let outbox = Arc::new(scope.stream_outbox(budget));
-            let writer = Writer {
-                outbox: outbox.clone(),
-                stream: Outgoing::new(send),
-                linger: scope.linger,
-                resets,
-                ended,
-            };
+            let writer =
+                Writer { outbox: outbox.clone(), stream: Outgoing::new(send), resets, ended };
             scope.tasks.spawn(async move {
                 writer.run().await;
                 drop(lease);
@@ -137,9 +129,12 @@ impl ByteStream {
         self.reader.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
-    /// Reads no more, unless somebody has taken the reading half: the peer is told to stop.
-    pub fn stop_reading(&self) {
-        drop(self.take_reader());
+    /// Reads no more, unless somebody has taken the reading half: the peer is told to stop, with
+    /// this code.
+    pub fn stop_reading(&self, code: u64) {
+        if let Some(reader) = self.take_reader() {
+            reader.stop(code);
+        }
     }
 
     /// Gives the sending half up: what is queued is lost.
@@ -183,30 +178,23 @@ impl Drop for ByteStream {
 struct Writer {
     outbox: Arc<Outbox>,
     stream: Outgoing,
-    linger: Duration,
     resets: watch::Receiver<Option<VarInt>>,
     ended: watch::Sender<Option<SendEnd>>,
 }
 
 impl Writer {
-    /// Writes until the outbox is drained, then finishes the stream; resets it when lingering
-    /// takes too long.
+    /// Writes until the outbox is drained, then finishes the stream, however slowly the peer
+    /// reads: it may take as long as the connection lasts.
     async fn run(mut self) {
         let outbox = self.outbox.clone();
-        let linger_over = async {
-            outbox.draining().await;
-            sleep(self.linger).await;
-        };
         let reset = reset_code(&mut self.resets);
-        let stopped = self.stream.stopped_by_peer();
+        let lost = self.stream.lost();
         let written = write_all(&mut self.stream, &self.outbox);
-        pin!(linger_over);
         let end = tokio::select! {
             biased;
             code = reset => Err(code),
-            code = stopped => Ok(Err(Error::Stopped(code))),
+            error = lost => Ok(Err(error)),
             written = written => Ok(written),
-            () = linger_over => Err(GIVEN_UP),
         };
         let (end, refusal) = match end {
             Ok(Ok(())) => (SendEnd::Finished, Error::StreamClosed),
@@ -276,14 +264,16 @@ impl Outgoing {
         }
     }
 
-    /// Resolves with the code when the peer does not want the stream (STOP_SENDING).
-    fn stopped_by_peer(&self) -> impl Future<Output = u64> + Send + use<> {
+    /// Resolves when the peer does not want the stream (STOP_SENDING) or the connection is gone,
+    /// also while there is nothing to write.
+    fn lost(&self) -> impl Future<Output = Error> + Send + use<> {
         let stopped = self.stream.stopped();
         async move {
             match stopped.await {
-                Ok(Some(code)) => code.into_inner(),
-                // Whoever writes learns of any other end by writing.
-                Ok(None) | Err(_) => std::future::pending().await,
+                Ok(Some(code)) => Error::Stopped(code.into_inner()),
+                Err(error) => error.into(),
+                // Everything has arrived, as whoever finishes the stream learns himself.
+                Ok(None) => std::future::pending().await,
             }
         }
     }
@@ -317,6 +307,14 @@ impl Reader {
     pub(crate) fn stream(stream: quinn::RecvStream, max_frame_bytes: usize) -> Self {
         let frames = Frames::new(Packet::Macula, max_frame_bytes);
         Self::Stream(StreamReader { stream, frames, offset: 0, end: None })
+    }
+
+    /// Reads no more: the peer is told to stop, with this code.
+    pub fn stop(self, code: u64) {
+        if let Self::Stream(mut reader) = self {
+            // A stream that has ended needs no stop.
+            reader.stream.stop(VarInt::from_u64(code).unwrap_or(GIVEN_UP)).ok();
+        }
     }
 
     /// Sets how the bytes from here on are cut; messages are whole as they are.

@@ -24,6 +24,7 @@ mod joined;
 mod listener;
 mod mesh;
 mod outbox;
+mod packing;
 mod pool;
 mod pooled;
 mod rendezvous;

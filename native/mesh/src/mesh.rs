@@ -285,7 +285,8 @@ impl<T: Handles> Mesh<T> {
     }
 
     /// Queues a message for `node`, which is dialled if there is no connection; `target` is only
-    /// asked for then. Never waits. A message that is refused is counted by cause.
+    /// asked for then. Never waits. A message that is refused is counted by cause, unless the
+    /// pool is closed.
     ///
     /// # Errors
     /// Why the message was not taken.
@@ -296,7 +297,10 @@ impl<T: Handles> Mesh<T> {
         target: impl FnOnce() -> Option<Target>,
     ) -> Result<(), Error> {
         let outcome = self.0.send(node, &message, target);
-        if let Err(error) = &outcome {
+        // Another pool may take what a closed one does not.
+        if let Err(error) = &outcome
+            && *error != Error::PoolClosed
+        {
             self.0.context.scope.stats.dropped.add(error, 1);
         }
         outcome

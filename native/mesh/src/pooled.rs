@@ -22,6 +22,7 @@ use crate::dial::Dialer;
 use crate::handshake::PeerParameters;
 use crate::joined::{self, LARGE_BYTES, MESH_ALPN, PIECE_BYTES, STREAMS_PER_KIND};
 use crate::outbox::{Next, Outbox};
+use crate::packing::Packing;
 use crate::scope::Scope;
 use crate::settings::RECEIVE_WINDOW;
 use crate::stream::Stream;
@@ -307,6 +308,7 @@ impl PooledConnection {
         let peer = PeerParameters::of(carrier);
         let speaks_mesh = peer.alpn == MESH_ALPN;
         let mut opened: u64 = 0;
+        let mut packet = Packing::default();
         let mut aloft = Aloft::default();
         let mut last_landing: Option<Instant> = None;
         let mut flights = FuturesUnordered::new();
@@ -333,10 +335,13 @@ impl PooledConnection {
                     self.land(&landing);
                     last_landing = Some(Instant::now());
                 }
-                turn = self.turn(carrier, patience, speaks_mesh),
+                turn = self.turn(carrier, patience, speaks_mesh, &packet),
                     if !is_drained && self.may_fly(aloft, speaks_mesh) => match turn {
                     Ok(Turn::Send(flight)) => {
                         opened += 1;
+                        if let Flight::Single(message, ..) = &flight {
+                            packet.add(carrier, message.len());
+                        }
                         *aloft.of(flight.kind()) += 1;
                         flights.push(flight.fly());
                     }
@@ -366,6 +371,7 @@ impl PooledConnection {
         carrier: &quinn::Connection,
         patience: Duration,
         speaks_mesh: bool,
+        packet: &Packing,
     ) -> Result<Turn, Error> {
         let outbox = &self.0.outbox;
         if outbox.next().await == Next::Drained {
@@ -379,6 +385,9 @@ impl PooledConnection {
                 Some(message) => Flight::Large(message, send),
                 None => Flight::Piece(piece, send),
             }));
+        }
+        if !outbox.next_bytes().is_some_and(|bytes| packet.has_room(bytes)) {
+            packet.left(carrier).await;
         }
         let Ok(opened) = timeout(patience, carrier.open_bi()).await else {
             return Ok(Turn::NoCredit);

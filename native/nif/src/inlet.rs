@@ -10,8 +10,8 @@ use rustler::{Encoder, Env, LocalPid, Monitor, NewBinary, OwnedEnv, ResourceArc,
 use tokio::sync::Notify;
 
 use crate::reply::Reply;
-use crate::resources::StreamResource;
-use crate::{atoms, events, terms};
+use crate::resources::{NO_ERROR, StreamResource};
+use crate::{atoms, events, runtime, terms};
 
 type Handle = ResourceArc<StreamResource>;
 
@@ -45,9 +45,17 @@ struct State {
     handle: Option<Handle>,
     /// Whether the owner is told of more than it asks for.
     has_events: bool,
+    /// The stream is being handed over: nothing is posted meanwhile.
+    is_paused: bool,
     received_end: Option<Received>,
     send_end: Option<SendEnd>,
+    /// The owner has ended the sending half and is to be told when that is done.
+    awaits_send_end: bool,
+    is_send_end_told: bool,
     is_closed: bool,
+    is_closed_told: bool,
+    /// What to stop the peer with once the inlet is closed.
+    stop_code: u64,
 }
 
 /// What a read gave, with the data in an Erlang binary already.
@@ -60,6 +68,7 @@ enum Delivery {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Refusal {
     NotOwner,
+    NoProcess,
     Busy,
     Closed,
 }
@@ -75,9 +84,14 @@ impl Inlet {
             packet: None,
             handle: None,
             has_events,
+            is_paused: false,
             received_end: None,
             send_end: None,
+            awaits_send_end: false,
+            is_send_end_told: false,
             is_closed: false,
+            is_closed_told: false,
+            stop_code: NO_ERROR,
         };
         Self { state: Mutex::new(state), changed: Notify::new() }
     }
@@ -93,7 +107,7 @@ impl Inlet {
     }
 
     /// Sets how the owner gets data.
-    pub(crate) fn set_mode(&self, handle: Handle, mode: Mode) -> Result<(), Refusal> {
+    pub(crate) fn set_mode(self: &Arc<Self>, handle: Handle, mode: Mode) -> Result<(), Refusal> {
         let mut state = self.lock();
         if state.is_closed {
             return Err(Refusal::Closed);
@@ -101,44 +115,42 @@ impl Inlet {
         let released = state.set_mode(mode, handle);
         drop(state);
         drop(released);
-        self.changed.notify_one();
+        self.catch_up();
         Ok(())
     }
 
     pub(crate) fn set_packet(&self, packet: Packet) {
         self.lock().packet = Some(packet);
+        self.changed.notify_one();
     }
 
-    /// `caller` hands the stream over: nothing more is posted to it. Returns the mode to go on
-    /// in.
-    pub(crate) fn pause(&self, caller: LocalPid) -> Result<Mode, Refusal> {
+    /// `caller` hands the stream over: nothing more is posted to it.
+    pub(crate) fn pause(&self, caller: LocalPid) -> Result<(), Refusal> {
         let mut state = self.lock();
         if state.owner != caller {
             return Err(Refusal::NotOwner);
         }
-        let mode = std::mem::replace(&mut state.mode, Mode::Passive);
-        let released = state.handle.take();
-        drop(state);
-        drop(released);
-        Ok(mode)
+        state.is_paused = true;
+        Ok(())
     }
 
-    /// Gives the paused stream to `owner`; returns the monitor of the one before.
+    /// Gives the paused stream to `owner`; returns the monitor of the one before. Locked from
+    /// before the new owner can die, or its death would not be known as that.
     pub(crate) fn give(
         &self,
         owner: LocalPid,
-        monitor: Option<Monitor>,
-        handle: Handle,
-        mode: Mode,
-    ) -> Option<Monitor> {
+        monitor: impl FnOnce() -> Option<Monitor>,
+    ) -> Result<Option<Monitor>, Refusal> {
         let mut state = self.lock();
+        let monitor = monitor().ok_or(Refusal::NoProcess)?;
         state.owner = owner;
-        let former = std::mem::replace(&mut state.monitor, monitor);
-        let released = if state.is_closed { None } else { state.set_mode(mode, handle) };
-        drop(state);
-        drop(released);
-        self.changed.notify_one();
-        former
+        Ok(state.monitor.replace(monitor))
+    }
+
+    /// Goes on after a pause.
+    pub(crate) fn resume(self: &Arc<Self>) {
+        self.lock().is_paused = false;
+        self.catch_up();
     }
 
     /// Asks for the next data, in place of a message.
@@ -167,10 +179,13 @@ impl Inlet {
         self.lock().received_end.clone()
     }
 
-    /// Ends the reading. `handle`: the owner is still to be told when the sending half has ended.
-    pub(crate) fn close(&self, handle: Option<Handle>) {
+    /// Ends the reading; the peer is stopped with `code`. `handle`: the owner is still to be told
+    /// when the sending half has ended.
+    pub(crate) fn close(&self, handle: Option<Handle>, code: u64) {
         let mut state = self.lock();
-        state.is_closed = true;
+        if !std::mem::replace(&mut state.is_closed, true) {
+            state.stop_code = code;
+        }
         let handle = handle.filter(|_| state.has_events && state.send_end.is_none());
         let released = std::mem::replace(&mut state.handle, handle);
         let request = state.request.take();
@@ -185,21 +200,28 @@ impl Inlet {
     /// The sending half is about to end on the owner's order, who is to be told.
     pub(crate) fn expect_send_end(&self, handle: Handle) {
         let mut state = self.lock();
-        let wants = state.has_events && state.send_end.is_none();
-        let released = if wants { state.handle.replace(handle) } else { Some(handle) };
+        state.awaits_send_end = state.has_events && state.send_end.is_none();
+        let released =
+            if state.awaits_send_end { state.handle.replace(handle) } else { Some(handle) };
         drop(state);
         drop(released);
     }
 
     /// Reads until the stream ends or is closed. Run by one task.
     pub(crate) async fn read(self: Arc<Self>, mut reader: Reader) {
+        self.deliver_all(&mut reader).await;
+        let code = self.lock().stop_code;
+        reader.stop(code);
+    }
+
+    async fn deliver_all(&self, reader: &mut Reader) {
         while self.wanted().await {
             if let Some(packet) = self.lock().packet.take() {
                 reader.set_packet(packet);
             }
             let received = tokio::select! {
                 received = reader.receive() => received,
-                () = self.closed() => return,
+                () = self.interrupted() => continue,
             };
             let mut delivery = Some(Delivery::from(received));
             // Between the read and now, the owner may have turned passive.
@@ -219,27 +241,25 @@ impl Inlet {
     /// The sending half has ended; tells the owner.
     pub(crate) fn sending_ended(&self, end: SendEnd) {
         let mut state = self.lock();
-        if state.has_events
-            && let Some(handle) = &state.handle
-        {
-            match &end {
-                SendEnd::Stopped(code) => {
-                    let code = *code;
-                    let what = atoms::peer_receive_aborted();
-                    events::post(&state.owner, what, handle, |env| code.encode(env));
-                }
-                SendEnd::Finished | SendEnd::Reset => {
-                    let is_graceful = end == SendEnd::Finished;
-                    let what = atoms::send_shutdown_complete();
-                    events::post(&state.owner, what, handle, |env| is_graceful.encode(env));
-                }
-                SendEnd::Lost(_) => {}
-            }
-        }
         state.send_end = Some(end);
-        let released = state.finish();
+        let released = state.tell_ends();
         drop(state);
         drop(released);
+    }
+
+    /// Lets the reading go on, and tells the owner what it could not be told before.
+    fn catch_up(self: &Arc<Self>) {
+        self.changed.notify_one();
+        let inlet = self.clone();
+        if self.lock().owes()
+            && let Some(runtime) = runtime::handle()
+        {
+            // Only a thread of the runtime may post.
+            runtime.spawn(async move {
+                let released = inlet.lock().tell_ends();
+                drop(released);
+            });
+        }
     }
 
     /// Resolves when somebody wants data: `true`; or when nobody will any more: `false`.
@@ -250,7 +270,7 @@ impl Inlet {
                 if state.is_closed {
                     return false;
                 }
-                if state.request.is_some() || state.mode != Mode::Passive {
+                if state.request.is_some() || state.wants_messages() {
                     return true;
                 }
             }
@@ -258,8 +278,15 @@ impl Inlet {
         }
     }
 
-    async fn closed(&self) {
-        while !self.lock().is_closed {
+    /// Resolves when the reading is to end, or to go on in another way.
+    async fn interrupted(&self) {
+        loop {
+            {
+                let state = self.lock();
+                if state.is_closed || state.packet.is_some() {
+                    return;
+                }
+            }
             self.changed.notified().await;
         }
     }
@@ -276,7 +303,7 @@ impl Inlet {
             drop(released);
             return None;
         }
-        let Some(handle) = state.handle.clone().filter(|_| state.mode != Mode::Passive) else {
+        let Some(handle) = state.handle.clone().filter(|_| state.wants_messages()) else {
             return Some(delivery);
         };
         let released = match delivery {
@@ -303,12 +330,18 @@ impl Inlet {
 }
 
 impl State {
+    fn wants_messages(&self) -> bool {
+        self.mode != Mode::Passive && !self.is_paused
+    }
+
     /// Returns a handle to be dropped outside the lock, as the others do.
     #[must_use]
     fn set_mode(&mut self, mode: Mode, handle: Handle) -> Option<Handle> {
         self.mode = mode;
         if mode == Mode::Passive {
-            drop_later(self.handle.take(), handle)
+            drop_later(self.rest(), handle)
+        } else if self.is_closed_told {
+            Some(handle)
         } else {
             self.has_events = true;
             self.handle.replace(handle)
@@ -326,7 +359,13 @@ impl State {
             Mode::Count(left) => self.mode = Mode::Count(left - 1),
             Mode::Active | Mode::Passive => {}
         }
-        if self.mode == Mode::Passive { self.handle.take() } else { None }
+        if self.mode == Mode::Passive { self.rest() } else { None }
+    }
+
+    /// Turned passive: no message is to come, unless that of the end that the owner waits for.
+    #[must_use]
+    fn rest(&mut self) -> Option<Handle> {
+        if self.awaits_send_end && !self.is_send_end_told { None } else { self.handle.take() }
     }
 
     #[must_use]
@@ -346,9 +385,7 @@ impl State {
 
     #[must_use]
     fn end_receiving(&mut self, end: Received) -> Option<Handle> {
-        if self.has_events
-            && let Some(handle) = &self.handle
-        {
+        if let Some(handle) = self.handle.as_ref().filter(|_| !self.is_paused) {
             match &end {
                 Received::Finished => {
                     let what = atoms::peer_send_shutdown();
@@ -366,24 +403,67 @@ impl State {
             }
         }
         self.received_end = Some(end);
-        self.finish()
+        self.tell_ends()
     }
 
-    /// Tells the owner when both halves have ended.
+    /// Both halves have ended.
+    fn is_over(&self) -> bool {
+        self.send_end.is_some() && (self.received_end.is_some() || self.is_closed)
+    }
+
+    /// Something has ended that the owner has not been told of, and may be told now.
+    fn owes(&self) -> bool {
+        let is_owed = (self.send_end.is_some() && !self.is_send_end_told)
+            || (self.is_over() && !self.is_closed_told);
+        is_owed && self.handle.is_some() && !self.is_paused
+    }
+
+    /// Tells the owner of the end of the sending half, and of both.
     #[must_use]
-    fn finish(&mut self) -> Option<Handle> {
-        let lost = match (&self.received_end, &self.send_end) {
-            (Some(Received::Lost(error)), _) | (_, Some(SendEnd::Lost(error))) => Some(error),
-            (Some(_), Some(_)) => None,
-            (None, Some(_)) if self.is_closed => None,
-            _ => return None,
-        };
-        let handle = self.handle.take()?;
-        if self.has_events {
-            let what = atoms::stream_closed();
-            events::post(&self.owner, what, &handle, |env| events::closed_detail(env, lost));
+    fn tell_ends(&mut self) -> Option<Handle> {
+        if !self.owes() {
+            return None;
         }
-        Some(handle)
+        let handle = self.handle.take()?;
+        if !std::mem::replace(&mut self.is_send_end_told, true) {
+            self.tell_send_end(&handle);
+        }
+        if self.is_over() {
+            let what = atoms::stream_closed();
+            let lost = self.lost();
+            events::post(&self.owner, what, &handle, |env| events::closed_detail(env, lost));
+            self.is_closed_told = true;
+            return Some(handle);
+        }
+        if self.mode == Mode::Passive {
+            return Some(handle);
+        }
+        self.handle = Some(handle);
+        None
+    }
+
+    fn tell_send_end(&self, handle: &Handle) {
+        match &self.send_end {
+            Some(SendEnd::Stopped(code)) => {
+                let code = *code;
+                let what = atoms::peer_receive_aborted();
+                events::post(&self.owner, what, handle, |env| code.encode(env));
+            }
+            Some(SendEnd::Finished | SendEnd::Reset) => {
+                let is_graceful = self.send_end == Some(SendEnd::Finished);
+                let what = atoms::send_shutdown_complete();
+                events::post(&self.owner, what, handle, |env| is_graceful.encode(env));
+            }
+            Some(SendEnd::Lost(_)) | None => {}
+        }
+    }
+
+    /// The loss of the connection, if that is how a half has ended.
+    fn lost(&self) -> Option<&Error> {
+        match (&self.received_end, &self.send_end) {
+            (Some(Received::Lost(error)), _) | (_, Some(SendEnd::Lost(error))) => Some(error),
+            _ => None,
+        }
     }
 }
 

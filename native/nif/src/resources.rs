@@ -76,8 +76,8 @@ impl Resource for ConnectionResource {
 }
 
 impl ConnectionResource {
-    /// Makes `pid` the owner of `connection`, from a thread of the runtime; it is told of the
-    /// connection's end. `None`: the process has gone.
+    /// Makes `pid` the owner of `connection`, from a thread of the runtime. `None`: the process
+    /// has gone.
     pub(crate) fn owned(connection: Connection, pid: LocalPid) -> Option<ResourceArc<Self>> {
         let owner = Owner { pid, monitor: None, has_closed: false };
         let resource = ResourceArc::new(Self::Own(connection.clone(), Mutex::new(owner)));
@@ -85,11 +85,18 @@ impl ConnectionResource {
         if let Some(owner) = resource.owner() {
             lock(owner).monitor = Some(monitor);
         }
-        let (ended, watched) = (connection.ended(), resource.clone());
-        if let Some(runtime) = runtime::handle() {
+        Some(resource)
+    }
+
+    /// From here on the owner is told of the connection's end: not before it has been told of the
+    /// connection.
+    pub(crate) fn watch(handle: &ResourceArc<Self>) {
+        if let Self::Own(connection, _) = &**handle
+            && let Some(runtime) = runtime::handle()
+        {
+            let (ended, watched) = (connection.ended(), handle.clone());
             runtime.spawn(async move { watched.announce(&watched, &ended.await) });
         }
-        Some(resource)
     }
 
     pub(crate) fn owner(&self) -> Option<&Mutex<Owner>> {
@@ -106,16 +113,15 @@ impl ConnectionResource {
         }
     }
 
-    /// Tells the owner that the connection has ended, and why.
+    /// Tells the owner that the connection has ended, and why; locked, so that who hands it over
+    /// has got the messages before or not at all.
     fn announce(&self, handle: &ResourceArc<Self>, error: &Error) {
         let Some(owner) = self.owner() else { return };
-        let (pid, has_closed) = {
-            let owner = lock(owner);
-            (owner.pid, owner.has_closed)
-        };
-        if has_closed {
+        let owner = lock(owner);
+        if owner.has_closed {
             return;
         }
+        let pid = owner.pid;
         match error {
             Error::ClosedByPeer(code) => {
                 let code = *code;
@@ -145,7 +151,10 @@ impl Resource for StreamResource {
             && inlet.is_monitored_by(&monitor)
         {
             self.stream.close();
-            inlet.close(None);
+            inlet.close(None, NO_ERROR);
+            if let Some(bytes) = self.stream.bytes() {
+                bytes.stop_reading(NO_ERROR);
+            }
         }
     }
 }
@@ -173,7 +182,7 @@ impl StreamResource {
 impl Drop for StreamResource {
     fn drop(&mut self) {
         if let Some(inlet) = &self.inlet {
-            inlet.close(None);
+            inlet.close(None, NO_ERROR);
         }
     }
 }

@@ -83,8 +83,14 @@ impl Given {
     fn set(&mut self, key: Term<'_>, value: Term<'_>) -> Option<bool> {
         let name = key.is_atom().then(|| key.atom_to_string().ok()).flatten();
         match name.as_deref().unwrap_or_default() {
-            "cert" => self.cert = Some(certificates(value)?),
-            "key" => self.key = Some(private_key(value)?),
+            "cert" => match file_name(value) {
+                Some(path) => self.certfile = Some(path),
+                None => self.cert = Some(certificates(value)?),
+            },
+            "key" => match file_name(value) {
+                Some(path) => self.keyfile = Some(path),
+                None => self.key = Some(private_key(value)?),
+            },
             "certfile" => self.certfile = Some(path(value)?),
             "keyfile" => self.keyfile = Some(path(value)?),
             "cacertfile" => self.cacertfile = Some(path(value)?),
@@ -195,13 +201,23 @@ fn verify(value: Term<'_>) -> Option<Verify> {
     }
 }
 
+/// A file's name where DER may stand too, as nodes in the field have it. DER begins with a sequence
+/// (0x30) and its length, behind which no text goes on: a certificate's length is no UTF-8, and in
+/// a key, the byte after it is a control character.
+fn file_name(value: Term<'_>) -> Option<PathBuf> {
+    text(value)
+        .filter(|name| !name.is_empty() && !name.chars().any(char::is_control))
+        .map(PathBuf::from)
+}
+
 /// One DER certificate or a chain of them, the own first.
 fn certificates(value: Term<'_>) -> Option<Vec<Vec<u8>>> {
     let der = |term: Term<'_>| Some(term.decode::<Binary<'_>>().ok()?.as_slice().to_vec());
-    match der(value) {
-        Some(certificate) => Some(vec![certificate]),
-        None => list(value)?.into_iter().map(der).collect(),
-    }
+    let chain: Vec<_> = match der(value) {
+        Some(certificate) => vec![certificate],
+        None => list(value)?.into_iter().map(der).collect::<Option<_>>()?,
+    };
+    (!chain.is_empty()).then_some(chain)
 }
 
 /// A DER key, or `{Type, Der}` as `ssl` has it.

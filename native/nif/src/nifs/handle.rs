@@ -13,10 +13,10 @@ use crate::{atoms, terms};
 fn handle_close(handle: Term<'_>) -> NifResult<Atom> {
     if let Ok(stream) = handle.decode::<Stream>() {
         if let Some(inlet) = &stream.inlet {
-            inlet.close(Some(stream.clone()));
+            inlet.close(Some(stream.clone()), NO_ERROR);
         }
         if let Some(bytes) = stream.stream.bytes() {
-            bytes.stop_reading();
+            bytes.stop_reading(NO_ERROR);
         }
         stream.stream.close();
     } else if let Ok(connection) = handle.decode::<Connection>() {
@@ -92,14 +92,15 @@ fn give<'a, R: rustler::Resource>(
     owner: &std::sync::Mutex<crate::resources::Owner>,
     pid: LocalPid,
 ) -> Term<'a> {
-    if lock(owner).pid != env.pid() {
-        return (atoms::error(), atoms::not_owner()).encode(env);
-    }
-    let Some(monitor) = env.monitor(resource, &pid) else {
-        return (atoms::error(), atoms::noproc()).encode(env);
-    };
     let former = {
+        // Locked from before the new owner can die, or its death would not be known as that.
         let mut owner = lock(owner);
+        if owner.pid != env.pid() {
+            return (atoms::error(), atoms::not_owner()).encode(env);
+        }
+        let Some(monitor) = env.monitor(resource, &pid) else {
+            return (atoms::error(), atoms::noproc()).encode(env);
+        };
         owner.pid = pid;
         owner.monitor.replace(monitor)
     };

@@ -1,6 +1,6 @@
 //! Pools.
 
-use mesh::{Event, Identity, Mesh};
+use mesh::{Error, Event, Identity, Mesh};
 use rustler::{Atom, Binary, Encoder, Env, NifResult, ResourceArc, Term};
 
 use super::{Pool, spawn};
@@ -74,12 +74,16 @@ fn pool_connect<'a>(
     Ok(atoms::ok().encode(env))
 }
 
-/// `pool_send(Pool, NodeId, Address, Message) -> ok`. What is not taken is counted.
+/// `pool_send(Pool, NodeId, Address, Message) -> ok | closed`. What is not taken is counted;
+/// `closed`: nothing was done, the pool is closed.
 #[rustler::nif]
 fn pool_send<'a>(pool: Pool, node: Binary<'a>, address: Term<'a>, message: Binary<'a>) -> Atom {
-    // The pool has counted the loss, and nobody is waiting to hear of it.
-    pool.0.send(node.as_slice(), data::bytes(&message), || address::target(address)).ok();
-    atoms::ok()
+    let target = || address::target(address);
+    match pool.0.send(node.as_slice(), data::bytes(&message), target) {
+        Err(Error::PoolClosed) => atoms::closed(),
+        // The pool has counted any other loss, and nobody is waiting to hear of it.
+        Ok(()) | Err(_) => atoms::ok(),
+    }
 }
 
 /// `pool_remove(Pool, NodeId) -> boolean()`.

@@ -26,7 +26,10 @@ const NO_REQUEST: u64 = 0;
 fn quic_listen<'a>(env: Env<'a>, place: Term<'a>, options: Term<'a>) -> NifResult<Term<'a>> {
     let place = match address::number(place) {
         Some(port) => Place::Everywhere(port),
-        None => Place::At(address::sockets(place).ok_or(rustler::Error::BadArg)?),
+        None => match address::sockets(place) {
+            Some(addresses) => Place::At(addresses),
+            None => return Ok(bad_address(env, place)),
+        },
     };
     let (settings, files) = match settings::read_with_files(env, options) {
         Ok(settings) => settings,
@@ -115,8 +118,7 @@ fn quic_connect<'a>(
     token: Term<'a>,
 ) -> NifResult<Term<'a>> {
     let Some(target) = address::target(target) else {
-        let reason = (atoms::bad_address(), target);
-        return Ok((atoms::error(), reason).encode(env));
+        return Ok(bad_address(env, target));
     };
     let settings = match settings::read(env, options) {
         Ok(settings) => settings,
@@ -131,9 +133,8 @@ fn quic_connect<'a>(
     let timeout = Duration::from_millis(timeout_ms);
     spawn(async move {
         let outcome = client.connect(&target.address, settings, timeout).await;
-        let outcome = outcome.and_then(|connection| {
-            ConnectionResource::owned(connection, owner).ok_or(Error::Cancelled)
-        });
+        let outcome =
+            outcome.and_then(|connection| watched(connection, owner).ok_or(Error::Cancelled));
         reply.send(|env| match outcome {
             Ok(connection) => (atoms::ok(), connection).encode(env),
             Err(error) => terms::error(env, &error),
@@ -194,6 +195,17 @@ fn connection_traffic<'a>(env: Env<'a>, connection: Connection) -> NifResult<Ter
     }
 }
 
+/// A connection of a process that waits for it.
+fn watched(connection: mesh::Connection, owner: LocalPid) -> Option<Connection> {
+    let connection = ConnectionResource::owned(connection, owner)?;
+    ConnectionResource::watch(&connection);
+    Some(connection)
+}
+
+fn bad_address<'a>(env: Env<'a>, given: Term<'a>) -> Term<'a> {
+    (atoms::error(), (atoms::bad_address(), given)).encode(env)
+}
+
 /// Hands over what was there already, from a thread that may post messages.
 fn serve<T: Send + 'static>(request: Request<T>) -> NifResult<()> {
     match request {
@@ -249,7 +261,7 @@ impl Accepting {
 impl Waiter<mesh::Connection> for Accepting {
     fn meet(self: Box<Self>, item: mesh::Connection) -> Option<mesh::Connection> {
         let connection = item.clone();
-        self.accept(item, |pid| ConnectionResource::owned(connection, pid))
+        self.accept(item, |pid| watched(connection, pid))
     }
 
     fn refuse(self: Box<Self>) {
@@ -280,6 +292,7 @@ impl Waiter<mesh::Connection> for Announcing {
             let facts = item.facts();
             events::post(&self.0, what, &connection, |env| events::connection_detail(env, facts));
         }
+        ConnectionResource::watch(&connection);
         None
     }
 

@@ -10,6 +10,7 @@ use crate::resources::{ConnectionResource, StreamResource};
 use crate::{atoms, data, terms};
 
 /// Flags of `async_shutdown_stream/3`, as nodes in the field know them.
+const GRACEFUL: u32 = 0x1;
 const ABORT_SEND: u32 = 0x2;
 const ABORT_RECEIVE: u32 = 0x4;
 const IMMEDIATE: u32 = 0x8;
@@ -101,7 +102,7 @@ fn stream_receive<'a>(env: Env<'a>, stream: Stream, token: Term<'a>) -> NifResul
             Some(end) => end_error(env, &end),
             None => terms::error(env, &Error::StreamClosed),
         },
-        Err(Refusal::Busy | Refusal::NotOwner) => atoms::active().encode(env),
+        Err(_) => atoms::active().encode(env),
     })
 }
 
@@ -151,54 +152,53 @@ fn stream_shutdown(stream: Stream, flags: u32, code: u64) -> Atom {
     if let Some(inlet) = &stream.inlet
         && flags & (ABORT_RECEIVE | IMMEDIATE) != 0
     {
-        inlet.close(Some(stream.clone()));
+        inlet.close(Some(stream.clone()), code);
         if let Some(bytes) = stream.stream.bytes() {
-            bytes.stop_reading();
+            bytes.stop_reading(code);
         }
     } else if let Some(inlet) = &stream.inlet {
         inlet.expect_send_end(stream.clone());
     }
     match stream.stream.bytes() {
         Some(bytes) if flags & (ABORT_SEND | IMMEDIATE) != 0 => bytes.reset(code),
-        Some(bytes) if flags & ABORT_RECEIVE == 0 => bytes.finish(),
+        Some(bytes) if flags & GRACEFUL != 0 || flags & ABORT_RECEIVE == 0 => bytes.finish(),
         Some(_) => {}
         None => stream.stream.close(),
     }
     atoms::ok()
 }
 
-/// `stream_pause(Stream) -> {ok, Mode} | {error, not_owner | closed}`: the caller is about to hand
-/// the stream over, and gets nothing more of it.
+/// `stream_pause(Stream) -> ok | {error, not_owner | closed}`: the caller is about to hand the
+/// stream over, and gets nothing more of it.
 #[rustler::nif]
 fn stream_pause<'a>(env: Env<'a>, stream: Stream) -> Term<'a> {
     let Some(inlet) = &stream.inlet else {
         return terms::error(env, &Error::StreamClosed);
     };
     match inlet.pause(env.pid()) {
-        Ok(mode) => (atoms::ok(), mode_term(env, mode)).encode(env),
+        Ok(()) => atoms::ok().encode(env),
         Err(_) => (atoms::error(), atoms::not_owner()).encode(env),
     }
 }
 
-/// `stream_give(Stream, Pid, Mode) -> ok | {error, noproc}`: hands a paused stream over.
+/// `stream_give(Stream, Pid) -> ok | {error, noproc}`: hands a paused stream over, if it can.
 #[rustler::nif]
-fn stream_give<'a>(
-    env: Env<'a>,
-    stream: Stream,
-    owner: LocalPid,
-    value: Term<'a>,
-) -> NifResult<Term<'a>> {
-    let mode = mode(value).ok_or(rustler::Error::BadArg)?;
+fn stream_give<'a>(env: Env<'a>, stream: Stream, owner: LocalPid) -> NifResult<Term<'a>> {
     let inlet = stream.inlet.as_ref().ok_or(rustler::Error::BadArg)?;
-    let monitor = env.monitor(&stream, &owner);
-    if monitor.is_none() {
-        inlet.give(env.pid(), None, stream.clone(), mode);
+    let Ok(former) = inlet.give(owner, || env.monitor(&stream, &owner)) else {
         return Ok((atoms::error(), atoms::noproc()).encode(env));
-    }
-    if let Some(former) = inlet.give(owner, monitor, stream.clone(), mode) {
+    };
+    if let Some(former) = former {
         env.demonitor(&stream, &former);
     }
     Ok(atoms::ok().encode(env))
+}
+
+/// `stream_resume(Stream) -> ok`: the stream was handed over, or could not be.
+#[rustler::nif]
+fn stream_resume(stream: Stream) -> NifResult<Atom> {
+    stream.inlet.as_ref().ok_or(rustler::Error::BadArg)?.resume();
+    Ok(atoms::ok())
 }
 
 /// Starts the stream's reading task, once.
@@ -221,14 +221,5 @@ fn mode(value: Term<'_>) -> Option<Mode> {
         "false" => Some(Mode::Passive),
         "once" => Some(Mode::Once),
         _ => None,
-    }
-}
-
-fn mode_term(env: Env<'_>, mode: Mode) -> Term<'_> {
-    match mode {
-        Mode::Passive => false.encode(env),
-        Mode::Active => true.encode(env),
-        Mode::Once => atoms::once().encode(env),
-        Mode::Count(left) => left.encode(env),
     }
 }

@@ -1,0 +1,95 @@
+#!/bin/sh
+# Runs the interoperability suite against peers on QUIC stacks that are not ours, and sets up first
+# what they need.
+#
+#   run.sh aioquic                        needs Python with venv, and pip
+#   run.sh aioquic msquic s2n quiche      builds the peers in Rust, too
+#
+# All goes to _build/interop: the Python environment, and the target folder of the Rust workspace.
+set -eu
+
+root=$(cd "$(dirname "$0")/.." && pwd -P)
+here=$root/interop
+build=$root/_build/interop
+cd "$root"
+
+# interop_SUITE reads command lines with a word in each line.
+line_break='
+'
+
+say() {
+    echo "interop: $1"
+}
+
+# The packages are pinned in requirements.txt; a changed file makes a new environment.
+set_up_python() {
+    venv=$build/venv
+    if cmp -s "$here/aioquic/requirements.txt" "$venv/requirements.txt"; then
+        return
+    fi
+    say "making a Python environment in _build/interop/venv, with what requirements.txt names"
+    rm -rf "$venv"
+    python3 -m venv "$venv"
+    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check \
+        --requirement "$here/aioquic/requirements.txt"
+    cp "$here/aioquic/requirements.txt" "$venv/requirements.txt"
+}
+
+# MsQuic and quiche are built from C sources, and quiche's bindings by libclang.
+set_up_compilers() {
+    packages=
+    command -v cmake >/dev/null 2>&1 || packages="$packages cmake"
+    command -v clang >/dev/null 2>&1 || packages="$packages clang"
+    [ -n "$(libclang)" ] || packages="$packages libclang-dev"
+    [ -n "$packages" ] || return 0
+    command -v apt-get >/dev/null 2>&1 || {
+        say "missing, and there is no apt-get here to install it:$packages" >&2
+        exit 1
+    }
+    say "missing, to be installed by apt-get:$packages"
+    as_root=
+    [ "$(id -u)" -eq 0 ] || as_root=sudo
+    $as_root apt-get update
+    # shellcheck disable=SC2086
+    $as_root env DEBIAN_FRONTEND=noninteractive \
+        apt-get install -y --no-install-recommends $packages
+}
+
+libclang() {
+    find /usr/lib /usr/local/lib -name 'libclang*.so*' 2>/dev/null | sort | tail -n 1
+}
+
+build_peer() {
+    say "building the peer on $1; the first time takes minutes"
+    LIBCLANG_PATH=$(dirname "$(libclang)") CARGO_TARGET_DIR=$build/target \
+        "${CARGO:-cargo}" build --release --locked --manifest-path "$here/Cargo.toml" \
+        --package "$1-peer"
+}
+
+for peer in "$@"; do
+    case $peer in
+        aioquic)
+            set_up_python
+            export MACULA_INTEROP_AIOQUIC="$venv/bin/python$line_break$here/aioquic/peer.py"
+            ;;
+        msquic | s2n | quiche)
+            set_up_compilers
+            build_peer "$peer"
+            program=$build/target/release/$peer-peer
+            export "MACULA_INTEROP_$(echo "$peer" | tr '[:lower:]' '[:upper:]')=$program"
+            ;;
+        *)
+            echo "usage: $0 [aioquic] [msquic] [s2n] [quiche]" >&2
+            exit 2
+            ;;
+    esac
+done
+
+# MsQuic is a shared library in a folder that its build has made up a name for.
+for library in "$build"/target/release/build/msquic-*/out/lib; do
+    LD_LIBRARY_PATH=$library${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
+done
+export LD_LIBRARY_PATH
+
+export MACULA_INTEROP_PEERS="$*"
+"${REBAR3:-rebar3}" ct --dir interop/test

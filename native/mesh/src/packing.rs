@@ -1,0 +1,64 @@
+//! Messages whole in one packet each, for peers that take a chunk for a message.
+//!
+//! quinn fills every packet to its end, so of many small messages that wait at once, each on a
+//! stream of its own, about every fifth would begin in one packet and end in the next. A receiver
+//! gets it in two chunks when the packets do not come together, and nodes in the field lose it
+//! (DESIGN: "Two kinds of peer"). So no more is handed to quinn at a time than one packet holds.
+//! What is lost on the way and sent again may still be cut.
+
+use std::time::Duration;
+
+use tokio::task::yield_now;
+use tokio::time::{Instant, sleep};
+
+/// What a packet holds besides messages: its header and tag (RFC 9000, section 17.3.1, and RFC
+/// 9001, section 5.3), and an ACK frame.
+const RESERVE_BYTES: usize = 128;
+/// What comes with a message: the heads of a STREAM and of a STOP_SENDING frame (RFC 9000,
+/// sections 19.8 and 19.5).
+const HEAD_BYTES: usize = 42;
+/// How long quinn's driver may take to send what it can send now.
+const SOON: Duration = Duration::from_micros(200);
+/// How often to look when it cannot: the path or the peer does not take more.
+const LATER: Duration = Duration::from_millis(1);
+
+/// The packet that is being filled on one connection.
+#[derive(Debug, Default)]
+pub(crate) struct Packing {
+    /// Room that is left in it, in bytes.
+    room: usize,
+    /// STREAM frames sent when the messages in it are.
+    frames: u64,
+}
+
+impl Packing {
+    /// Whether a message of so many bytes still fits.
+    pub(crate) fn has_room(&self, bytes: usize) -> bool {
+        bytes + HEAD_BYTES <= self.room
+    }
+
+    /// Adds a message to it, or to the next one, which is only begun when this one has left.
+    pub(crate) fn add(&mut self, carrier: &quinn::Connection, bytes: usize) {
+        let stats = carrier.stats();
+        let size = usize::from(stats.path.current_mtu);
+        if !self.has_room(bytes) {
+            self.room = size.saturating_sub(RESERVE_BYTES);
+            self.frames = stats.frame_tx.stream;
+        }
+        self.room = self.room.saturating_sub(bytes + HEAD_BYTES);
+        // A message larger than a packet takes one for each part, at least.
+        self.frames += u64::try_from(bytes.div_ceil(size).max(1)).unwrap_or(u64::MAX);
+    }
+
+    /// Resolves when the messages in it have left.
+    pub(crate) async fn left(&self, carrier: &quinn::Connection) {
+        let soon = Instant::now() + SOON;
+        while carrier.stats().frame_tx.stream < self.frames {
+            if Instant::now() < soon {
+                yield_now().await;
+            } else {
+                sleep(LATER).await;
+            }
+        }
+    }
+}

@@ -1,0 +1,177 @@
+%%% `macula_quic' as nodes of macula v0.20.5 configure and call it, on real sockets.
+-module(macula_platform_SUITE).
+
+-include_lib("stdlib/include/assert.hrl").
+
+-export([all/0, suite/0, init_per_suite/1, end_per_suite/1, end_per_testcase/2]).
+-export([
+    listens_with_files_named_by_cert_and_key/1,
+    takes_the_platforms_check_of_names_for_its_own/1,
+    verifies_in_production_however_that_is_said/1,
+    finishes_a_stream_that_it_stops_reading/1,
+    takes_nothing_on_a_stream_whose_connection_is_lost/1
+]).
+
+%% RFC 5280, section 4.2.1.6.
+-define(SUBJECT_ALT_NAME, {2, 5, 29, 17}).
+-define(NAME, "node.example").
+-define(WAIT, 5_000).
+-define(MOMENT, 100).
+
+suite() -> [{timetrap, {seconds, 30}}].
+
+all() ->
+    [
+        listens_with_files_named_by_cert_and_key,
+        takes_the_platforms_check_of_names_for_its_own,
+        verifies_in_production_however_that_is_said,
+        finishes_a_stream_that_it_stops_reading,
+        takes_nothing_on_a_stream_whose_connection_is_lost
+    ].
+
+init_per_suite(Config) ->
+    %% Not of elliptic curves: public_key signs with parameters that RFC 5758, section 3.2, forbids.
+    Key = [{digest, sha256}, {key, {rsa, 2_048, 65_537}}],
+    %% public_key would name this machine, whose name need not be one that DNS allows.
+    Named = [{extensions, [{'Extension', ?SUBJECT_ALT_NAME, false, [{dNSName, ?NAME}]}]} | Key],
+    Chain = #{root => Key, intermediates => [Key], peer => Named},
+    #{server_config := Server, client_config := Client} =
+        public_key:pkix_test_data(#{server_chain => Chain, client_chain => Chain}),
+    {cert, Cert} = lists:keyfind(cert, 1, Server),
+    {key, {Type, Der}} = lists:keyfind(key, 1, Server),
+    %% The server shows no chain, so its issuer is trusted besides the roots.
+    Roots = lists:append([proplists:get_value(cacerts, Side) || Side <- [Server, Client]]),
+    [
+        {der, [{cert, Cert}, {key, {Type, Der}}]},
+        {certfile, pem(Config, "cert.pem", [{'Certificate', Cert}])},
+        {keyfile, pem(Config, "key.pem", [{Type, Der}])},
+        {cacertfile, pem(Config, "roots.pem", [{'Certificate', Root} || Root <- Roots])}
+        | Config
+    ].
+
+end_per_suite(_Config) -> ok.
+
+end_per_testcase(_Name, _Config) ->
+    [os:unsetenv("MACULA_TLS_" ++ Name) || Name <- ["MODE", "CACERTFILE", "VERIFY_HOSTNAME"]],
+    [application:unset_env(macula, Key) || Key <- [tls_mode, tls_cacertfile, tls_verify_hostname]],
+    ok.
+
+pem(Config, Name, Entries) ->
+    File = filename:join(config(priv_dir, Config), Name),
+    Pem = public_key:pem_encode([{Type, Der, not_encrypted} || {Type, Der} <- Entries]),
+    ok = file:write_file(File, Pem),
+    File.
+
+%% The gateway's listening process gives its PEM files so.
+listens_with_files_named_by_cert_and_key(Config) ->
+    {Cert, Key} = {config(certfile, Config), config(keyfile, Config)},
+    [
+        ?assertMatch({ok, _}, macula_quic:listen(0, [{cert, C}, {key, K}, {alpn, ["macula"]}]))
+        || {C, K} <- [{Cert, Key}, {list_to_binary(Cert), list_to_binary(Key)}]
+    ],
+    ?assertEqual(
+        {error, {bad_certificate, <<"/no/such.pem">>, enoent}},
+        macula_quic:listen(0, [{cert, "/no/such.pem"}, {key, Key}])
+    ),
+    ?assertEqual(
+        {error, {bad_option, cert, undefined}},
+        macula_quic:listen(0, [{cert, undefined}, {key, undefined}])
+    ),
+    {ok, Listener} = macula_quic:listen(0, [{cert, Cert}, {key, Key}]),
+    ?assertEqual(ok, macula_quic:reload_certificates(Listener)).
+
+%% In production, nodes hand over a function of their own that checks the name; any other function
+%% might refuse what we take, so it cannot be ignored.
+takes_the_platforms_check_of_names_for_its_own(Config) ->
+    {_Listener, Port} = listen(Config),
+    ok = make_platform_module(),
+    Check = macula_tls:check(),
+    Options = [{verify, none}, {verify_fun, {Check, #{hostname => <<"localhost">>}}}],
+    ?assertMatch({ok, _}, macula_quic:connect("127.0.0.1", Port, Options, ?WAIT)),
+    Other = fun(_Cert, _Event, State) -> {valid, State} end,
+    ?assertEqual(
+        {error, {unknown_option, verify_fun}},
+        macula_quic:connect("127.0.0.1", Port, [{verify_fun, {Other, #{}}}], ?WAIT)
+    ).
+
+make_platform_module() ->
+    Source = [
+        "-module(macula_tls).",
+        "-export([check/0, hostname_verify_fun/3]).",
+        "check() -> fun hostname_verify_fun/3.",
+        "hostname_verify_fun(_Cert, _Event, State) -> {valid, State}."
+    ],
+    {ok, macula_tls, Code} = compile:forms([form(Line) || Line <- Source]),
+    {module, macula_tls} = code:load_binary(macula_tls, "macula_tls.erl", Code),
+    ok.
+
+form(Line) ->
+    {ok, Tokens, _} = erl_scan:string(Line),
+    {ok, Form} = erl_parse:parse_form(Tokens),
+    Form.
+
+verifies_in_production_however_that_is_said(Config) ->
+    {_Listener, Port} = listen(Config),
+    Dial = fun() -> macula_quic:connect("127.0.0.1", Port, [], ?WAIT) end,
+    ?assertMatch({ok, _}, Dial()),
+    true = os:putenv("MACULA_TLS_MODE", "prod"),
+    ?assertMatch({error, {unverified, _}}, Dial()),
+    true = os:unsetenv("MACULA_TLS_MODE"),
+    ok = application:set_env(macula, tls_mode, production),
+    ?assertMatch({error, {unverified, _}}, Dial()),
+    %% The environment comes first.
+    true = os:putenv("MACULA_TLS_MODE", "development"),
+    ?assertMatch({ok, _}, Dial()),
+    true = os:unsetenv("MACULA_TLS_MODE"),
+    ok = application:set_env(macula, tls_cacertfile, config(cacertfile, Config)),
+    ?assertEqual({error, {unverified, wrong_name}}, Dial()),
+    true = os:putenv("MACULA_TLS_VERIFY_HOSTNAME", "0"),
+    ?assertMatch({ok, _}, Dial()),
+    true = os:unsetenv("MACULA_TLS_VERIFY_HOSTNAME"),
+    ok = application:set_env(macula, tls_verify_hostname, false),
+    ?assertMatch({ok, _}, Dial()).
+
+%% The flags of async_shutdown_stream/3 are a sum.
+finishes_a_stream_that_it_stops_reading(Config) ->
+    {Ours, Theirs} = streams(Config),
+    ok = macula_quic:setopt(Theirs, active, true),
+    ok = macula_quic:send(Ours, <<"last">>),
+    ok = macula_quic:async_shutdown_stream(Ours, 1 bor 4, 0),
+    receive
+        {quic, peer_send_shutdown, Theirs, undefined} -> ok
+    after ?WAIT -> error(not_finished)
+    end,
+    receive
+        {quic, peer_receive_aborted, Theirs, 0} -> ok
+    after ?WAIT -> error(not_stopped)
+    end.
+
+%% Nobody would ever hear of what it took.
+takes_nothing_on_a_stream_whose_connection_is_lost(Config) ->
+    {_Ours, Theirs} = streams(Config),
+    ok = macula_quic:async_shutdown_connection(get(client), 0, 7),
+    ?assertEqual({error, {closed_by_peer, 7}}, macula_quic:recv(Theirs, ?WAIT)),
+    %% The reading half knows; the other hears of it at about the same time.
+    receive after ?MOMENT -> ok end,
+    ?assertEqual({error, {closed_by_peer, 7}}, macula_quic:send(Theirs, <<"late">>)).
+
+config(Key, Config) -> proplists:get_value(Key, Config).
+
+listen(Config) ->
+    {ok, Listener} = macula_quic:listen(0, config(der, Config)),
+    put(listener, Listener),
+    {ok, {_, Port}} = macula_quic:sockname(Listener),
+    {Listener, Port}.
+
+%% Both ends of a passive stream.
+streams(Config) ->
+    {Listener, Port} = listen(Config),
+    {ok, Client} = macula_quic:connect("127.0.0.1", Port, [{verify, none}], ?WAIT),
+    put(client, Client),
+    {ok, Server} = macula_quic:accept(Listener, ?WAIT),
+    put(server, Server),
+    {ok, Ours} = macula_quic:open_stream(Client),
+    ok = macula_quic:send(Ours, <<"first">>),
+    {ok, Theirs} = macula_quic:accept_stream(Server, ?WAIT),
+    {ok, <<"first">>} = macula_quic:recv(Theirs, ?WAIT),
+    {Ours, Theirs}.

@@ -1,0 +1,483 @@
+%%% Listeners of `macula_quic': where they listen, how connections are accepted, whom they turn
+%%% away, their certificates, their end. Both ends are ours, on loopback.
+-module(quic_listener_SUITE).
+
+-include_lib("stdlib/include/assert.hrl").
+
+-compile([export_all, nowarn_export_all]).
+
+-define(WAIT_MS, 10_000).
+-define(RACES, 1_000).
+-define(LOOPBACK, {127, 0, 0, 1}).
+-define(LOOPBACK6, {0, 0, 0, 0, 0, 0, 0, 1}).
+
+suite() -> [{timetrap, {seconds, 60}}].
+
+all() ->
+    [
+        listens_on_a_port_of_both_families,
+        listens_on_one_address,
+        listens_on_many_addresses,
+        a_place_that_is_none_is_told_back,
+        a_port_that_is_taken_is_told,
+        an_accepted_connection_was_announced_with_its_facts,
+        a_connection_is_announced_before_its_end,
+        each_async_accept_gives_one_connection,
+        accepting_waits_no_longer_than_told,
+        a_timed_out_accept_loses_no_connection,
+        every_acceptor_gets_one_connection,
+        an_acceptor_that_has_died_takes_no_connection_along,
+        a_closed_listener_ends_those_who_wait,
+        accepted_connections_outlive_their_listener,
+        connections_that_nobody_accepted_end_with_the_listener,
+        a_listener_dies_with_its_owner,
+        a_listener_goes_to_its_new_owner,
+        a_listener_that_nobody_holds_is_closed,
+        a_full_backlog_refuses,
+        too_many_connections_are_refused_and_places_come_back,
+        too_many_connections_of_one_address_are_refused,
+        too_many_handshakes_are_refused,
+        a_handshake_that_never_ends_is_given_up,
+        retry_lets_honest_clients_in,
+        new_certificates_are_for_new_connections,
+        certificates_that_cannot_be_read_change_nothing
+    ].
+
+init_per_suite(Config) -> quic_ct:certificates(Config).
+
+end_per_suite(_Config) -> ok.
+
+init_per_testcase(_Name, Config) ->
+    ok = quic_ct:begin_test(),
+    Config.
+
+end_per_testcase(_Name, _Config) -> ok.
+
+%%% Places
+
+%% A node names its port alone, and peers of either family reach it.
+listens_on_a_port_of_both_families(_Config) ->
+    {ok, Listener} = macula_quic:listen(0, quic_ct:server_options()),
+    {ok, {{0, 0, 0, 0, 0, 0, 0, 0}, Port}} = macula_quic:sockname(Listener),
+    ?assert(Port > 0),
+    [
+        begin
+            {ok, Client} = macula_quic:connect(Address, Port, [], ?WAIT_MS),
+            Server = quic_ct:new_server(Listener),
+            {ok, {_, ClientPort}} = macula_quic:sockname(Client),
+            ?assertEqual({ok, {Address, ClientPort}}, macula_quic:peername(Server)),
+            ?assertEqual({ok, {Address, Port}}, macula_quic:peername(Client))
+        end
+     || Address <- [?LOOPBACK, ?LOOPBACK6]
+    ].
+
+%% What is not meant for the outside must not be reachable from there.
+listens_on_one_address(_Config) ->
+    {ok, Listener} = macula_quic:listen({?LOOPBACK6, 0}, quic_ct:server_options()),
+    {ok, {?LOOPBACK6, Port}} = macula_quic:sockname(Listener),
+    ?assertMatch({ok, _}, macula_quic:connect("::1", Port, [], ?WAIT_MS)),
+    ?assertEqual({error, timeout}, macula_quic:connect(?LOOPBACK, Port, [], 200)),
+    %% A port that was chosen can be asked for again.
+    ok = macula_quic:close(Listener),
+    Again = fun() -> macula_quic:listen({?LOOPBACK6, Port}, quic_ct:server_options()) end,
+    {ok, _} = quic_ct:poll_until(fun() -> ok_or_false(Again()) end).
+
+ok_or_false({ok, Handle}) -> {ok, Handle};
+ok_or_false({error, {socket_error, eaddrinuse}}) -> false.
+
+%% Machines with several networks.
+listens_on_many_addresses(_Config) ->
+    Port = free_port(),
+    Places = [{?LOOPBACK, Port}, {?LOOPBACK6, Port}, {{127, 0, 0, 2}, Port}],
+    {ok, Listener} = macula_quic:listen(Places, quic_ct:server_options()),
+    ?assertEqual({ok, {?LOOPBACK, Port}}, macula_quic:sockname(Listener)),
+    [
+        begin
+            {ok, _} = macula_quic:connect(Address, Port, [], ?WAIT_MS),
+            Server = quic_ct:new_server(Listener),
+            ?assertEqual({ok, {Address, Port}}, macula_quic:sockname(Server))
+        end
+     || {Address, _} <- Places
+    ].
+
+%% A configuration mistake, told as one.
+a_place_that_is_none_is_told_back(_Config) ->
+    [
+        ?assertEqual(
+            {error, {bad_address, Told}}, macula_quic:listen(Place, quic_ct:server_options())
+        )
+     || {Place, Told} <- [
+            {-1, -1},
+            {65_536, 65_536},
+            {[], []},
+            {any, any},
+            {{"localhost", 1}, [{"localhost", 1}]},
+            {{?LOOPBACK, 65_536}, [{?LOOPBACK, 65_536}]},
+            {[{?LOOPBACK, 0}, {300, 1}], [{?LOOPBACK, 0}, {300, 1}]}
+        ]
+    ].
+
+%% Two nodes on one machine.
+a_port_that_is_taken_is_told(_Config) ->
+    Listener = quic_ct:listen(),
+    {ok, Place} = macula_quic:sockname(Listener),
+    ?assertEqual(
+        {error, {socket_error, eaddrinuse}}, macula_quic:listen(Place, quic_ct:server_options())
+    ),
+    ?assertEqual(
+        {error, {socket_error, eaddrnotavail}},
+        macula_quic:listen({{192, 0, 2, 1}, 0}, quic_ct:server_options())
+    ).
+
+%%% Accepting
+
+%% A handler decides by these facts what it does with the connection.
+an_accepted_connection_was_announced_with_its_facts(_Config) ->
+    Listener = quic_ct:listen(),
+    {ok, Door} = macula_quic:sockname(Listener),
+    {ok, Listener} = macula_quic:async_accept(Listener, []),
+    Client = quic_ct:connect(Listener, [{server_name_indication, "node.example"}]),
+    {ok, {_, ClientPort}} = macula_quic:sockname(Client),
+    {Server, Facts} = new_conn(),
+    ?assertEqual(
+        #{
+            remote_addr => {?LOOPBACK, ClientPort},
+            local_addr => Door,
+            alpn => <<"macula">>,
+            server_name => <<"node.example">>,
+            identity => undefined
+        },
+        Facts
+    ),
+    ?assertEqual({connected, Facts}, quic_ct:next(Server)),
+    quic_ct:none(Server).
+
+%% A handler that hears of the end first would keep a dead connection for good.
+a_connection_is_announced_before_its_end(_Config) ->
+    Listener = quic_ct:listen(),
+    Clients = [quic_ct:connect(Listener) || _ <- lists:seq(1, 100)],
+    _ = quic_ct:poll_until(fun() -> figure(waiting, Listener) =:= 100 end),
+    [ok = macula_quic:close(Client) || Client <- Clients],
+    [{ok, Listener} = macula_quic:async_accept(Listener, []) || _ <- Clients],
+    [
+        receive
+            {quic, What, Server, _} ->
+                ?assertEqual(new_conn, What),
+                ?assertMatch({connected, _}, quic_ct:next(Server)),
+                ?assertEqual({shutdown, 0}, quic_ct:next(Server)),
+                ?assertMatch({closed, _}, quic_ct:next(Server))
+        after ?WAIT_MS -> error(not_told)
+        end
+     || _ <- Clients
+    ].
+
+%% A server that is busy asks for no more.
+each_async_accept_gives_one_connection(_Config) ->
+    Listener = quic_ct:listen(),
+    [_, _, _] = [quic_ct:connect(Listener) || _ <- [1, 2, 3]],
+    _ = quic_ct:poll_until(fun() -> figure(waiting, Listener) =:= 3 end),
+    none_new(),
+    [{ok, Listener} = macula_quic:async_accept(Listener, []) || _ <- [1, 2]],
+    _ = [new_conn(), new_conn()],
+    none_new(),
+    ?assertMatch(#{waiting := 1, connections := 3}, macula_quic:listener_stats(Listener)).
+
+%% Polling servers count on it.
+accepting_waits_no_longer_than_told(_Config) ->
+    Listener = quic_ct:listen(),
+    ?assertEqual({error, timeout}, macula_quic:accept(Listener, 0)),
+    {Us, Result} = timer:tc(fun() -> macula_quic:accept(Listener, 100) end),
+    ?assertEqual({error, timeout}, Result),
+    ?assert(Us >= 100_000 andalso Us < 2_000_000).
+
+%% A client whose connection fell between two calls would wait for its answer for good.
+a_timed_out_accept_loses_no_connection(_Config) ->
+    Listener = quic_ct:listen(),
+    Dialler = quic_ct:agent(),
+    Dialling = quic_ct:tell(Dialler, fun() ->
+        [ok = macula_quic:close(quic_ct:connect(Listener)) || _ <- lists:seq(1, ?RACES)]
+    end),
+    Servers = [poll_accept(Listener) || _ <- lists:seq(1, ?RACES)],
+    ?assertEqual(?RACES, length(lists:usort(Servers))),
+    receive
+        {Dialling, Done} -> ?assertEqual(?RACES, length(Done))
+    after ?WAIT_MS -> error(not_dialled)
+    end,
+    ?assertEqual({error, timeout}, macula_quic:accept(Listener, 0)).
+
+poll_accept(Listener) ->
+    case macula_quic:accept(Listener, rand:uniform(2) - 1) of
+        {ok, Server} -> Server;
+        {error, timeout} -> poll_accept(Listener)
+    end.
+
+%% A pool of acceptors shares one listener.
+every_acceptor_gets_one_connection(_Config) ->
+    Listener = quic_ct:listen(),
+    Acceptors = [quic_ct:agent() || _ <- lists:seq(1, 10)],
+    Accept = fun() -> quic_ct:new_server(Listener) end,
+    Refs = [quic_ct:tell(Acceptor, Accept) || Acceptor <- Acceptors],
+    _ = [quic_ct:connect(Listener) || _ <- Acceptors],
+    Servers = [
+        receive
+            {Ref, Server} -> Server
+        after ?WAIT_MS -> error(not_accepted)
+        end
+     || Ref <- Refs
+    ],
+    ?assertEqual(10, length(lists:usort(Servers))),
+    %% Each belongs to its acceptor.
+    Test = self(),
+    Give = fun(Server) -> fun() -> macula_quic:controlling_process(Server, Test) end end,
+    ?assertEqual(
+        [ok || _ <- Servers],
+        [quic_ct:in(A, Give(S)) || {A, S} <- lists:zip(Acceptors, Servers)]
+    ).
+
+%% What a crashed acceptor had asked for is for the next.
+an_acceptor_that_has_died_takes_no_connection_along(_Config) ->
+    Listener = quic_ct:listen(),
+    Dying = quic_ct:agent(),
+    _ = quic_ct:tell(Dying, fun() -> macula_quic:accept(Listener, infinity) end),
+    _ = quic_ct:poll_until(fun() -> process_info(Dying, status) =:= {status, waiting} end),
+    quic_ct:give_up(Dying),
+    Also = quic_ct:agent(),
+    {ok, _} = quic_ct:in(Also, fun() -> macula_quic:async_accept(Listener, []) end),
+    quic_ct:give_up(Also),
+    Client = quic_ct:connect(Listener),
+    Server = quic_ct:new_server(Listener),
+    _ = quic_ct:streams(Client, Server),
+    quic_ct:none(Client).
+
+%%% Ends
+
+%% A supervisor that stops a server must not wait for its acceptors.
+a_closed_listener_ends_those_who_wait(_Config) ->
+    [
+        begin
+            Listener = quic_ct:listen(),
+            {ok, {Address, Port}} = macula_quic:sockname(Listener),
+            Acceptor = quic_ct:agent(),
+            Accept = fun() -> macula_quic:accept(Listener, infinity) end,
+            Accepting = quic_ct:tell(Acceptor, Accept),
+            Waits = fun() -> process_info(Acceptor, status) =:= {status, waiting} end,
+            _ = quic_ct:poll_until(Waits),
+            ok = Close(Listener),
+            receive
+                {Accepting, Result} -> ?assertEqual({error, closed}, Result)
+            after ?WAIT_MS -> error(still_waiting)
+            end,
+            ?assertEqual({error, closed}, macula_quic:accept(Listener, ?WAIT_MS)),
+            ?assertEqual({error, closed}, macula_quic:sockname(Listener)),
+            ?assertMatch({error, _}, macula_quic:connect(Address, Port, [], 200))
+        end
+     || Close <- [fun macula_quic:close/1, fun macula_quic:close_listener/1]
+    ].
+
+%% A node that stops taking in work finishes what it has.
+accepted_connections_outlive_their_listener(_Config) ->
+    Listener = quic_ct:listen(),
+    Client = quic_ct:connect(Listener),
+    Server = quic_ct:new_server(Listener),
+    ok = macula_quic:close(Listener),
+    {Near, Far} = quic_ct:streams(Client, Server),
+    ok = macula_quic:send(Far, <<"answer">>),
+    ?assertEqual(<<"answer">>, quic_ct:read(Near, 6)),
+    quic_ct:none(Client).
+
+%% Nobody will serve them, so they are told.
+connections_that_nobody_accepted_end_with_the_listener(_Config) ->
+    Listener = quic_ct:listen(),
+    Client = quic_ct:connect(Listener),
+    _ = quic_ct:poll_until(fun() -> figure(waiting, Listener) =:= 1 end),
+    ok = macula_quic:close(Listener),
+    ?assertEqual({shutdown, 0}, quic_ct:next(Client)).
+
+%% The port must be free when the supervisor starts the server again.
+a_listener_dies_with_its_owner(_Config) ->
+    Owner = quic_ct:agent(),
+    Listener = quic_ct:in(Owner, fun() -> quic_ct:listen() end),
+    Client = quic_ct:connect(Listener),
+    Server = quic_ct:new_server(Listener),
+    quic_ct:give_up(Owner),
+    ?assertEqual({error, closed}, macula_quic:accept(Listener, ?WAIT_MS)),
+    %% The accepted one is the test's.
+    _ = quic_ct:streams(Client, Server).
+
+%% A starter process sets the listener up and leaves it to the server.
+a_listener_goes_to_its_new_owner(_Config) ->
+    [Starter, Server, Dead] = [quic_ct:agent() || _ <- [1, 2, 3]],
+    Listener = quic_ct:in(Starter, fun() -> quic_ct:listen() end),
+    Give = fun(To) -> fun() -> macula_quic:controlling_process(Listener, To) end end,
+    quic_ct:give_up(Dead),
+    ?assertEqual({error, noproc}, quic_ct:in(Starter, Give(Dead))),
+    ?assertEqual({error, not_owner}, macula_quic:controlling_process(Listener, Server)),
+    ?assertEqual(ok, quic_ct:in(Starter, Give(Server))),
+    quic_ct:give_up(Starter),
+    _ = quic_ct:connect(Listener),
+    quic_ct:give_up(Server),
+    _ = quic_ct:poll_until(fun() -> macula_quic:sockname(Listener) =:= {error, closed} end).
+
+%% Tests and shells forget listeners.
+a_listener_that_nobody_holds_is_closed(_Config) ->
+    {ok, {Address, Port}} = macula_quic:sockname(quic_ct:listen()),
+    quic_ct:forget(),
+    true = erlang:garbage_collect(),
+    ?assertMatch({error, _}, macula_quic:connect(Address, Port, [], 200)).
+
+%%% Limits
+
+%% A server that does not accept must not collect connections without end.
+a_full_backlog_refuses(_Config) ->
+    Listener = quic_ct:listen([{backlog, 2}]),
+    _ = [quic_ct:connect(Listener), quic_ct:connect(Listener)],
+    _ = quic_ct:poll_until(fun() -> figure(waiting, Listener) =:= 2 end),
+    ?assertEqual({error, refused}, dial(Listener)),
+    ?assertMatch(#{waiting := 2, refused := #{backlog := 1}}, stats(Listener)),
+    _ = quic_ct:new_server(Listener),
+    ?assertMatch({ok, _}, dial(Listener)).
+
+%% A flood must leave the node alive, and honest clients get in when it is over.
+too_many_connections_are_refused_and_places_come_back(_Config) ->
+    Listener = quic_ct:listen([{max_connections, 2}]),
+    [First, _Second] = [quic_ct:connect(Listener) || _ <- [1, 2]],
+    [_, _] = [quic_ct:new_server(Listener) || _ <- [1, 2]],
+    ?assertEqual({error, refused}, dial(Listener)),
+    ?assertEqual({error, refused}, dial(Listener)),
+    ?assertMatch(#{connections := 2, refused := #{max_connections := 2}}, stats(Listener)),
+    ok = macula_quic:close(First),
+    _ = quic_ct:poll_until(fun() -> figure(connections, Listener) =:= 1 end),
+    ?assertMatch({ok, _}, dial(Listener)).
+
+%% One address must not use up everybody's places.
+too_many_connections_of_one_address_are_refused(_Config) ->
+    Options = quic_ct:server_options([{max_connections_per_address, 1}]),
+    {ok, Listener} = macula_quic:listen(0, Options),
+    {ok, {_, Port}} = macula_quic:sockname(Listener),
+    Dial = fun(Address) -> macula_quic:connect(Address, Port, [], ?WAIT_MS) end,
+    {ok, First} = Dial(?LOOPBACK),
+    ?assertEqual({error, refused}, Dial(?LOOPBACK)),
+    ?assertMatch({ok, _}, Dial(?LOOPBACK6)),
+    ?assertMatch(#{refused := #{max_connections_per_address := 1}}, stats(Listener)),
+    ok = macula_quic:close(First),
+    _ = quic_ct:poll_until(fun() -> figure(connections, Listener) =:= 1 end),
+    ?assertMatch({ok, _}, Dial(?LOOPBACK)).
+
+%% Handshakes are the dear part, and anybody can begin one.
+too_many_handshakes_are_refused(_Config) ->
+    Options = [{max_handshakes, 1}, {handshake_idle_timeout_ms, 60_000}],
+    Listener = quic_ct:listen(Options),
+    ok = begin_handshake(Listener),
+    _ = quic_ct:poll_until(fun() -> figure(handshakes, Listener) =:= 1 end),
+    ?assertEqual({error, refused}, dial(Listener)),
+    ?assertMatch(#{refused := #{max_handshakes := 1}}, stats(Listener)).
+
+%% Half-open handshakes are the cheapest attack.
+a_handshake_that_never_ends_is_given_up(_Config) ->
+    Listener = quic_ct:listen([{handshake_idle_timeout_ms, 200}]),
+    ok = begin_handshake(Listener),
+    _ = quic_ct:poll_until(fun() -> figure(handshakes, Listener) =:= 1 end),
+    _ = quic_ct:poll_until(fun() -> figure(handshakes, Listener) =:= 0 end),
+    ?assertEqual(
+        #{connections => 0, handshakes => 0, waiting => 0, refused => #{handshake_timeout => 1}},
+        stats(Listener)
+    ),
+    ?assertMatch({ok, _}, dial(Listener)).
+
+%% RFC 9000, section 8.1.2: a forged source address never sees the token, and costs nothing here.
+retry_lets_honest_clients_in(_Config) ->
+    Listener = quic_ct:listen([{retry_above_handshakes, 0}]),
+    Client = quic_ct:connect(Listener),
+    _ = quic_ct:streams(Client, quic_ct:new_server(Listener)),
+    ok = begin_handshake(Listener),
+    ?assertMatch(#{handshakes := 0, connections := 1, refused := Refused} when
+        map_size(Refused) =:= 0, stats(Listener)).
+
+%%% Certificates
+
+%% A renewed certificate must not cost a node its connections.
+new_certificates_are_for_new_connections(Config) ->
+    {Cert, Key} = copied(old, Config),
+    {ok, Listener} = macula_quic:listen({?LOOPBACK, 0}, [{certfile, Cert}, {keyfile, Key}]),
+    OldHash = quic_certs:spki(Cert),
+    NewHash = replace(Cert, Key, Config),
+    Pinned = fun(Hash) -> dial(Listener, [{verify, {spki_sha256, Hash}}]) end,
+    {ok, Old} = Pinned(OldHash),
+    Server = quic_ct:new_server(Listener),
+    ?assertEqual(ok, macula_quic:reload_certificates(Listener)),
+    ?assertEqual({error, {unverified, wrong_key}}, Pinned(OldHash)),
+    ?assertMatch({ok, _}, Pinned(NewHash)),
+    _ = quic_ct:streams(Old, Server).
+
+%% A botched renewal leaves the node as it was.
+certificates_that_cannot_be_read_change_nothing(Config) ->
+    {Cert, Key} = copied(kept, Config),
+    {ok, Listener} = macula_quic:listen({?LOOPBACK, 0}, [{certfile, Cert}, {keyfile, Key}]),
+    Hash = quic_certs:spki(Cert),
+    ok = file:write_file(Cert, <<"text">>),
+    ?assertEqual(
+        {error, {bad_certificate, list_to_binary(Cert), no_certificate}},
+        macula_quic:reload_certificates(Listener)
+    ),
+    ?assertMatch({ok, _}, dial(Listener, [{verify, {spki_sha256, Hash}}])).
+
+%%% Internal
+
+figure(Key, Listener) -> maps:get(Key, stats(Listener)).
+
+stats(Listener) -> macula_quic:listener_stats(Listener).
+
+dial(Listener) -> dial(Listener, []).
+
+dial(Listener, Options) ->
+    {ok, {Address, Port}} = macula_quic:sockname(Listener),
+    macula_quic:connect(Address, Port, Options, ?WAIT_MS).
+
+new_conn() ->
+    receive
+        {quic, new_conn, Connection, Facts} -> {Connection, Facts}
+    after ?WAIT_MS -> error(no_connection)
+    end.
+
+none_new() ->
+    receive
+        {quic, new_conn, _, _} = Message -> error({unexpected, Message})
+    after 50 -> ok
+    end.
+
+free_port() ->
+    {ok, Socket} = gen_udp:open(0, [{ip, ?LOOPBACK}]),
+    {ok, Port} = inet:port(Socket),
+    ok = gen_udp:close(Socket),
+    Port.
+
+%% A client that says its first word and then nothing: a relay takes what a real one sends, and
+%% passes on the first datagram alone.
+begin_handshake(Listener) ->
+    {ok, {Address, Port}} = macula_quic:sockname(Listener),
+    {ok, Relay} = gen_udp:open(0, [binary, {ip, ?LOOPBACK}, {active, false}]),
+    {ok, RelayPort} = inet:port(Relay),
+    Dialler = quic_ct:agent(),
+    _ = quic_ct:tell(Dialler, fun() -> macula_quic:connect(?LOOPBACK, RelayPort, [], 2_000) end),
+    {ok, {_, _, First}} = gen_udp:recv(Relay, 0, ?WAIT_MS),
+    ok = gen_udp:send(Relay, Address, Port, First),
+    {ok, {Address, Port, _Answer}} = receive_from(Relay, Port),
+    ok.
+
+receive_from(Relay, Port) ->
+    case gen_udp:recv(Relay, 0, ?WAIT_MS) of
+        {ok, {_, Port, _}} = Received -> Received;
+        {ok, _} -> receive_from(Relay, Port)
+    end.
+
+%% A certificate whose files a test may change.
+copied(Name, Config) ->
+    quic_certs:self_signed(filename:join(proplists:get_value(priv_dir, Config), Name)).
+
+%% Puts another certificate in its place; the hash of its key.
+replace(Cert, Key, Config) ->
+    {OtherCert, OtherKey} = copied(other, Config),
+    Hash = quic_certs:spki(OtherCert),
+    ok = file:rename(OtherCert, Cert),
+    ok = file:rename(OtherKey, Key),
+    Hash.

@@ -1,0 +1,484 @@
+%%% Streams of `macula_quic': sending and reading in each way there is, the messages to owners and
+%%% their order, ends, and flow control. Both ends are ours, on loopback.
+-module(quic_stream_SUITE).
+
+-include_lib("stdlib/include/assert.hrl").
+
+-compile([export_all, nowarn_export_all]).
+
+-define(WAIT_MS, 10_000).
+-define(RACES, 1_000).
+-define(MIB, 1_048_576).
+%% Flags of async_shutdown_stream/3.
+-define(GRACEFUL, 1).
+-define(ABORT_SEND, 2).
+-define(ABORT_RECEIVE, 4).
+-define(ABORT, 6).
+
+suite() -> [{timetrap, {seconds, 60}}].
+
+all() ->
+    [
+        bytes_go_both_ways,
+        iodata_of_every_shape_is_sent,
+        a_timed_out_accept_stream_loses_no_stream,
+        a_timed_out_recv_loses_no_data,
+        recv_takes_the_messages_of_an_active_stream,
+        a_stream_is_passive_until_told_otherwise,
+        active_once_gives_one_message,
+        active_n_gives_n_messages_and_then_passive,
+        a_mode_that_is_none_is_badarg,
+        new_stream_comes_before_its_data,
+        each_delivery_says_where_it_is_in_the_stream,
+        the_end_comes_after_the_data_and_before_stream_closed,
+        recv_at_the_end_gives_what_is_left_and_then_closed,
+        a_reset_arrives_with_its_code,
+        a_stop_arrives_with_its_code,
+        a_stop_of_a_stream_that_is_read_arrives_with_its_code,
+        send_shutdown_complete_tells_whether_all_arrived,
+        closing_a_stream_sends_what_is_queued,
+        a_slow_reader_gets_all_of_a_closed_stream,
+        an_idle_sender_learns_that_its_connection_is_gone,
+        losing_a_connection_under_load_ends_every_stream_once,
+        a_stream_that_nobody_holds_is_closed,
+        an_unread_stream_holds_the_peer
+    ].
+
+init_per_suite(Config) -> quic_ct:certificates(Config).
+
+end_per_suite(_Config) -> ok.
+
+init_per_testcase(_Name, Config) ->
+    ok = quic_ct:begin_test(),
+    Config.
+
+end_per_testcase(_Name, _Config) -> ok.
+
+%%% Sending and asking
+
+%% A request and its answer, on a stream of either side.
+bytes_go_both_ways(_Config) ->
+    {Client, Server} = quic_ct:pair(),
+    [
+        begin
+            {Near, Far} = quic_ct:streams(Opener, Acceptor),
+            ok = macula_quic:send(Near, <<"question">>),
+            ?assertEqual(<<"question">>, quic_ct:read(Far, 8)),
+            ok = macula_quic:async_send(Far, <<"answer">>),
+            ?assertEqual(<<"answer">>, quic_ct:read(Near, 6))
+        end
+     || {Opener, Acceptor} <- [{Client, Server}, {Server, Client}]
+    ].
+
+%% Encoders make lists; large binaries pass without being copied.
+iodata_of_every_shape_is_sent(_Config) ->
+    {Near, Far} = quic_ct:raw_streams(),
+    Large = crypto:strong_rand_bytes(3 * ?MIB),
+    Part = binary:part(Large, 1_000, 20_000),
+    [
+        begin
+            spawn_link(fun() -> ok = macula_quic:send(Near, Data) end),
+            Expected = iolist_to_binary(Data),
+            ?assertEqual(Expected, quic_ct:read(Far, byte_size(Expected)))
+        end
+     || Data <- [[], <<>>, "text", [1, [<<2>>, "3" | <<4>>]], Large, Part, [Part, Part]]
+    ],
+    ?assertError(badarg, macula_quic:send(Near, [256])),
+    ?assertError(badarg, macula_quic:send(Near, text)).
+
+%% Servers poll with short timeouts: a request lost in between is a caller that waits for good.
+a_timed_out_accept_stream_loses_no_stream(_Config) ->
+    {Client, Server} = quic_ct:pair([{peer_bidi_stream_count, 65_536}], []),
+    ?assertEqual({error, timeout}, macula_quic:accept_stream(Server, 0)),
+    Opener = quic_ct:agent(),
+    Opening = quic_ct:tell(Opener, fun() -> [open_numbered(Client, N) || N <- races()] end),
+    Accepted = [number_of(poll_accept(Server)) || _ <- races()],
+    ?assertEqual(races(), lists:sort(Accepted)),
+    receive
+        {Opening, Streams} -> ?assertEqual(?RACES, length(Streams))
+    end,
+    ?assertEqual({error, timeout}, macula_quic:accept_stream(Server, 0)).
+
+open_numbered(Client, N) ->
+    {ok, Stream} = macula_quic:open_stream(Client),
+    ok = macula_quic:send(Stream, quic_ct:frame(<<N:32>>)),
+    Stream.
+
+number_of(Stream) ->
+    {ok, <<_:8/binary, N:32>>} = macula_quic:recv(Stream, ?WAIT_MS),
+    N.
+
+poll_accept(Server) ->
+    case macula_quic:accept_stream(Server, rand:uniform(2) - 1) of
+        {ok, Stream} -> Stream;
+        {error, timeout} -> poll_accept(Server)
+    end.
+
+%% As above, for the answer that comes just too late.
+a_timed_out_recv_loses_no_data(_Config) ->
+    {Near, Far} = quic_ct:raw_streams(),
+    ?assertEqual({error, timeout}, macula_quic:recv(Far, 0)),
+    Sender = quic_ct:agent(),
+    _ = quic_ct:tell(Sender, fun() -> [send_and_wait(Near, N) || N <- races()] end),
+    Bytes = poll_recv(Far, Sender, ?RACES * 4),
+    ?assertEqual(<<<<N:32>> || N <- races()>>, Bytes),
+    ?assertEqual({error, timeout}, macula_quic:recv(Far, 0)).
+
+%% One at a time, so that each arrives at a reader that has just begun or just given up.
+send_and_wait(Stream, N) ->
+    ok = macula_quic:send(Stream, <<N:32>>),
+    receive
+        got -> ok
+    end.
+
+poll_recv(_Stream, _Sender, 0) ->
+    <<>>;
+poll_recv(Stream, Sender, Left) ->
+    case macula_quic:recv(Stream, rand:uniform(2) - 1) of
+        {ok, Data} ->
+            [Sender ! got || Left rem 4 =:= 0],
+            Rest = poll_recv(Stream, Sender, Left - byte_size(Data)),
+            <<Data/binary, Rest/binary>>;
+        {error, timeout} ->
+            poll_recv(Stream, Sender, Left)
+    end.
+
+%% v0.20.5 nodes make a stream active and still call recv/2 for an answer.
+recv_takes_the_messages_of_an_active_stream(_Config) ->
+    {Near, Far} = quic_ct:raw_streams(),
+    ok = macula_quic:setopt(Far, active, true),
+    ?assertEqual({error, timeout}, macula_quic:recv(Far, 10)),
+    ok = macula_quic:send(Near, <<"one">>),
+    ?assertEqual({ok, <<"one">>}, macula_quic:recv(Far, ?WAIT_MS)),
+    ok = macula_quic:close(Near),
+    ?assertEqual({error, closed}, macula_quic:recv(Far, ?WAIT_MS)).
+
+%%% Messages
+
+%% Who has not asked for messages gets none, and nothing is lost meanwhile.
+a_stream_is_passive_until_told_otherwise(_Config) ->
+    {Near, Far} = quic_ct:raw_streams(),
+    ok = macula_quic:send(Near, <<"kept">>),
+    quic_ct:none(Far),
+    ok = macula_quic:setopt(Far, active, true),
+    ?assertMatch({<<"kept">>, _}, quic_ct:next(Far)),
+    ok = macula_quic:setopt(Far, active, false),
+    ok = macula_quic:send(Near, <<"kept again">>),
+    quic_ct:none(Far),
+    ?assertEqual({ok, <<"kept again">>}, macula_quic:recv(Far, ?WAIT_MS)).
+
+%% One message at a time is back-pressure for a slow handler.
+active_once_gives_one_message(_Config) ->
+    {Near, Far} = quic_ct:frame_streams(),
+    ok = macula_quic:send(Near, [quic_ct:frame(<<N>>) || N <- [1, 2, 3]]),
+    [
+        begin
+            ok = macula_quic:setopt(Far, active, once),
+            ?assertMatch({<<_:8/binary, N>>, _}, quic_ct:next(Far)),
+            quic_ct:none(Far)
+        end
+     || N <- [1, 2]
+    ],
+    ?assertEqual({ok, quic_ct:frame(<<3>>)}, macula_quic:recv(Far, ?WAIT_MS)).
+
+%% As gen_tcp's {active, N}: the owner is told when its budget is used up.
+active_n_gives_n_messages_and_then_passive(_Config) ->
+    {Near, Far} = quic_ct:frame_streams(),
+    ok = macula_quic:send(Near, [quic_ct:frame(<<N>>) || N <- [1, 2, 3, 4]]),
+    ok = macula_quic:setopt(Far, active, 3),
+    [?assertMatch({<<_:8/binary, N>>, _}, quic_ct:next(Far)) || N <- [1, 2, 3]],
+    ?assertEqual({passive, undefined}, quic_ct:next(Far)),
+    quic_ct:none(Far),
+    ok = macula_quic:setopt(Far, active, 1),
+    ?assertMatch({<<_:8/binary, 4>>, _}, quic_ct:next(Far)),
+    ?assertEqual({passive, undefined}, quic_ct:next(Far)).
+
+%% A mistake in a mode must not leave a stream that never delivers.
+a_mode_that_is_none_is_badarg(_Config) ->
+    {Near, _Far} = quic_ct:raw_streams(),
+    Modes = [0, -1, 65_536, 65_537, yes, 1.0, "true"],
+    [?assertError(badarg, macula_quic:setopt(Near, active, Mode)) || Mode <- Modes],
+    [?assertError(badarg, macula_quic:setopt(Near, packet, Packet)) || Packet <- [0, line, "raw"]],
+    ?assertError(function_clause, macula_quic:setopt(Near, linger, true)),
+    ?assertEqual(ok, macula_quic:setopt(Near, active, 65_535)).
+
+%% A handler cannot file data under a stream that it has not heard of.
+new_stream_comes_before_its_data(_Config) ->
+    {Client, Server} = quic_ct:pair(),
+    [
+        begin
+            {ok, Server} = macula_quic:async_accept_stream(Server, []),
+            {ok, Near} = macula_quic:open_stream(Client),
+            ok = macula_quic:send(Near, quic_ct:frame(<<N:32>>)),
+            ok = macula_quic:close(Near),
+            {Far, Properties} = new_stream(),
+            ?assertEqual(#{conn => Server, flags => 0}, Properties),
+            quic_ct:none(Far),
+            ok = macula_quic:setopt(Far, active, true),
+            ?assertMatch({<<_:8/binary, N:32>>, _}, quic_ct:next(Far)),
+            ?assertEqual({peer_send_shutdown, undefined}, quic_ct:next(Far))
+        end
+     || N <- lists:seq(1, 20)
+    ],
+    quic_ct:none(Server).
+
+%% Offsets are how a receiver notices a gap that must not be there.
+each_delivery_says_where_it_is_in_the_stream(_Config) ->
+    {Near, Far} = quic_ct:frame_streams(),
+    ok = macula_quic:setopt(Far, active, true),
+    Sizes = [0, 1, 100, 70_000, 5],
+    ok = macula_quic:send(Near, [quic_ct:frame(binary:copy(<<7>>, Size)) || Size <- Sizes]),
+    lists:foldl(
+        fun(Size, Offset) ->
+            {Data, Detail} = quic_ct:next(Far),
+            ?assertEqual(Size + 8, byte_size(Data)),
+            Length = byte_size(Data),
+            ?assertEqual(#{absolute_offset => Offset, len => Length, flags => 0}, Detail),
+            Offset + Length
+        end,
+        1,
+        Sizes
+    ).
+
+%% A handler that frees its state at stream_closed must have seen everything by then.
+the_end_comes_after_the_data_and_before_stream_closed(_Config) ->
+    {Client, Server} = quic_ct:pair(),
+    [
+        begin
+            {Near, Far} = quic_ct:streams(Client, Server),
+            ok = macula_quic:setopt(Far, active, true),
+            ok = macula_quic:send(Near, binary:copy(<<1>>, 200_000)),
+            ok = macula_quic:async_shutdown_stream(Near, ?GRACEFUL, 0),
+            ?assertEqual(200_000, data_until(peer_send_shutdown, Far)),
+            ok = macula_quic:async_shutdown_stream(Far, ?GRACEFUL, 0),
+            ?assertEqual({send_shutdown_complete, true}, quic_ct:next(Far)),
+            ?assertEqual(
+                {stream_closed, #{
+                    is_conn_shutdown => false, is_shutdown_by_app => false, status => ok
+                }},
+                quic_ct:next(Far)
+            ),
+            quic_ct:none(Far),
+            ?assertEqual({error, closed}, macula_quic:recv(Near, ?WAIT_MS))
+        end
+     || _ <- lists:seq(1, 10)
+    ].
+
+%% How many bytes come before this message.
+data_until(What, Stream) ->
+    case quic_ct:next(Stream) of
+        {What, undefined} -> 0;
+        {Data, #{len := Length}} ->
+            ?assertEqual(Length, byte_size(Data)),
+            Length + data_until(What, Stream)
+    end.
+
+%% The last data and the end may come in one packet.
+recv_at_the_end_gives_what_is_left_and_then_closed(_Config) ->
+    {Near, Far} = quic_ct:raw_streams(),
+    ok = macula_quic:send(Near, <<"last">>),
+    ok = macula_quic:close(Near),
+    ?assertEqual({ok, <<"last">>}, macula_quic:recv(Far, ?WAIT_MS)),
+    [?assertEqual({error, closed}, macula_quic:recv(Far, ?WAIT_MS)) || _ <- [1, 2]],
+    {Back, Active} = quic_ct:raw_streams(),
+    ok = macula_quic:setopt(Active, active, true),
+    ok = macula_quic:send(Back, <<"last">>),
+    ok = macula_quic:async_shutdown_stream(Back, ?GRACEFUL, 0),
+    quic_ct:poll_until(fun() -> quic_ct:come(Active) =:= 2 end),
+    ?assertEqual({ok, <<"last">>}, macula_quic:recv(Active, ?WAIT_MS)),
+    ?assertEqual({error, closed}, macula_quic:recv(Active, ?WAIT_MS)).
+
+%% RESET_STREAM: half a message must not look like a whole one, and says why.
+a_reset_arrives_with_its_code(_Config) ->
+    {Client, Server} = quic_ct:pair(),
+    {Near, Far} = quic_ct:streams(Client, Server),
+    ok = macula_quic:setopt(Far, active, true),
+    ok = macula_quic:async_shutdown_stream(Near, ?ABORT_SEND, 77),
+    ?assertEqual({peer_send_aborted, 77}, quic_ct:next(Far)),
+    ?assertEqual({error, closed}, macula_quic:send(Near, <<"more">>)),
+    ?assertEqual({error, {peer_send_aborted, 77}}, macula_quic:recv(Far, ?WAIT_MS)),
+    {Near2, Far2} = quic_ct:streams(Client, Server),
+    ok = macula_quic:async_shutdown_stream(Near2, ?ABORT, 1 bsl 40),
+    ?assertEqual({error, {peer_send_aborted, 1 bsl 40}}, macula_quic:recv(Far2, ?WAIT_MS)),
+    %% While the stream is active, recv tells it too.
+    {Near3, Far3} = quic_ct:streams(Client, Server),
+    ok = macula_quic:setopt(Far3, active, true),
+    ok = macula_quic:async_shutdown_stream(Near3, ?ABORT_SEND, 3),
+    ?assertEqual({error, {peer_send_aborted, 3}}, macula_quic:recv(Far3, ?WAIT_MS)).
+
+%% STOP_SENDING: a sender that goes on would waste its time. The other half goes on.
+a_stop_arrives_with_its_code(_Config) ->
+    {Client, Server} = quic_ct:pair(),
+    {ok, Near} = macula_quic:open_stream(Client),
+    ok = macula_quic:setopt(Near, active, true),
+    ok = macula_quic:send(Near, <<0>>),
+    {ok, Far} = macula_quic:accept_stream(Server, ?WAIT_MS),
+    ok = macula_quic:async_shutdown_stream(Far, ?ABORT_RECEIVE, 55),
+    ?assertEqual({peer_receive_aborted, 55}, quic_ct:next(Near)),
+    ?assertEqual({error, {stopped, 55}}, macula_quic:send(Near, <<"more">>)),
+    ?assertEqual({error, closed}, macula_quic:recv(Far, ?WAIT_MS)),
+    ?assertEqual(ok, macula_quic:send(Far, <<"still">>)),
+    ?assertMatch({<<"still">>, _}, quic_ct:next(Near)).
+
+%% The task that reads must carry the code, too.
+a_stop_of_a_stream_that_is_read_arrives_with_its_code(_Config) ->
+    {Near, Far} = quic_ct:raw_streams(),
+    [ok = macula_quic:setopt(Stream, active, true) || Stream <- [Near, Far]],
+    ok = macula_quic:async_shutdown_stream(Far, ?ABORT_RECEIVE, 56),
+    ?assertEqual({peer_receive_aborted, 56}, quic_ct:next(Near)),
+    ?assertEqual({error, {stopped, 56}}, macula_quic:async_send(Near, <<"more">>)).
+
+%% true: the peer has all of it. false: it was given up, and nobody may count on it.
+send_shutdown_complete_tells_whether_all_arrived(_Config) ->
+    {Client, Server} = quic_ct:pair(),
+    [
+        begin
+            {Near, Far} = quic_ct:streams(Client, Server),
+            ok = macula_quic:setopt(Near, active, true),
+            ok = macula_quic:send(Near, <<"text">>),
+            ok = macula_quic:async_shutdown_stream(Near, Flags, 0),
+            ?assertEqual({send_shutdown_complete, IsGraceful}, quic_ct:next(Near)),
+            ok = macula_quic:close(Far)
+        end
+     || {Flags, IsGraceful} <- [{?GRACEFUL, true}, {?ABORT_SEND, false}]
+    ].
+
+%%% Ends
+
+%% An answer that is queued and closed behind at once must arrive whole.
+closing_a_stream_sends_what_is_queued(_Config) ->
+    {Client, Server} = quic_ct:pair(),
+    Data = crypto:strong_rand_bytes(?MIB),
+    [
+        begin
+            {Near, Far} = quic_ct:streams(Client, Server),
+            ok = macula_quic:send(Near, Data),
+            ok = Close(Near),
+            ?assertEqual({error, closed}, macula_quic:send(Near, <<"more">>)),
+            ?assertEqual({error, closed}, macula_quic:recv(Near, ?WAIT_MS)),
+            ?assertEqual({error, closed}, macula_quic:setopt(Near, active, true)),
+            ?assert(Data =:= quic_ct:read(Far, ?MIB)),
+            ?assertEqual({error, closed}, macula_quic:recv(Far, ?WAIT_MS)),
+            _ = quic_ct:poll_until(fun() -> macula_quic:send(Far, <<"x">>) =/= ok end)
+        end
+     || Close <- [fun macula_quic:close/1, fun macula_quic:close_stream/1]
+    ].
+
+%% On a slow link, or at a busy reader, an answer of a megabyte takes its time.
+a_slow_reader_gets_all_of_a_closed_stream(_Config) ->
+    {Near, Far} = quic_ct:raw_streams(),
+    Data = crypto:strong_rand_bytes(1_000_000),
+    [ok = macula_quic:send(Near, Data) || _ <- [1, 2]],
+    ok = macula_quic:close(Near),
+    %% Longer than a pool lingers.
+    receive
+    after 1_500 -> ok
+    end,
+    ?assert(<<Data/binary, Data/binary>> =:= quic_ct:read(Far, 2_000_000)),
+    ?assertEqual({error, closed}, macula_quic:recv(Far, ?WAIT_MS)).
+
+%% Streams of a lost connection that a node keeps in its state must not stay half alive.
+an_idle_sender_learns_that_its_connection_is_gone(_Config) ->
+    {Client, Server} = quic_ct:pair(),
+    {Near, _Far} = quic_ct:streams(Client, Server),
+    ok = macula_quic:close(Server),
+    ?assertEqual({shutdown, 0}, quic_ct:next(Client)),
+    Gone = {error, {closed_by_peer, 0}},
+    _ = quic_ct:poll_until(fun() -> macula_quic:async_send(Near, <<>>) =:= Gone end),
+    ?assertEqual(Gone, macula_quic:send(Near, <<"late">>)).
+
+%% Both halves see the loss in any order; the owner hears of it once, after the data.
+losing_a_connection_under_load_ends_every_stream_once(_Config) ->
+    [
+        begin
+            {Client, Server} = quic_ct:pair(),
+            Pairs = [quic_ct:streams(Client, Server) || _ <- lists:seq(1, 10)],
+            Streams = lists:append([[Near, Far] || {Near, Far} <- Pairs]),
+            [ok = macula_quic:setopt(Stream, active, true) || Stream <- Streams],
+            Chunk = binary:copy(<<7>>, 10_000),
+            [ok = macula_quic:send(S, Chunk) || _ <- lists:seq(1, 20), S <- Streams],
+            ok = macula_quic:async_shutdown_connection(Client, 0, N),
+            [
+                ?assertMatch({stream_closed, #{is_conn_shutdown := true}}, after_data(Stream))
+             || Stream <- Streams
+            ],
+            [quic_ct:none(Stream) || Stream <- [hd(Streams), lists:last(Streams)]]
+        end
+     || N <- lists:seq(1, 10)
+    ].
+
+after_data(Stream) ->
+    case quic_ct:next(Stream) of
+        {Data, _} when is_binary(Data) -> after_data(Stream);
+        Message -> Message
+    end.
+
+%% Forgotten handles must not eat the peer's credit.
+a_stream_that_nobody_holds_is_closed(_Config) ->
+    {Client, Server} = quic_ct:pair(),
+    Near = forget_the_other_end(Client, Server),
+    ok = macula_quic:setopt(Near, active, true),
+    true = erlang:garbage_collect(),
+    ?assertEqual(
+        [{peer_receive_aborted, 0}, {peer_send_shutdown, undefined}],
+        lists:sort([quic_ct:next(Near), quic_ct:next(Near)])
+    ).
+
+forget_the_other_end(Client, Server) ->
+    {Near, _Far} = quic_ct:streams(Client, Server),
+    quic_ct:forget(),
+    Near.
+
+%%% Flow control
+
+%% A handler that does not keep up slows its peer down, and costs no memory.
+an_unread_stream_holds_the_peer(_Config) ->
+    {Near, Far} = quic_ct:raw_streams(),
+    Chunk = binary:copy(<<7>>, 65_536),
+    Before = resident_bytes(),
+    Sender = quic_ct:agent(),
+    Sending = quic_ct:tell(Sender, fun() ->
+        [ok = macula_quic:send(Near, Chunk) || _ <- lists:seq(1, 1_600)]
+    end),
+    _ = quic_ct:poll_until(fun() ->
+        macula_quic:async_send(Near, <<>>) =:= {error, send_queue_full} andalso stands_still(Near)
+    end),
+    ?assertEqual({status, waiting}, process_info(Sender, status)),
+    receive
+        {Sending, _} -> error(nothing_held_the_sender)
+    after 0 -> ok
+    end,
+    ?assert(resident_bytes() - Before < 30 * ?MIB),
+    %% Everything is still there for who reads it at last.
+    Size = 1_600 * 65_536,
+    ?assertEqual(Size, count(Far, Size)),
+    receive
+        {Sending, Results} -> ?assertEqual(1_600, length(Results))
+    after ?WAIT_MS -> error(still_held)
+    end.
+
+%% Nothing goes out any more.
+stands_still(Stream) ->
+    {error, timeout} = macula_quic:recv(Stream, 50),
+    macula_quic:async_send(Stream, <<>>) =:= {error, send_queue_full}.
+
+count(_Stream, 0) ->
+    0;
+count(Stream, Left) ->
+    {ok, Data} = macula_quic:recv(Stream, ?WAIT_MS),
+    byte_size(Data) + count(Stream, Left - byte_size(Data)).
+
+resident_bytes() ->
+    {ok, Statm} = file:read_file("/proc/self/statm"),
+    [_, Pages | _] = binary:split(Statm, <<" ">>, [global]),
+    binary_to_integer(Pages) * 4_096.
+
+%%% Internal
+
+races() -> lists:seq(1, ?RACES).
+
+new_stream() ->
+    receive
+        {quic, new_stream, Stream, Properties} -> {Stream, Properties}
+    after ?WAIT_MS -> error(no_stream)
+    end.
