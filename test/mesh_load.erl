@@ -48,7 +48,10 @@ seed() ->
     Seed.
 
 %% A peer that stands still answers nothing, and what is sent to it waits in its socket.
-pause(Peer) -> signal(Peer, "STOP").
+%% A thread that is not running when the signal comes stops a little later.
+pause(Peer) ->
+    signal(Peer, "STOP"),
+    eventually(["T"], fun() -> lists:usort(thread_states(Peer)) end).
 
 resume(Peer) -> signal(Peer, "CONT").
 
@@ -137,5 +140,15 @@ poll_again(Expected, _Actual, Look, Deadline, true) ->
 signal(Peer, Name) ->
     _ = os:cmd(io_lib:format("kill -~s ~b", [Name, mesh_peer:os_pid(Peer)])),
     ok.
+
+%% The third field of /proc/PID/task/TID/stat; the second, the name, is in parentheses.
+thread_states(Peer) ->
+    Pattern = io_lib:format("/proc/~b/task/*/stat", [mesh_peer:os_pid(Peer)]),
+    [thread_state(File) || File <- filelib:wildcard(lists:flatten(Pattern))].
+
+thread_state(File) ->
+    {ok, Line} = file:read_file(File),
+    [_, Fields] = string:split(Line, ") ", trailing),
+    binary_to_list(binary:part(Fields, 0, 1)).
 
 now_ms() -> erlang:monotonic_time(millisecond).
