@@ -6,10 +6,12 @@
 //! 1. [`Mesh::send`] finds the peer's slot in the pool (`pool`), or opens one, whose task begins
 //!    to dial (`dial`, `address`, `endpoint`, `tls`).
 //! 2. The message waits in the slot's bounded queue (`outbox`), before and after the dial alike.
-//! 3. The slot's task (`mesh`, `connection`) opens a stream for it, writes it, finishes it, and
-//!    counts it when the peer has acknowledged it.
+//! 3. The slot's task (`tenancy`, `pooled`) opens a stream for it, or joins it with others on one
+//!    (`joined`), writes it, and counts it when the peer has acknowledged it.
 //!
-//! The protocol is QUIC v1 (RFC 9000) with TLS 1.3 (RFC 9001), application protocol `macula`.
+//! [`Listener`], [`Client`] and [`Connection`] are the other half: connections and streams of a
+//! caller's own. The protocol is QUIC v1 (RFC 9000) with TLS 1.3 (RFC 9001), application protocol
+//! `macula-mesh/1` or `macula`.
 
 mod address;
 mod byte_stream;
@@ -33,6 +35,7 @@ mod settings;
 mod stats;
 mod stream;
 mod tasks;
+mod tenancy;
 mod tls;
 mod verify;
 

@@ -2,12 +2,12 @@
 //! dial under way, or begins one. Each slot has one task, which dials, serves and cleans up.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use bytes::Bytes;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 
 use crate::address::Address;
 use crate::config::BadOption;
@@ -15,12 +15,13 @@ use crate::dial::Dialer;
 use crate::endpoint::Endpoint;
 use crate::joined::MESH_ALPN;
 use crate::outbox::{Outbox, Remains};
-use crate::pool::{self, Pool, Slot, Ticket};
+use crate::pool::{self, Pool, Slot};
 use crate::pooled::{Context, Figures, PooledConnection};
 use crate::scope::Scope;
 use crate::settings::Settings;
 use crate::stats::Snapshot;
 use crate::stream::{Stream, Usage};
+use crate::tenancy::Tenancy;
 use crate::tls::{ALPN, Identity};
 use crate::verify::Verification;
 use crate::{Config, Error};
@@ -99,37 +100,37 @@ pub enum Event {
 /// A bounded pool of connections by node id. Dropping it closes it.
 pub struct Mesh<T: Handles>(Arc<Shared<T>>);
 
-struct Shared<T: Handles> {
+pub(crate) struct Shared<T: Handles> {
     slots: Mutex<Slots<T>>,
-    context: Arc<Context>,
+    pub(crate) context: Arc<Context>,
     observer: Arc<dyn Fn(Event) + Send + Sync>,
 }
 
-struct Slots<T: Handles> {
-    pool: Pool<NodeId, Dial<T>, Resident<T>>,
+pub(crate) struct Slots<T: Handles> {
+    pub(crate) pool: Pool<NodeId, Dial<T>, Resident<T>>,
     is_closed: bool,
     has_dialled: bool,
 }
 
 /// The outcome of a dial, once there is one.
-type Outcome<T> = Option<Result<<T as Handles>::Stream, Error>>;
+pub(crate) type Outcome<T> = Option<Result<<T as Handles>::Stream, Error>>;
 
 /// A slot that is being dialled: its queue is there already.
-struct Dial<T: Handles> {
+pub(crate) struct Dial<T: Handles> {
     outbox: Arc<Outbox>,
     outcome: Arc<watch::Sender<Outcome<T>>>,
 }
 
 /// A slot that is ready.
-struct Resident<T: Handles> {
+pub(crate) struct Resident<T: Handles> {
     connection: PooledConnection,
     stream: Stream,
     connection_handle: T::Connection,
-    stream_handle: T::Stream,
+    pub(crate) stream_handle: T::Stream,
     given: Box<[u8]>,
     /// Notes that a stream of the connection was used.
     usage: Usage,
-    last_used: SystemTime,
+    pub(crate) last_used: SystemTime,
 }
 
 /// What a request for a connection found.
@@ -139,7 +140,7 @@ enum Claim<T: Handles> {
 }
 
 impl<T: Handles> Resident<T> {
-    fn new(connection: PooledConnection, given: Box<[u8]>, usage: Usage) -> Self {
+    pub(crate) fn new(connection: PooledConnection, given: Box<[u8]>, usage: Usage) -> Self {
         let stream = Stream::messages(connection.clone(), usage.clone());
         Self {
             connection_handle: T::connection(connection.clone()),
@@ -512,13 +513,19 @@ impl<T: Handles> Shared<T> {
         Ok(dial)
     }
 
-    fn evict(&self, victim: &Resident<T>) {
+    pub(crate) fn evict(&self, victim: &Resident<T>) {
         self.context.scope.stats.evictions.add(1);
         victim.connection.outbox().drain(Error::Evicted);
     }
 
     /// Gives messages of which nothing was sent another connection.
-    fn resend(self: &Arc<Self>, node: &[u8], target: Target, remains: Remains, cause: &Error) {
+    pub(crate) fn resend(
+        self: &Arc<Self>,
+        node: &[u8],
+        target: Target,
+        remains: Remains,
+        cause: &Error,
+    ) {
         let count = remains.queued.len();
         if count == 0 {
             return;
@@ -551,7 +558,7 @@ impl<T: Handles> Shared<T> {
     }
 
     /// A std mutex, because nothing awaits inside.
-    fn lock(&self) -> MutexGuard<'_, Slots<T>> {
+    pub(crate) fn lock(&self) -> MutexGuard<'_, Slots<T>> {
         self.slots.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -560,113 +567,4 @@ impl<T: Handles> Clone for Dial<T> {
     fn clone(&self) -> Self {
         Self { outbox: self.outbox.clone(), outcome: self.outcome.clone() }
     }
-}
-
-/// One slot's time in the pool, from its dial to its end. However its task ends, by return,
-/// cancellation or panic, dropping this leaves nothing behind.
-struct Tenancy<T: Handles> {
-    shared: Arc<Shared<T>>,
-    node: NodeId,
-    ticket: Ticket,
-    target: Target,
-    outbox: Arc<Outbox>,
-    connection: Option<PooledConnection>,
-    /// Whether it was begun for what a lost connection left.
-    is_retry: bool,
-    /// Why it ended.
-    end: Error,
-}
-
-impl<T: Handles> Tenancy<T> {
-    async fn run(mut self, outcome: Arc<watch::Sender<Outcome<T>>>) {
-        let context = self.shared.context.clone();
-        context.scope.stats.dials.add(1);
-        let dialled = tokio::select! {
-            dialled = context.dialer.dial(&self.target.address, &self.node) => dialled,
-            reason = self.abandoned(context.scope.linger) => Err(reason),
-        };
-        let carrier = match dialled {
-            Ok(carrier) => carrier,
-            Err(error) => {
-                context.scope.stats.dial_failures.add(&error, 1);
-                self.end = error.clone();
-                // The slot goes before its waiters hear of it: who asks again dials anew.
-                drop(self);
-                report(&outcome, Err(error));
-                return;
-            }
-        };
-        context.scope.stats.connections.add(1);
-        let connection = PooledConnection::new(carrier, self.outbox.clone(), context.clone());
-        self.connection = Some(connection.clone());
-        if let Some(stream) = self.move_in(connection.clone()) {
-            report(&outcome, Ok(stream));
-        }
-        drop(outcome);
-        self.end = connection.serve(&self.target.address, &self.node).await;
-        context.scope.stats.closes.add(&self.end, 1);
-    }
-
-    /// Resolves when nobody wants the dial any more: its slot was removed, and no message waits
-    /// for it, or waits too long.
-    async fn abandoned(&self, linger: Duration) -> Error {
-        self.outbox.draining().await;
-        if !self.outbox.is_idle() {
-            sleep(linger).await;
-        }
-        self.outbox.refusal().unwrap_or(Error::Cancelled)
-    }
-
-    /// Makes the connection the most recently used; does nothing when it has left the pool.
-    fn usage(&self) -> Usage {
-        let (shared, node, ticket) = (Arc::downgrade(&self.shared), self.node.clone(), self.ticket);
-        Arc::new(move || {
-            if let Some(shared) = shared.upgrade()
-                && let Some(resident) = shared.lock().pool.touch(&node, ticket)
-            {
-                resident.last_used = SystemTime::now();
-            }
-        })
-    }
-
-    /// Makes the slot ready. `None`: it was removed during the dial, and its outbox only drains.
-    fn move_in(&self, connection: PooledConnection) -> Option<T::Stream> {
-        let resident = Resident::<T>::new(connection, self.target.given.clone(), self.usage());
-        let stream = resident.stream_handle.clone();
-        let admitted = self.shared.lock().pool.admit(&self.node, self.ticket, resident);
-        if let Some((_, victim)) = admitted.ok()? {
-            self.shared.evict(&victim);
-        }
-        Some(stream)
-    }
-}
-
-impl<T: Handles> Drop for Tenancy<T> {
-    fn drop(&mut self) {
-        self.shared.lock().pool.leave(&self.node, self.ticket);
-        if let Some(connection) = &self.connection {
-            connection.end();
-        }
-        let stats = &self.shared.context.scope.stats;
-        let remains = self.outbox.close(self.end.clone());
-        stats.unconfirmed.add(remains.taken);
-        // A peer that closes each connection before it has taken anything gets one retry.
-        let made_progress = self.connection.as_ref().is_some_and(PooledConnection::has_delivered);
-        if self.connection.is_some() && self.end.is_loss() && (made_progress || !self.is_retry) {
-            self.shared.resend(&self.node, self.target.clone(), remains, &self.end);
-        } else {
-            stats.dropped.add(&self.end, remains.queued.len());
-        }
-    }
-}
-
-/// Tells everyone who waits, unless they have been told otherwise.
-fn report<S>(outcome: &watch::Sender<Option<S>>, result: S) {
-    outcome.send_if_modified(|current| {
-        let is_first = current.is_none();
-        if is_first {
-            *current = Some(result);
-        }
-        is_first
-    });
 }

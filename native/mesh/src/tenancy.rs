@@ -1,0 +1,123 @@
+//! One slot's time in the pool: its task, which dials, serves and cleans up.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use tokio::sync::watch;
+use tokio::time::sleep;
+
+use crate::Error;
+use crate::mesh::{Handles, NodeId, Outcome, Resident, Shared, Target};
+use crate::outbox::Outbox;
+use crate::pool::Ticket;
+use crate::pooled::PooledConnection;
+use crate::stream::Usage;
+
+/// One slot's time in the pool, from its dial to its end. However its task ends, by return,
+/// cancellation or panic, dropping this leaves nothing behind.
+pub(crate) struct Tenancy<T: Handles> {
+    pub(crate) shared: Arc<Shared<T>>,
+    pub(crate) node: NodeId,
+    pub(crate) ticket: Ticket,
+    pub(crate) target: Target,
+    pub(crate) outbox: Arc<Outbox>,
+    pub(crate) connection: Option<PooledConnection>,
+    /// Whether it was begun for what a lost connection left.
+    pub(crate) is_retry: bool,
+    /// Why it ended.
+    pub(crate) end: Error,
+}
+
+impl<T: Handles> Tenancy<T> {
+    pub(crate) async fn run(mut self, outcome: Arc<watch::Sender<Outcome<T>>>) {
+        let context = self.shared.context.clone();
+        context.scope.stats.dials.add(1);
+        let dialled = tokio::select! {
+            dialled = context.dialer.dial(&self.target.address, &self.node) => dialled,
+            reason = self.abandoned(context.scope.linger) => Err(reason),
+        };
+        let carrier = match dialled {
+            Ok(carrier) => carrier,
+            Err(error) => {
+                context.scope.stats.dial_failures.add(&error, 1);
+                self.end = error.clone();
+                // The slot goes before its waiters hear of it: who asks again dials anew.
+                drop(self);
+                report(&outcome, Err(error));
+                return;
+            }
+        };
+        context.scope.stats.connections.add(1);
+        let connection = PooledConnection::new(carrier, self.outbox.clone(), context.clone());
+        self.connection = Some(connection.clone());
+        if let Some(stream) = self.move_in(connection.clone()) {
+            report(&outcome, Ok(stream));
+        }
+        drop(outcome);
+        self.end = connection.serve(&self.target.address, &self.node).await;
+        context.scope.stats.closes.add(&self.end, 1);
+    }
+
+    /// Resolves when nobody wants the dial any more: its slot was removed, and no message waits
+    /// for it, or waits too long.
+    async fn abandoned(&self, linger: Duration) -> Error {
+        self.outbox.draining().await;
+        if !self.outbox.is_idle() {
+            sleep(linger).await;
+        }
+        self.outbox.refusal().unwrap_or(Error::Cancelled)
+    }
+
+    /// Makes the connection the most recently used; does nothing when it has left the pool.
+    fn usage(&self) -> Usage {
+        let (shared, node, ticket) = (Arc::downgrade(&self.shared), self.node.clone(), self.ticket);
+        Arc::new(move || {
+            if let Some(shared) = shared.upgrade()
+                && let Some(resident) = shared.lock().pool.touch(&node, ticket)
+            {
+                resident.last_used = SystemTime::now();
+            }
+        })
+    }
+
+    /// Makes the slot ready. `None`: it was removed during the dial, and its outbox only drains.
+    fn move_in(&self, connection: PooledConnection) -> Option<T::Stream> {
+        let resident = Resident::<T>::new(connection, self.target.given.clone(), self.usage());
+        let stream = resident.stream_handle.clone();
+        let admitted = self.shared.lock().pool.admit(&self.node, self.ticket, resident);
+        if let Some((_, victim)) = admitted.ok()? {
+            self.shared.evict(&victim);
+        }
+        Some(stream)
+    }
+}
+
+impl<T: Handles> Drop for Tenancy<T> {
+    fn drop(&mut self) {
+        self.shared.lock().pool.leave(&self.node, self.ticket);
+        if let Some(connection) = &self.connection {
+            connection.end();
+        }
+        let stats = &self.shared.context.scope.stats;
+        let remains = self.outbox.close(self.end.clone());
+        stats.unconfirmed.add(remains.taken);
+        // A peer that closes each connection before it has taken anything gets one retry.
+        let made_progress = self.connection.as_ref().is_some_and(PooledConnection::has_delivered);
+        if self.connection.is_some() && self.end.is_loss() && (made_progress || !self.is_retry) {
+            self.shared.resend(&self.node, self.target.clone(), remains, &self.end);
+        } else {
+            stats.dropped.add(&self.end, remains.queued.len());
+        }
+    }
+}
+
+/// Tells everyone who waits, unless they have been told otherwise.
+fn report<S>(outcome: &watch::Sender<Option<S>>, result: S) {
+    outcome.send_if_modified(|current| {
+        let is_first = current.is_none();
+        if is_first {
+            *current = Some(result);
+        }
+        is_first
+    });
+}
