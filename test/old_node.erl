@@ -62,7 +62,8 @@ handle_info({quic, new_conn, Connection, _Facts}, State) ->
     {ok, _} = macula_quic:async_accept(State#state.listener, #{}),
     {noreply, State#state{connections = [Connection | State#state.connections]}};
 handle_info({quic, new_stream, Stream, #{conn := Connection}}, State) ->
-    {ok, Connection} = macula_quic:async_accept_stream(Connection, #{}),
+    %% Such nodes go on whatever the answer is: the connection may be over already.
+    _ = macula_quic:async_accept_stream(Connection, #{}),
     ok = macula_quic:setopt(Stream, active, true),
     {noreply, State#state{streams = [Stream | State#state.streams]}};
 handle_info({quic, Data, Stream, _Detail}, State) when is_binary(Data) ->

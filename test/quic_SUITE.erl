@@ -33,6 +33,7 @@ all() ->
         keep_alives_hold_an_idle_connection,
         a_peer_without_stream_credit_makes_openers_wait,
         waiting_for_a_stream_of_a_lost_connection_ends,
+        a_connection_that_is_over_says_so_to_every_call,
         a_connection_goes_to_its_new_owner,
         an_end_during_a_handover_reaches_the_new_owner,
         only_the_owner_gives_a_connection_away,
@@ -397,6 +398,27 @@ waiting_for_a_stream_of_a_lost_connection_ends(_Config) ->
         {Accepting, Result} -> ?assertEqual({error, closed}, Result)
     after ?WAIT_MS -> error(never_told)
     end.
+
+%% An event-style handler that asked for one more stream would otherwise wait for good.
+a_connection_that_is_over_says_so_to_every_call(_Config) ->
+    {Client, Server} = quic_ct:pair(),
+    ok = macula_quic:async_shutdown_connection(Client, 0, 9),
+    [{closed, _}, {shutdown, 9}, {closed, _}] = [quic_ct:next(C) || C <- [Client, Server, Server]],
+    [
+        begin
+            ?assertEqual({error, closed}, macula_quic:async_accept_stream(C, [])),
+            ?assertEqual({error, closed}, macula_quic:accept_stream(C, ?WAIT_MS)),
+            ?assertEqual({error, closed}, macula_quic:getstat(C, [send_cnt])),
+            ?assertEqual({error, Why}, macula_quic:open_stream(C)),
+            %% Nothing is left to be done, so these succeed.
+            ?assertEqual({ok, C}, macula_quic:handshake(C)),
+            ?assertEqual(ok, macula_quic:async_shutdown_connection(C, 0, 1)),
+            ?assertEqual(ok, macula_quic:close_connection(C)),
+            ?assertMatch({ok, _}, macula_quic:peername(C)),
+            quic_ct:none(C)
+        end
+     || {C, Why} <- [{Client, cancelled}, {Server, {closed_by_peer, 9}}]
+    ].
 
 %%% Owners
 

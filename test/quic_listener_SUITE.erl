@@ -28,6 +28,8 @@ all() ->
         every_acceptor_gets_one_connection,
         an_acceptor_that_has_died_takes_no_connection_along,
         a_closed_listener_ends_those_who_wait,
+        a_closed_listener_says_so_to_every_call,
+        too_many_who_wait_to_accept_are_told,
         accepted_connections_outlive_their_listener,
         connections_that_nobody_accepted_end_with_the_listener,
         a_listener_dies_with_its_owner,
@@ -273,6 +275,38 @@ a_closed_listener_ends_those_who_wait(_Config) ->
         end
      || Close <- [fun macula_quic:close/1, fun macula_quic:close_listener/1]
     ].
+
+%% An event-style server that asked once more would otherwise wait for good.
+a_closed_listener_says_so_to_every_call(Config) ->
+    {Cert, Key} = copied(closed, Config),
+    {ok, Listener} = macula_quic:listen({?LOOPBACK, 0}, [{certfile, Cert}, {keyfile, Key}]),
+    _Client = quic_ct:connect(Listener),
+    _Server = quic_ct:new_server(Listener),
+    ok = macula_quic:close(Listener),
+    Closed = {error, closed},
+    ?assertEqual(Closed, macula_quic:async_accept(Listener, [])),
+    ?assertEqual(Closed, macula_quic:accept(Listener, ?WAIT_MS)),
+    ?assertEqual(Closed, macula_quic:reload_certificates(Listener)),
+    ?assertEqual(Closed, macula_quic:sockname(Listener)),
+    %% What got in goes on, and is still counted.
+    ?assertMatch(#{connections := 1, waiting := 0}, stats(Listener)),
+    ?assertEqual(ok, macula_quic:close_listener(Listener)),
+    none_new().
+
+%% Requests that a loop makes by mistake must not become memory without end.
+too_many_who_wait_to_accept_are_told(_Config) ->
+    Most = 65_536,
+    Listener = quic_ct:listen(),
+    [{ok, Listener} = macula_quic:async_accept(Listener, []) || _ <- lists:seq(1, Most)],
+    TooMany = {error, too_many_waiters},
+    ?assertEqual(TooMany, macula_quic:async_accept(Listener, [])),
+    ?assertEqual(TooMany, macula_quic:accept(Listener, ?WAIT_MS)),
+    {Client, _} = {quic_ct:connect(Listener), new_conn()},
+    [{ok, Client} = macula_quic:async_accept_stream(Client, []) || _ <- lists:seq(1, Most)],
+    ?assertEqual(TooMany, macula_quic:async_accept_stream(Client, [])),
+    ?assertEqual(TooMany, macula_quic:accept_stream(Client, ?WAIT_MS)),
+    %% One has been served, so one more may wait.
+    ?assertEqual({ok, Listener}, macula_quic:async_accept(Listener, [])).
 
 %% A node that stops taking in work finishes what it has.
 accepted_connections_outlive_their_listener(_Config) ->

@@ -166,7 +166,7 @@ listener_accept(_Listener, _Id, _Token) -> erlang:nif_error(not_loaded).
 -spec listener_cancel_accept(listener(), non_neg_integer()) -> boolean().
 listener_cancel_accept(_Listener, _Id) -> erlang:nif_error(not_loaded).
 
--spec listener_async_accept(listener()) -> ok.
+-spec listener_async_accept(listener()) -> ok | {error, closed | too_many_waiters}.
 listener_async_accept(_Listener) -> erlang:nif_error(not_loaded).
 
 -spec listener_reload(listener()) -> ok | {error, term()}.
@@ -185,7 +185,8 @@ connection_accept_stream(_Connection, _Id, _Token) -> erlang:nif_error(not_loade
 -spec connection_cancel_accept(connection(), non_neg_integer()) -> boolean().
 connection_cancel_accept(_Connection, _Id) -> erlang:nif_error(not_loaded).
 
--spec connection_async_accept_stream(connection()) -> ok | {error, not_accepting}.
+-spec connection_async_accept_stream(connection()) ->
+    ok | {error, not_accepting | closed | too_many_waiters}.
 connection_async_accept_stream(_Connection) -> erlang:nif_error(not_loaded).
 
 -spec connection_shutdown(connection(), non_neg_integer()) -> ok.

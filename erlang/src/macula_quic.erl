@@ -41,7 +41,7 @@
 
 -export_type([
     listener/0, connection/0, stream/0, options/0, place/0, verify/0, send_error/0, recv_error/0,
-    connect_error/0, listen_error/0, active/0
+    connect_error/0, listen_error/0, accept_error/0, active/0
 ]).
 
 -type listener() :: macula_gateway_mesh_nif:listener().
@@ -130,6 +130,9 @@
     | {bad_options, term()}
     | {bad_certificate, Path :: binary(), Reason :: atom()}.
 
+-type accept_error() :: closed | too_many_waiters.
+%% Nothing will arrive any more, or 65,536 requests wait already.
+
 -type recv_error() ::
     timeout
     | {peer_send_aborted, Code :: non_neg_integer()}
@@ -146,7 +149,8 @@ listen(Place, Options) ->
 
 %% @doc The next connection, its handshake complete. A connection that comes too late for one
 %% caller is there for the next.
--spec accept(listener(), timeout()) -> {ok, connection()} | {error, timeout | closed | cancelled}.
+-spec accept(listener(), timeout()) ->
+    {ok, connection()} | {error, timeout | cancelled | accept_error()}.
 accept(Listener, Timeout) ->
     {Id, Token} = request(),
     ok = macula_gateway_mesh_nif:listener_accept(Listener, Id, Token),
@@ -155,10 +159,12 @@ accept(Listener, Timeout) ->
 
 %% @doc Asks for one connection by message: `{quic, new_conn, Connection, Facts}', then `{quic,
 %% connected, Connection, Facts}'.
--spec async_accept(listener(), term()) -> {ok, listener()}.
+-spec async_accept(listener(), term()) -> {ok, listener()} | {error, accept_error()}.
 async_accept(Listener, _Options) ->
-    ok = macula_gateway_mesh_nif:listener_async_accept(Listener),
-    {ok, Listener}.
+    case macula_gateway_mesh_nif:listener_async_accept(Listener) of
+        ok -> {ok, Listener};
+        {error, Reason} -> {error, Reason}
+    end.
 
 %% @doc Takes in no more connections. Those that were accepted go on, and keep the port.
 -spec close_listener(listener()) -> ok.
@@ -166,12 +172,12 @@ close_listener(Listener) ->
     close(Listener).
 
 %% @doc Reads the certificate and key files again; who connects from now on sees them.
--spec reload_certificates(listener()) -> ok | {error, listen_error()}.
+-spec reload_certificates(listener()) -> ok | {error, closed | listen_error()}.
 reload_certificates(Listener) ->
     macula_gateway_mesh_nif:listener_reload(Listener).
 
 %% @doc Connections open, handshakes under way, connections that wait to be accepted, and clients
-%% refused by cause.
+%% refused by cause; also of a closed listener, whose connections go on.
 -spec listener_stats(listener()) ->
     #{
         connections := non_neg_integer(),
@@ -207,7 +213,7 @@ handshake(Connection) ->
 %% @doc The next stream that the peer has opened. One that comes too late for one caller is there
 %% for the next.
 -spec accept_stream(connection(), timeout()) ->
-    {ok, stream()} | {error, timeout | closed | cancelled | not_accepting}.
+    {ok, stream()} | {error, timeout | cancelled | not_accepting | accept_error()}.
 accept_stream(Connection, Timeout) ->
     {Id, Token} = request(),
     case macula_gateway_mesh_nif:connection_accept_stream(Connection, Id, Token) of
@@ -219,7 +225,8 @@ accept_stream(Connection, Timeout) ->
     end.
 
 %% @doc Asks for one stream by message: `{quic, new_stream, Stream, #{conn, flags}}'.
--spec async_accept_stream(connection(), term()) -> {ok, connection()} | {error, not_accepting}.
+-spec async_accept_stream(connection(), term()) ->
+    {ok, connection()} | {error, not_accepting | accept_error()}.
 async_accept_stream(Connection, _Options) ->
     case macula_gateway_mesh_nif:connection_async_accept_stream(Connection) of
         ok -> {ok, Connection};

@@ -50,7 +50,7 @@ pub use listener::{Listener, ListenerEvent, ListenerStats, Place};
 pub use mesh::{Event, Handles, Info, Mesh, NodeId, Plain, Target};
 pub use outbox::Sent;
 pub use pooled::{Figures, PooledConnection};
-pub use rendezvous::{Request, RequestId, Waiter};
+pub use rendezvous::{Refusal, Request, RequestId, Waiter};
 pub use settings::{Settings, Transport};
 pub use stats::Snapshot;
 pub use stream::Stream;

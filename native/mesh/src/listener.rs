@@ -157,7 +157,12 @@ impl Listener {
         Ok(())
     }
 
-    /// The listener's counters.
+    /// Whether it takes in no more clients.
+    pub fn is_closed(&self) -> bool {
+        *self.0.closed.borrow()
+    }
+
+    /// The listener's counters, also of connections that have outlived it.
     pub fn stats(&self) -> ListenerStats {
         let census = lock(&self.0.census);
         ListenerStats {

@@ -11,8 +11,17 @@ pub trait Waiter<T>: Send {
     /// the process behind has gone.
     fn meet(self: Box<Self>, item: T) -> Option<T>;
 
-    /// Nothing will arrive.
-    fn refuse(self: Box<Self>);
+    /// He will get nothing.
+    fn refuse(self: Box<Self>, why: Refusal);
+}
+
+/// Why somebody who asks will get nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// Nothing will arrive any more.
+    Closed,
+    /// Too many wait already.
+    TooManyWait,
 }
 
 /// The number of a request, chosen by who makes it.
@@ -39,8 +48,8 @@ pub enum Request<T> {
     Served(T, Box<dyn Waiter<T>>),
     /// The waiter will be called.
     Waiting,
-    /// Nothing will arrive any more, or too many wait: the waiter was refused.
-    Refused,
+    /// The waiter was refused.
+    Refused(Refusal),
 }
 
 impl<T> Rendezvous<T> {
@@ -76,13 +85,17 @@ impl<T> Rendezvous<T> {
         if let Some(item) = state.items.pop_front() {
             return Request::Served(item, waiter);
         }
-        if state.is_closed || state.waiters.len() >= MAX_WAITERS {
-            drop(state);
-            waiter.refuse();
-            return Request::Refused;
-        }
-        state.waiters.push_back((id, waiter));
-        Request::Waiting
+        let why = if state.is_closed {
+            Refusal::Closed
+        } else if state.waiters.len() >= MAX_WAITERS {
+            Refusal::TooManyWait
+        } else {
+            state.waiters.push_back((id, waiter));
+            return Request::Waiting;
+        };
+        drop(state);
+        waiter.refuse(why);
+        Request::Refused(why)
     }
 
     /// Takes a request back. `false`: too late, its waiter was called or dropped.
@@ -105,7 +118,7 @@ impl<T> Rendezvous<T> {
         let items = std::mem::take(&mut state.items);
         drop(state);
         for (_, waiter) in waiters {
-            waiter.refuse();
+            waiter.refuse(Refusal::Closed);
         }
         items
     }
@@ -150,7 +163,7 @@ mod tests {
             None
         }
 
-        fn refuse(self: Box<Self>) {
+        fn refuse(self: Box<Self>, _why: Refusal) {
             self.log.lock().expect("the log").push((self.name, REFUSED));
         }
     }
@@ -206,7 +219,21 @@ mod tests {
         meeting.request(1, waiter(1, &log, false));
         assert_eq!(meeting.close(), []);
         assert_eq!(meeting.offer(2), Err(2));
-        assert!(matches!(meeting.request(2, waiter(2, &log, false)), Request::Refused));
+        let late = meeting.request(2, waiter(2, &log, false));
+        assert!(matches!(late, Request::Refused(Refusal::Closed)));
         assert_eq!(*log.lock().expect("the log"), vec![(1, REFUSED), (2, REFUSED)]);
+    }
+
+    #[test]
+    fn no_more_wait_than_there_is_room_for() {
+        let log = Log::default();
+        let meeting = Rendezvous::new(1);
+        let most = u64::try_from(MAX_WAITERS).expect("a number");
+        for id in 0..most {
+            assert!(matches!(meeting.request(id, waiter(id, &log, false)), Request::Waiting));
+        }
+        let refused = meeting.request(most, waiter(most, &log, false));
+        assert!(matches!(refused, Request::Refused(Refusal::TooManyWait)));
+        assert_eq!(*log.lock().expect("the log"), vec![(most, REFUSED)]);
     }
 }

@@ -103,6 +103,7 @@ rustler::atoms! {
     no_stream_credit,
     socket_error,
     too_many_dials,
+    too_many_waiters,
     removed,
     evicted,
     pool_closed,

@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use mesh::{BadCertificate, CertificateFault, Error, Fault, Info};
-use mesh::{ListenerStats, Snapshot, Traffic};
+use mesh::{ListenerStats, Refusal, Snapshot, Traffic};
 use rustler::types::tuple::make_tuple;
 use rustler::{Atom, Encoder, Env, NifResult, Term};
 
@@ -63,6 +63,14 @@ fn unverified(fault: Fault) -> Atom {
 /// `{error, Reason}`.
 pub(crate) fn error<'a>(env: Env<'a>, error: &Error) -> Term<'a> {
     (atoms::error(), reason(env, error)).encode(env)
+}
+
+/// `{error, closed | too_many_waiters}`.
+pub(crate) fn refusal(env: Env<'_>, why: Refusal) -> Term<'_> {
+    match why {
+        Refusal::Closed => error(env, &Error::StreamClosed),
+        Refusal::TooManyWait => (atoms::error(), atoms::too_many_waiters()).encode(env),
+    }
 }
 
 /// `{error, {connect_failed, Reason}}`.

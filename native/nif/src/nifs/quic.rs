@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Mutex;
 use std::time::Duration;
 
-use mesh::{Client, Error, Identity, ListenerEvent, Place, Request, Waiter};
+use mesh::{Client, Error, Identity, ListenerEvent, Place, Refusal, Request, Waiter};
 use once_cell::sync::OnceCell;
 use rustler::{Atom, Encoder, Env, LocalPid, NifResult, ResourceArc, Term};
 
@@ -59,6 +59,9 @@ fn quic_listen<'a>(env: Env<'a>, place: Term<'a>, options: Term<'a>) -> NifResul
 /// `listener_reload(Listener) -> ok | {error, Reason}`: reads the certificate's files again.
 #[rustler::nif(schedule = "DirtyIo")]
 fn listener_reload<'a>(env: Env<'a>, listener: Listener) -> Term<'a> {
+    if listener.listener.is_closed() {
+        return terms::error(env, &Error::StreamClosed);
+    }
     let Some((cert, key)) = &listener.files else {
         return (atoms::error(), atoms::no_certificate()).encode(env);
     };
@@ -78,7 +81,7 @@ fn listener_stats<'a>(env: Env<'a>, listener: Listener) -> NifResult<Term<'a>> {
 }
 
 /// `listener_accept(Listener, Id, Token) -> ok`. The caller gets `{mesh_accepted, Token,
-/// {ok, Connection} | {error, closed}}` and owns the connection.
+/// {ok, Connection} | {error, closed | too_many_waiters}}` and owns the connection.
 #[rustler::nif]
 fn listener_accept<'a>(
     env: Env<'a>,
@@ -87,8 +90,8 @@ fn listener_accept<'a>(
     token: Term<'a>,
 ) -> NifResult<Atom> {
     let reply = Quiet::new(Reply::new(atoms::mesh_accepted(), env.pid(), token));
-    let waiter = Box::new(Accepting(reply));
-    serve(listener.listener.request(id, waiter))?;
+    // The waiter tells the caller of a refusal.
+    serve(listener.listener.request(id, Box::new(Accepting(reply))))?;
     Ok(atoms::ok())
 }
 
@@ -98,12 +101,13 @@ fn listener_cancel_accept(listener: Listener, id: u64) -> bool {
     listener.listener.cancel_request(id)
 }
 
-/// `listener_async_accept(Listener) -> ok`. The caller gets `{quic, new_conn, Connection, Facts}`
-/// and `{quic, connected, Connection, Facts}`, and owns the connection.
+/// `listener_async_accept(Listener) -> ok | {error, closed | too_many_waiters}`. The caller gets
+/// `{quic, new_conn, Connection, Facts}` and `{quic, connected, Connection, Facts}`, and owns the
+/// connection.
 #[rustler::nif]
-fn listener_async_accept(env: Env<'_>, listener: Listener) -> NifResult<Atom> {
-    serve(listener.listener.request(NO_REQUEST, Box::new(Announcing(env.pid()))))?;
-    Ok(atoms::ok())
+fn listener_async_accept(env: Env<'_>, listener: Listener) -> NifResult<Term<'_>> {
+    let request = listener.listener.request(NO_REQUEST, Box::new(Announcing(env.pid())));
+    Ok(asked(env, serve(request)?))
 }
 
 /// `quic_connect(Address, Options, TimeoutMs, Token) -> ok | {error, Reason}`. The caller gets
@@ -144,7 +148,8 @@ fn quic_connect<'a>(
 }
 
 /// `connection_accept_stream(Connection, Id, Token) -> ok | {error, not_accepting}`. The caller
-/// gets `{mesh_accepted, Token, {ok, Stream} | {error, closed}}` and owns the stream.
+/// gets `{mesh_accepted, Token, {ok, Stream} | {error, closed | too_many_waiters}}` and owns the
+/// stream.
 #[rustler::nif]
 fn connection_accept_stream<'a>(
     env: Env<'a>,
@@ -156,6 +161,7 @@ fn connection_accept_stream<'a>(
         return Ok((atoms::error(), atoms::not_accepting()).encode(env));
     };
     let reply = Quiet::new(Reply::new(atoms::mesh_accepted(), env.pid(), token));
+    // The waiter tells the caller of a refusal.
     serve(own.request_stream(id, Box::new(Accepting(reply))))?;
     Ok(atoms::ok().encode(env))
 }
@@ -169,16 +175,17 @@ fn connection_cancel_accept(connection: Connection, id: u64) -> bool {
     }
 }
 
-/// `connection_async_accept_stream(Connection) -> ok | {error, not_accepting}`. The caller gets
-/// `{quic, new_stream, Stream, #{conn, flags}}` and owns the stream.
+/// `connection_async_accept_stream(Connection) -> ok | {error, not_accepting | closed |
+/// too_many_waiters}`. The caller gets `{quic, new_stream, Stream, #{conn, flags}}` and owns the
+/// stream.
 #[rustler::nif]
 fn connection_async_accept_stream(env: Env<'_>, connection: Connection) -> NifResult<Term<'_>> {
     let ConnectionResource::Own(own, _) = &*connection else {
         return Ok((atoms::error(), atoms::not_accepting()).encode(env));
     };
     let waiter = AnnouncingStream { to: env.pid(), connection: connection.clone() };
-    serve(own.request_stream(NO_REQUEST, Box::new(waiter)))?;
-    Ok(atoms::ok().encode(env))
+    let request = own.request_stream(NO_REQUEST, Box::new(waiter));
+    Ok(asked(env, serve(request)?))
 }
 
 /// `connection_traffic(Connection) -> {ok, map()} | {error, closed}`. Takes the connection's lock,
@@ -207,14 +214,23 @@ fn bad_address<'a>(env: Env<'a>, given: Term<'a>) -> Term<'a> {
 }
 
 /// Hands over what was there already, from a thread that may post messages.
-fn serve<T: Send + 'static>(request: Request<T>) -> NifResult<()> {
+fn serve<T: Send + 'static>(request: Request<T>) -> NifResult<Option<Refusal>> {
     match request {
-        Request::Served(item, waiter) => spawn(async move {
-            // A process that asks is alive; should it have died since, what it got closes.
-            drop(waiter.meet(item));
-        }),
-        Request::Waiting | Request::Refused => Ok(()),
+        Request::Served(item, waiter) => {
+            spawn(async move {
+                // A process that asks is alive; should it have died since, what it got closes.
+                drop(waiter.meet(item));
+            })?;
+            Ok(None)
+        }
+        Request::Waiting => Ok(None),
+        Request::Refused(why) => Ok(Some(why)),
     }
+}
+
+/// What is answered at once to who asks for a message.
+fn asked(env: Env<'_>, refusal: Option<Refusal>) -> Term<'_> {
+    refusal.map_or_else(|| atoms::ok().encode(env), |why| terms::refusal(env, why))
 }
 
 fn report(owner: LocalPid, what: Atom, address: SocketAddr) {
@@ -251,9 +267,9 @@ impl Accepting {
         }
     }
 
-    fn turn_away(self) {
+    fn turn_away(self, why: Refusal) {
         if let Some(reply) = self.0.keep() {
-            reply.send_later(|env| terms::error(env, &Error::StreamClosed));
+            reply.send_later(move |env| terms::refusal(env, why));
         }
     }
 }
@@ -264,8 +280,8 @@ impl Waiter<mesh::Connection> for Accepting {
         self.accept(item, |pid| watched(connection, pid))
     }
 
-    fn refuse(self: Box<Self>) {
-        self.turn_away();
+    fn refuse(self: Box<Self>, why: Refusal) {
+        self.turn_away(why);
     }
 }
 
@@ -275,8 +291,8 @@ impl Waiter<mesh::Stream> for Accepting {
         self.accept(item, |pid| StreamResource::owned(stream, pid, false))
     }
 
-    fn refuse(self: Box<Self>) {
-        self.turn_away();
+    fn refuse(self: Box<Self>, why: Refusal) {
+        self.turn_away(why);
     }
 }
 
@@ -296,7 +312,7 @@ impl Waiter<mesh::Connection> for Announcing {
         None
     }
 
-    fn refuse(self: Box<Self>) {}
+    fn refuse(self: Box<Self>, _why: Refusal) {}
 }
 
 /// A process that wants to be told of one stream.
@@ -317,5 +333,5 @@ impl Waiter<mesh::Stream> for AnnouncingStream {
         None
     }
 
-    fn refuse(self: Box<Self>) {}
+    fn refuse(self: Box<Self>, _why: Refusal) {}
 }
