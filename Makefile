@@ -28,9 +28,9 @@ build: setup-build ## compile the application, with the library in priv/
 	$(REBAR3) compile
 
 # The library first: its script keeps the builds of two source trees in one target folder apart.
-peer: ## build the peer program that demo and tests talk to
+peer: ## build the programs that demo and tests talk to: the peer, and one that attacks
 	@sh erlang/scripts/build_native.sh
-	$(CARGO) build --release --locked -p mesh --example peer
+	$(CARGO) build --release --locked -p mesh --examples
 
 demo: build peer ## pool peers, send messages, print the figures
 	ERL_LIBS="$(CURDIR)/_build/default/lib" escript erlang/scripts/demo.escript

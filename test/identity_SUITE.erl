@@ -35,6 +35,9 @@ all() ->
         a_pool_proves_the_hash_of_the_key_that_is_the_node_id,
         a_pool_proves_the_ed25519_key_that_is_the_node_id,
         an_impostor_gets_no_message_of_the_pool,
+        a_server_without_its_certificates_key_is_refused_in_every_mode,
+        a_node_without_its_certificates_key_gets_nothing_of_the_pool,
+        a_client_without_its_certificates_key_is_refused,
         a_pool_that_verifies_nobody_warns_once,
         a_bad_verify_of_a_pool_is_told
     ].
@@ -367,6 +370,103 @@ an_impostor_gets_no_message_of_the_pool(Config) ->
         mesh_peer:wait(Impostor, connections_closed, 1)
     ),
     ok = mesh_peer:stop(Impostor).
+
+%%% Certificates are no secret: whoever has seen one can show it
+
+%% The handshake's signature proves the key. It is checked also where nothing else is.
+a_server_without_its_certificates_key_is_refused_in_every_mode(Config) ->
+    [
+        begin
+            {Address, Port} = mesh_peer:address(Peer),
+            ?assertEqual(
+                {Verify, {error, {unverified, key_not_proven}}},
+                {Verify, macula_quic:connect(Address, Port, Verify, ?WAIT_MS)}
+            ),
+            ?assertMatch(
+                #{handshakes_refused := 1, connections_opened := 0, streams := 0},
+                mesh_peer:wait(Peer, handshakes_refused, 1)
+            ),
+            ok = mesh_peer:stop(Peer)
+        end
+     || Impostor <- impostors(Config),
+        Verify <- modes(Config) ++ [[{verify, {node_id, spki_sha256}}]],
+        Peer <- [mesh_peer:start(Impostor)]
+    ].
+
+%% The same for the pool, where the certificate is even that of the node that was meant.
+a_node_without_its_certificates_key_gets_nothing_of_the_pool(Config) ->
+    {Cert, _} = proplists:get_value(good, Config),
+    NodeId = quic_certs:spki(Cert),
+    Modes = [maps:from_list(Options) || Options <- modes(Config)],
+    [
+        with_pool(Options#{verify_hostname => true}, fun(Pool) ->
+            Peer = mesh_peer:start(Impostor),
+            Address = mesh_peer:address(Peer),
+            ?assertEqual(
+                {error, {connect_failed, {unverified, key_not_proven}}},
+                ?POOL:get_or_create_connection(Pool, NodeId, Address)
+            ),
+            ok = ?POOL:send_async(Pool, NodeId, Address, mesh_peer:frame(1, 8)),
+            Dropped = fun() ->
+                {ok, #{messages_dropped := Counts}} = ?POOL:get_stats(Pool),
+                map_size(Counts) > 0 andalso Counts
+            end,
+            ?assertEqual(#{unverified => 1}, quic_ct:poll_until(Dropped)),
+            ?assertMatch(#{connections_opened := 0, messages := 0}, mesh_peer:stats(Peer)),
+            ok = mesh_peer:stop(Peer)
+        end)
+     || Impostor <- impostors(Config),
+        Options <- Modes ++ [#{verify => {node_id, spki_sha256}}]
+    ].
+
+%% Program arguments of a peer that shows another's certificate and signs with its own key, and of
+%% one that writes nonsense in place of a signature.
+impostors(Config) ->
+    {Cert, Key} = proplists:get_value(good, Config),
+    {_, OtherKey} = proplists:get_value(other, Config),
+    [["--cert", Cert, "--key", OtherKey], ["--cert", Cert, "--key", Key, "--corrupt-signature"]].
+
+%% Every mode that would believe the owner of this certificate.
+modes(Config) ->
+    {Cert, _} = proplists:get_value(good, Config),
+    [[], [{verify, none}], by_ca(Config), [{verify, {spki_sha256, quic_certs:spki(Cert)}}]].
+
+%% The other way round. A client begins before it is judged, but nothing that it sends gets in.
+a_client_without_its_certificates_key_is_refused(Config) ->
+    {Cert, Key} = proplists:get_value(good, Config),
+    [
+        begin
+            Listener = listen(other, Verify, Config),
+            {ok, Listener} = macula_quic:async_accept(Listener, []),
+            %% The same client with its key is let in.
+            Honest = mesh_attacker:attack(Listener, knock, ["--cert", Cert, "--key", Key]),
+            ?assertMatch(#{connected := 1, ended := none}, Honest),
+            _ = new_connection(),
+            {ok, Listener} = macula_quic:async_accept(Listener, []),
+            [
+                %% TLS alert 51, decrypt_error (RFC 8446, section 6.2).
+                ?assertMatch(
+                    #{ended := {transport, 16#133}}, mesh_attacker:attack(Listener, knock, Impostor)
+                )
+             || Impostor <- impostors(Config)
+            ],
+            ?assertMatch(
+                #{refused := #{handshake_failed := 2}}, macula_quic:listener_stats(Listener)
+            ),
+            receive
+                {quic, new_conn, _, _} = Message -> error({believed, Message})
+            after 50 -> ok
+            end
+        end
+     || Verify <- [V || [{verify, _} | _] = V <- modes(Config), V =/= [{verify, none}]] ++
+            [[{verify, {node_id, spki_sha256}}]]
+    ].
+
+new_connection() ->
+    receive
+        {quic, new_conn, Connection, _} -> Connection
+    after ?WAIT_MS -> error(not_accepted)
+    end.
 
 %% Nobody notices a pool that believes everybody, and nobody reads a log that says it all day.
 a_pool_that_verifies_nobody_warns_once(Config) ->

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use quinn::crypto::rustls::QuicClientConfig;
-use quinn::{ClientConfig, VarInt};
+use quinn::{ClientConfig, TransportConfig, VarInt};
 use tokio::sync::Semaphore;
 use tokio::time::{Duration, Instant, sleep, timeout_at};
 
@@ -32,8 +32,8 @@ pub(crate) struct Dialer {
     endpoint: Arc<Endpoint>,
     resolver: Resolver,
     settings: Settings,
-    /// The configuration of all dials, unless each needs its own to learn why it was refused.
-    shared: Option<ClientConfig>,
+    tls: tls::Client,
+    transport: Arc<TransportConfig>,
     turns: Semaphore,
     timeout: Duration,
 }
@@ -47,13 +47,14 @@ impl Dialer {
         max_dials: usize,
         timeout: Duration,
     ) -> Result<Self, Error> {
-        let config = client_config(&settings, Verdict::default())?;
-        let is_shared = !matches!(settings.verification, Verification::Peer { .. });
+        let tls = tls::Client::new(&settings)?;
+        let transport = Arc::new(settings.transport.quinn());
         Ok(Self {
             endpoint,
             resolver: Resolver::new(),
             settings,
-            shared: is_shared.then_some(config),
+            tls,
+            transport,
             turns: Semaphore::new(max_dials),
             timeout,
         })
@@ -110,6 +111,15 @@ impl Dialer {
         self.race(addresses, &server_name).await
     }
 
+    /// The configuration of one dial: each learns for itself why it was refused.
+    fn client_config(&self, verdict: Verdict) -> Result<ClientConfig, Error> {
+        let tls = self.tls.config(verdict);
+        let quic = QuicClientConfig::try_from(tls).map_err(|_| Error::Cancelled)?;
+        let mut client = ClientConfig::new(Arc::new(Observed(Arc::new(quic))));
+        client.transport_config(self.transport.clone());
+        Ok(client)
+    }
+
     /// The first connection that any of `addresses` gives, each tried a little after the one
     /// before it, or at once when that one has failed.
     async fn race(
@@ -118,10 +128,7 @@ impl Dialer {
         server_name: &str,
     ) -> Result<quinn::Connection, Error> {
         let verdict = Verdict::default();
-        let config = match &self.shared {
-            Some(config) => config.clone(),
-            None => client_config(&self.settings, verdict.clone())?,
-        };
+        let config = self.client_config(verdict.clone())?;
         let connect = |address| {
             let connecting = self.endpoint.connect(config.clone(), address, server_name);
             async move { Ok::<_, Error>(connecting?.await?) }
@@ -142,14 +149,6 @@ impl Dialer {
             }
         }
     }
-}
-
-fn client_config(settings: &Settings, verdict: Verdict) -> Result<ClientConfig, Error> {
-    let tls = tls::client_config(settings, verdict)?;
-    let quic = QuicClientConfig::try_from(tls).map_err(|_| Error::Cancelled)?;
-    let mut client = ClientConfig::new(Arc::new(Observed(Arc::new(quic))));
-    client.transport_config(Arc::new(settings.transport.quinn()));
-    Ok(client)
 }
 
 #[cfg(test)]

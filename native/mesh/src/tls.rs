@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rustls::client::Resumption;
-use rustls::crypto::ring;
+use rustls::crypto::{CryptoProvider, ring};
 use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ClientConfig, InconsistentKeys, RootCertStore, ServerConfig};
@@ -128,12 +128,36 @@ fn fault(error: &pem::Error, missing: CertificateFault) -> CertificateFault {
 }
 
 /// The TLS side of outgoing connections: TLS 1.3 alone.
-///
-/// # Errors
-/// What is wrong with the identity or the roots.
-pub(crate) fn client_config(settings: &Settings, verdict: Verdict) -> Result<ClientConfig, Fault> {
-    let provider = Arc::new(ring::default_provider());
-    let verifier = Servers::new(&settings.verification, &provider, verdict)?;
+#[derive(Clone, Debug)]
+pub(crate) struct Client {
+    config: ClientConfig,
+    verifier: Servers,
+}
+
+impl Client {
+    /// # Errors
+    /// What is wrong with the identity or the roots.
+    pub(crate) fn new(settings: &Settings) -> Result<Self, Fault> {
+        let provider = Arc::new(ring::default_provider());
+        let verifier = Servers::new(&settings.verification, &provider)?;
+        let config = client_config(settings, provider, verifier.clone())?;
+        Ok(Self { config, verifier })
+    }
+
+    /// The configuration of one dial, which leaves in `verdict` why a server was refused.
+    pub(crate) fn config(&self, verdict: Verdict) -> ClientConfig {
+        let mut config = self.config.clone();
+        let verifier = self.verifier.with_verdict(verdict);
+        config.dangerous().set_certificate_verifier(Arc::new(verifier));
+        config
+    }
+}
+
+fn client_config(
+    settings: &Settings,
+    provider: Arc<CryptoProvider>,
+    verifier: Servers,
+) -> Result<ClientConfig, Fault> {
     let builder = ClientConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13])
         .map_err(|_| Fault::BadCertificate)?

@@ -77,9 +77,13 @@ pub enum Fault {
     /// Its certificate is not for this purpose.
     #[error("wrong purpose")]
     WrongPurpose,
-    /// A signature is false: of its certificate, or of the handshake by its key.
+    /// Its certificate was not signed by who is said to have signed it.
     #[error("bad signature")]
     BadSignature,
+    /// The handshake was not signed with its certificate's key: whoever it is has a copy of the
+    /// certificate, which is no secret, and not the key.
+    #[error("key not proven")]
+    KeyNotProven,
     /// It has another key.
     #[error("wrong key")]
     WrongKey,
@@ -155,9 +159,13 @@ impl Verdict {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn note<T>(&self, outcome: Result<T, rustls::Error>) -> Result<T, rustls::Error> {
+    fn note<T>(
+        &self,
+        outcome: Result<T, rustls::Error>,
+        fault: impl FnOnce(&rustls::Error) -> Fault,
+    ) -> Result<T, rustls::Error> {
         if let Err(error) = &outcome {
-            *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(Fault::from(error));
+            *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(fault(error));
         }
         outcome
     }
@@ -187,8 +195,20 @@ impl From<&rustls::Error> for Fault {
     }
 }
 
+impl Fault {
+    /// Why the signature of a handshake was refused.
+    fn of_handshake(error: &rustls::Error) -> Self {
+        match error {
+            rustls::Error::InvalidCertificate(CertificateError::BadEncoding) => {
+                Self::BadCertificate
+            }
+            _ => Self::KeyNotProven,
+        }
+    }
+}
+
 /// Verifies servers.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Servers {
     algorithms: WebPkiSupportedAlgorithms,
     /// `None`: any certificate will do here.
@@ -202,8 +222,8 @@ impl Servers {
     pub(crate) fn new(
         verification: &Verification,
         provider: &Arc<CryptoProvider>,
-        verdict: Verdict,
     ) -> Result<Self, Fault> {
+        let verdict = Verdict::default();
         let algorithms = provider.signature_verification_algorithms;
         Ok(match verification {
             Verification::None | Verification::Key(_) => {
@@ -217,6 +237,11 @@ impl Servers {
                 Self { algorithms, roots, check_name, max_depth, verdict }
             }
         })
+    }
+
+    /// The same, and another verdict.
+    pub(crate) fn with_verdict(&self, verdict: Verdict) -> Self {
+        Self { verdict, ..self.clone() }
     }
 
     fn verify(
@@ -255,7 +280,7 @@ impl ServerCertVerifier for Servers {
         now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
         let verified = self.verify(end_entity, intermediates, server_name, ocsp_response, now);
-        self.verdict.note(verified)
+        self.verdict.note(verified, |error| Fault::from(error))
     }
 
     fn verify_tls12_signature(
@@ -275,7 +300,7 @@ impl ServerCertVerifier for Servers {
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
         let valid =
             rustls::crypto::verify_tls13_signature(message, cert, signature, &self.algorithms);
-        self.verdict.note(valid)
+        self.verdict.note(valid, Fault::of_handshake)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {

@@ -9,8 +9,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use mesh::{
-    Connection, Identity, Listener, MESH_ALPN, Place, Reader, Received, Request, Settings, Stream,
-    Waiter,
+    Connection, Identity, Listener, MESH_ALPN, Place, Reader, Received, Refusal, Request, Settings,
+    Stream, Waiter,
 };
 use quinn::crypto::rustls::QuicClientConfig;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
@@ -28,7 +28,7 @@ impl<T: Send> Waiter<T> for Waiting<T> {
         self.0.try_send(item).err().map(|refused| refused.into_inner())
     }
 
-    fn refuse(self: Box<Self>) {}
+    fn refuse(self: Box<Self>, _why: Refusal) {}
 }
 
 async fn next<T: Send + 'static>(request: impl FnOnce(Box<dyn Waiter<T>>) -> Request<T>) -> T {

@@ -128,6 +128,7 @@ rustler::atoms! {
     wrong_name,
     wrong_purpose,
     bad_signature,
+    key_not_proven,
     wrong_key,
 
     // Socket errors.

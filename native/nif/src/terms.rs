@@ -56,6 +56,7 @@ fn unverified(fault: Fault) -> Atom {
         Fault::WrongName => atoms::wrong_name(),
         Fault::WrongPurpose => atoms::wrong_purpose(),
         Fault::BadSignature => atoms::bad_signature(),
+        Fault::KeyNotProven => atoms::key_not_proven(),
         Fault::WrongKey => atoms::wrong_key(),
     }
 }

@@ -11,7 +11,8 @@ use crate::behaviour::Mode;
 /// What is printed below a complaint.
 pub(crate) const USAGE: &str = "usage: peer [--mode MODE] [--address IP] [--port P] \
 [--bidi-streams N] [--idle-timeout-ms MS] [--keep-alive-ms MS] [--alpn NAME] \
-[--cert PEM --key PEM] [--require-client-cert] [--accept-delay-ms MS] [--workers N]
+[--cert PEM --key PEM] [--corrupt-signature] [--require-client-cert] [--accept-delay-ms MS] \
+[--workers N]
 MODE: count | finish_first | echo | hoard | silent_streams | reset | close_after:N | \
 slow:BYTES_PER_SECOND | refuse";
 
@@ -39,7 +40,10 @@ pub(crate) struct Args {
     pub(crate) keep_alive: Duration,
     pub(crate) alpn: String,
     /// Paths of the certificate chain and of its key; a self-signed certificate without them.
+    /// The key need not be the certificate's: then this is an impostor.
     pub(crate) identity: Option<(PathBuf, PathBuf)>,
+    /// Whether the handshake is signed with nonsense.
+    pub(crate) corrupt_signature: bool,
     pub(crate) require_client_cert: bool,
     pub(crate) accept_delay: Duration,
     pub(crate) workers: NonZeroUsize,
@@ -56,6 +60,7 @@ impl Default for Args {
             keep_alive: milliseconds(FIELD_KEEP_ALIVE_MS),
             alpn: FIELD_ALPN.to_owned(),
             identity: None,
+            corrupt_signature: false,
             require_client_cert: false,
             accept_delay: Duration::ZERO,
             workers: NonZeroUsize::MIN,
@@ -80,6 +85,7 @@ impl Args {
                 "--alpn" => args.alpn = value(option, &mut words)?,
                 "--cert" => cert = Some(value(option, &mut words)?),
                 "--key" => key = Some(value(option, &mut words)?),
+                "--corrupt-signature" => args.corrupt_signature = true,
                 "--require-client-cert" => args.require_client_cert = true,
                 "--accept-delay-ms" => args.accept_delay = milliseconds(value(option, &mut words)?),
                 "--workers" => args.workers = value(option, &mut words)?,

@@ -20,6 +20,7 @@ mod command;
 mod indices;
 mod message;
 mod node;
+mod signer;
 mod tally;
 mod tls;
 

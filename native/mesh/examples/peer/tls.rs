@@ -1,29 +1,26 @@
 //! Who this peer says it is, and what it asks of those who dial.
 
 use std::error::Error;
-use std::path::Path;
 use std::sync::Arc;
 
 use quinn::crypto::rustls::QuicServerConfig;
 use rustls::client::danger::HandshakeSignatureValid;
 use rustls::crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature};
-use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{DigitallySignedStruct, DistinguishedName, ServerConfig, SignatureScheme};
 
 use crate::args::Args;
+use crate::signer::{self, Identity};
 
 /// The names in the self-signed certificate: all that loopback is called.
 const NAMES: [&str; 3] = ["localhost", "127.0.0.1", "::1"];
 
-type Identity = (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>);
-
 /// TLS 1.3 with the one ALPN name of `args`.
 pub(crate) fn server_config(args: &Args) -> Result<Arc<QuicServerConfig>, Box<dyn Error>> {
     let provider = Arc::new(ring::default_provider());
-    let (chain, key) = match &args.identity {
-        Some((cert, key)) => read_identity(cert, key)?,
+    let identity = match &args.identity {
+        Some((cert, key)) => signer::read(cert, key)?,
         None => new_identity()?,
     };
     let any_client =
@@ -31,18 +28,9 @@ pub(crate) fn server_config(args: &Args) -> Result<Arc<QuicServerConfig>, Box<dy
     let mut config = ServerConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .with_client_cert_verifier(Arc::new(any_client))
-        .with_single_cert(chain, key)?;
+        .with_cert_resolver(signer::shown(identity, args.corrupt_signature)?);
     config.alpn_protocols = vec![args.alpn.clone().into_bytes()];
     Ok(Arc::new(config.try_into()?))
-}
-
-fn read_identity(cert: &Path, key: &Path) -> Result<Identity, Box<dyn Error>> {
-    let complain = |path: &Path, error| format!("{}: {error}", path.display());
-    let chain = CertificateDer::pem_file_iter(cert)
-        .and_then(Iterator::collect)
-        .map_err(|error| complain(cert, error))?;
-    let key = PrivateKeyDer::from_pem_file(key).map_err(|error| complain(key, error))?;
-    Ok((chain, key))
 }
 
 fn new_identity() -> Result<Identity, Box<dyn Error>> {
