@@ -1356,7 +1356,7 @@ has_every_figure_from_the_start(_Config) ->
     Zeros = [
         size, dialing, tasks, hits, misses, dials, connections_opened, renewals, evictions,
         removals, messages_accepted, bytes_accepted, messages_delivered, bytes_delivered,
-        messages_unconfirmed, outstanding_messages, outstanding_bytes, panics,
+        messages_unconfirmed, messages_redelivered, outstanding_messages, outstanding_bytes, panics,
         udp_receive_buffer_bytes, udp_send_buffer_bytes
     ],
     Causes = [dial_failures, closes, messages_dropped],
@@ -1399,6 +1399,7 @@ figures_tell_what_happened(_Config) ->
         bytes_delivered => 35,
         messages_dropped => #{},
         messages_unconfirmed => 0,
+        messages_redelivered => 0,
         outstanding_messages => 0,
         outstanding_bytes => 0,
         panics => 0

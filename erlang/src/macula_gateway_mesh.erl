@@ -6,7 +6,8 @@
 %%% asynchronous messages, do not pass through it: they are served in the caller's process.
 %%%
 %%% It receives from the native side `{mesh_connected, {Tag, From}, Result}', the outcome of a dial
-%%% for a waiting caller, `{mesh_event, unverified}' with the pool's first dial, and `{mesh_event,
+%%% for a waiting caller, `{mesh_delivered, {Tag, From}, Result}', what became of a message of a
+%%% caller on another node, `{mesh_event, unverified}' with the pool's first dial, and `{mesh_event,
 %%% socket_lost}'; and sends only the replies of `gen_server'.
 -module(macula_gateway_mesh).
 
@@ -18,6 +19,7 @@
     child_spec/1,
     get_or_create_connection/3,
     send_async/4,
+    send/5,
     remove_connection/2,
     get_connection_info/2,
     list_connections/1,
@@ -29,7 +31,15 @@
 -export([init/1, handle_call/3, handle_cast/2, handle_info/2, terminate/2]).
 
 -export_type([
-    options/0, server/0, node_id/0, address/0, stream/0, connection_info/0, stats/0, error_reason/0
+    options/0,
+    server/0,
+    node_id/0,
+    address/0,
+    stream/0,
+    connection_info/0,
+    stats/0,
+    error_reason/0,
+    delivery_error/0
 ]).
 
 -include_lib("kernel/include/logger.hrl").
@@ -42,6 +52,9 @@
 -define(SHUTDOWN_MS, 5_000).
 %% Pids of former incarnations that are still taken for the server.
 -define(MAX_FORMER, 100).
+%% The longest timeout that Erlang knows.
+-define(MAX_TIMEOUT, 16#ffffffff).
+-define(IS_TIMEOUT(Ms), is_integer(Ms), Ms >= 0, Ms =< ?MAX_TIMEOUT).
 
 -type server() :: gen_server:server_ref().
 -type node_id() :: binary().
@@ -76,6 +89,7 @@
     stream_credit_timeout_ms => pos_integer(),
     udp_buffer_bytes => pos_integer(),
     runtime_workers => pos_integer(),
+    redelivery => at_most_once | at_least_once,
     term() => term()
 }.
 %% Defaults and bounds: README.md. Other keys are ignored.
@@ -123,6 +137,7 @@
     bytes_delivered := non_neg_integer(),
     messages_dropped := counts(),
     messages_unconfirmed := non_neg_integer(),
+    messages_redelivered := non_neg_integer(),
     outstanding_messages := non_neg_integer(),
     outstanding_bytes := non_neg_integer(),
     panics := non_neg_integer(),
@@ -152,6 +167,14 @@
     | removed
     | pool_closed
     | cancelled.
+
+-type delivery_error() ::
+    {connect_failed, connect_reason()}
+    | timeout
+    | {unconfirmed, timeout | macula_quic:send_error()}
+    | macula_quic:send_error().
+%% Why a message is not known to have arrived. `{unconfirmed, _}': something of it was sent, and it
+%% may have arrived. All others: nothing of it was sent.
 
 -record(state, {
     pool :: macula_gateway_mesh_nif:pool(),
@@ -217,6 +240,24 @@ send_async(Server, NodeId, Address, Message) when is_binary(NodeId), is_binary(M
 send_async(Server, NodeId, Address, Message) when is_binary(NodeId) ->
     send_async(Server, NodeId, Address, iolist_to_binary(Message)).
 
+%% @doc Sends `Message' to `NodeId' and waits until the peer's transport has acknowledged all of it,
+%% for `TimeoutMs' at most. While too much is queued for that peer, it waits for room. A message of
+%% which nothing has been sent when the time is over is withdrawn: `{error, timeout}'. What the
+%% peer's transport has acknowledged, its application may not have read yet.
+-spec send(server(), node_id(), address(), iodata(), non_neg_integer()) ->
+    ok | {error, delivery_error()}.
+send(Server, NodeId, Address, Message, TimeoutMs) when
+    is_binary(NodeId), is_binary(Message), ?IS_TIMEOUT(TimeoutMs)
+->
+    case local_pool(Server) of
+        {ok, Pool} -> deliver(Pool, Server, NodeId, Address, Message, TimeoutMs);
+        none -> call_send(Server, NodeId, Address, Message, TimeoutMs)
+    end;
+send(Server, NodeId, Address, Message, TimeoutMs) when
+    is_binary(NodeId), is_list(Message), ?IS_TIMEOUT(TimeoutMs)
+->
+    send(Server, NodeId, Address, iolist_to_binary(Message), TimeoutMs).
+
 %% @doc Takes `NodeId' out of the pool: what is queued for it still goes out, bounded by
 %% `linger_ms', then its connection closes.
 -spec remove_connection(server(), node_id()) -> ok.
@@ -273,6 +314,16 @@ handle_call({get_or_create_connection, NodeId, Address}, From, State) when is_bi
         ok -> {noreply, State};
         Error -> {reply, Error, State}
     end;
+handle_call({send, NodeId, Address, Message, TimeoutMs}, From, State) when
+    is_binary(NodeId), is_binary(Message), ?IS_TIMEOUT(TimeoutMs)
+->
+    #state{pool = Pool, tag = Tag} = State,
+    Token = {Tag, From},
+    case macula_gateway_mesh_nif:pool_deliver(Pool, NodeId, Address, Message, TimeoutMs, Token) of
+        ok -> {noreply, State};
+        closed -> {reply, {error, pool_closed}, State};
+        Error -> {reply, Error, State}
+    end;
 handle_call({remove_connection, NodeId}, _From, State) when is_binary(NodeId) ->
     _ = macula_gateway_mesh_nif:pool_remove(State#state.pool, NodeId),
     {reply, ok, State};
@@ -302,6 +353,9 @@ handle_cast(_Message, State) ->
 %% @private
 -spec handle_info(term(), #state{}) -> {noreply, #state{}}.
 handle_info({mesh_connected, {Tag, From}, Result}, #state{tag = Tag} = State) ->
+    gen_server:reply(From, Result),
+    {noreply, State};
+handle_info({mesh_delivered, {Tag, From}, Result}, #state{tag = Tag} = State) ->
     gen_server:reply(From, Result),
     {noreply, State};
 handle_info({mesh_event, unverified}, State) ->
@@ -344,6 +398,9 @@ await_closed(Tag, Timer) ->
         {mesh_connected, {Tag, From}, Result} ->
             gen_server:reply(From, Result),
             await_closed(Tag, Timer);
+        {mesh_delivered, {Tag, From}, Result} ->
+            gen_server:reply(From, Result),
+            await_closed(Tag, Timer);
         {mesh_closed, Tag, ok} ->
             ok;
         {timeout, Timer, Tag} ->
@@ -353,6 +410,29 @@ await_closed(Tag, Timer) ->
 -spec cast(server(), node_id(), address(), binary()) -> ok.
 cast(Server, NodeId, Address, Message) ->
     gen_server:cast(Server, {send_async, NodeId, Address, Message}).
+
+%% No timeout is needed: the native side answers each message that it has taken once.
+-spec deliver(
+    macula_gateway_mesh_nif:pool(), server(), node_id(), address(), binary(), non_neg_integer()
+) -> ok | {error, delivery_error()}.
+deliver(Pool, Server, NodeId, Address, Message, TimeoutMs) ->
+    Token = make_ref(),
+    case macula_gateway_mesh_nif:pool_deliver(Pool, NodeId, Address, Message, TimeoutMs, Token) of
+        ok ->
+            receive
+                {mesh_delivered, Token, Result} -> Result
+            end;
+        closed ->
+            call_send(current(Server), NodeId, Address, Message, TimeoutMs);
+        {error, Reason} ->
+            {error, Reason}
+    end.
+
+%% The server answers in time, unless it dies.
+-spec call_send(server(), node_id(), address(), binary(), non_neg_integer()) ->
+    ok | {error, delivery_error()}.
+call_send(Server, NodeId, Address, Message, TimeoutMs) ->
+    gen_server:call(Server, {send, NodeId, Address, Message, TimeoutMs}, infinity).
 
 %% Served from the caller's process: the pool of this server, or of a former one, is at hand.
 -spec checkout(server(), node_id()) -> {ok, stream()} | miss.

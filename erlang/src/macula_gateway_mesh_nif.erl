@@ -8,6 +8,7 @@
     pool_checkout/2,
     pool_connect/4,
     pool_send/4,
+    pool_deliver/6,
     pool_remove/2,
     pool_info/2,
     pool_list/1,
@@ -82,6 +83,11 @@ pool_connect(_Pool, _NodeId, _Address, _Token) -> erlang:nif_error(not_loaded).
 
 -spec pool_send(pool(), binary(), term(), binary()) -> ok | closed.
 pool_send(_Pool, _NodeId, _Address, _Message) -> erlang:nif_error(not_loaded).
+
+-spec pool_deliver(pool(), binary(), term(), binary(), non_neg_integer(), term()) ->
+    ok | closed | {error, term()}.
+pool_deliver(_Pool, _NodeId, _Address, _Message, _TimeoutMs, _Token) ->
+    erlang:nif_error(not_loaded).
 
 -spec pool_remove(pool(), binary()) -> boolean().
 pool_remove(_Pool, _NodeId) -> erlang:nif_error(not_loaded).

@@ -9,7 +9,6 @@ use quinn::{ReadError, VarInt};
 use tokio::sync::watch;
 
 use crate::Error;
-use crate::config::Load;
 use crate::frames::{Frames, Packet, TooLong};
 use crate::joined::MessageReader;
 use crate::outbox::{Budget, Next, Outbox};
@@ -223,8 +222,8 @@ async fn reset_code(resets: &mut watch::Receiver<Option<VarInt>>) -> VarInt {
 async fn write_all(stream: &mut Outgoing, outbox: &Outbox) -> Result<(), Error> {
     while outbox.next().await == Next::Message {
         let Some(data) = outbox.take() else { break };
-        let load = Load { messages: 1, bytes: data.len() };
-        stream.write(data).await?;
+        let load = data.load();
+        stream.write(data.into_parts().0).await?;
         outbox.settle(load);
     }
     stream.finish().await

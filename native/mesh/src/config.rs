@@ -34,21 +34,23 @@ pub struct Bounds {
 macro_rules! options {
     ($(#[$about:meta])* $name:ident {
         $($(#[$doc:meta])* $key:ident: $default:expr, $min:expr => $max:expr;)*
+        $(@plain { $($(#[$plain_doc:meta])* $plain:ident: $type:ty,)* })?
     }) => {
         $(#[$about])*
         #[derive(Clone, Debug, PartialEq, Eq)]
         pub struct $name {
             $($(#[$doc])* pub(crate) $key: u64,)*
+            $($($(#[$plain_doc])* pub $plain: $type,)*)?
         }
 
         impl Default for $name {
             fn default() -> Self {
-                Self { $($key: $default,)* }
+                Self { $($key: $default,)* $($($plain: <$type>::default(),)*)? }
             }
         }
 
         impl $name {
-            /// Every option with its default and its bounds, in the order of this page.
+            /// Every numeric option with its default and its bounds, in the order of this page.
             pub const OPTIONS: &'static [Bounds] = &[
                 $(Bounds { key: stringify!($key), default: $default, min: $min, max: $max },)*
             ];
@@ -112,7 +114,21 @@ options! {
     /// UDP socket buffers, each direction, in bytes; the kernel may grant less. Small ones lose
     /// packets in bursts.
     udp_buffer_bytes: 4 * MIB, 65_536 => 1_024 * MIB;
+    @plain {
+        /// What becomes of messages that were under way when their connection was lost.
+        redelivery: Redelivery,
     }
+    }
+}
+
+/// What becomes of messages that were under way when their connection was lost.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Redelivery {
+    /// They may have arrived, and are not sent again.
+    #[default]
+    AtMostOnce,
+    /// They are sent again, and may arrive twice.
+    AtLeastOnce,
 }
 
 impl Config {

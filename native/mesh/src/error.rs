@@ -79,6 +79,9 @@ pub enum Error {
     /// The message is larger than a peer's queue may ever be.
     #[error("the message is too large")]
     MessageTooLarge,
+    /// The message's deadline passed before anything of it was sent.
+    #[error("the deadline for sending passed")]
+    SendTimeout,
     /// The work was given up before it had an outcome.
     #[error("cancelled")]
     Cancelled,
@@ -111,6 +114,7 @@ impl Error {
             Self::QueueFull => "send_queue_full",
             Self::PoolQueueFull => "pool_queue_full",
             Self::MessageTooLarge => "message_too_large",
+            Self::SendTimeout => "send_timeout",
             Self::Cancelled => "cancelled",
         }
     }

@@ -21,6 +21,7 @@ use tokio::sync::mpsc;
 use crate::Error;
 use crate::byte_stream::Received;
 use crate::connection::Connection;
+use crate::flight::Kind;
 
 /// The protocol's name (RFC 7301), preferred to that of older nodes.
 pub const MESH_ALPN: &[u8] = b"macula-mesh/1";
@@ -52,29 +53,53 @@ const TOO_LONG: u64 = 0x4d02;
 /// The same: a stream that ends within a message, or a large one with more behind it.
 const MALFORMED: u64 = 0x4d03;
 
-/// The chunks of a stream with these messages.
-pub(crate) fn encode(messages: Vec<Bytes>, is_alone: bool) -> Vec<Bytes> {
-    let mut chunks = Vec::new();
-    let mut buffer = BytesMut::with_capacity(BUFFER_BYTES);
-    buffer.put_u8(if is_alone { ALONE } else { ORDERED });
-    for message in messages {
+/// Puts messages into the chunks of one stream.
+pub(crate) struct Encoder {
+    kind: Kind,
+    /// Whole chunks, and what is becoming one.
+    chunks: Vec<Bytes>,
+    buffer: BytesMut,
+}
+
+impl Encoder {
+    pub(crate) fn new(kind: Kind) -> Self {
+        let mut buffer = BytesMut::new();
+        match kind {
+            Kind::Single => {}
+            Kind::Piece => buffer.put_u8(ORDERED),
+            Kind::Large => buffer.put_u8(ALONE),
+        }
+        Self { kind, chunks: Vec::new(), buffer }
+    }
+
+    pub(crate) fn add(&mut self, message: Bytes) {
+        if self.kind == Kind::Single {
+            return self.chunks.push(message);
+        }
         let length = u64::try_from(message.len()).unwrap_or(u64::MAX);
         // A message is held in memory, and no memory is as large as the largest such integer.
-        VarInt::from_u64(length).unwrap_or(VarInt::MAX).encode(&mut buffer);
-        if message.len() < COPY_BELOW_BYTES {
-            buffer.extend_from_slice(&message);
-        } else {
-            chunks.push(buffer.split().freeze());
-            chunks.push(message);
+        VarInt::from_u64(length).unwrap_or(VarInt::MAX).encode(&mut self.buffer);
+        if message.len() >= COPY_BELOW_BYTES {
+            self.cut();
+            return self.chunks.push(message);
         }
-        if buffer.len() >= BUFFER_BYTES {
-            chunks.push(buffer.split().freeze());
+        self.buffer.reserve(message.len());
+        self.buffer.extend_from_slice(&message);
+        if self.buffer.len() >= BUFFER_BYTES {
+            self.cut();
         }
     }
-    if !buffer.is_empty() {
-        chunks.push(buffer.freeze());
+
+    pub(crate) fn finish(mut self) -> Vec<Bytes> {
+        self.cut();
+        self.chunks
     }
-    chunks
+
+    fn cut(&mut self) {
+        if !self.buffer.is_empty() {
+            self.chunks.push(self.buffer.split().freeze());
+        }
+    }
 }
 
 /// How a peer has broken the protocol.
@@ -349,6 +374,12 @@ mod tests {
 
     use super::*;
 
+    fn encode(messages: Vec<Bytes>, kind: Kind) -> Vec<Bytes> {
+        let mut encoder = Encoder::new(kind);
+        messages.into_iter().for_each(|message| encoder.add(message));
+        encoder.finish()
+    }
+
     fn cut(cutter: &mut Cutter) -> Vec<Vec<u8>> {
         std::iter::from_fn(|| cutter.next().expect("no breach")).map(|p| p.concat()).collect()
     }
@@ -356,9 +387,9 @@ mod tests {
     #[test]
     fn a_message_is_led_by_its_length() {
         let messages = vec![Bytes::from_static(b""), Bytes::from_static(b"ab")];
-        assert_eq!(encode(messages, false).concat(), [ORDERED, 0, 2, b'a', b'b']);
+        assert_eq!(encode(messages, Kind::Piece).concat(), [ORDERED, 0, 2, b'a', b'b']);
         let large = Bytes::from(vec![7; LARGE_BYTES]);
-        let chunks = encode(vec![large.clone()], true);
+        let chunks = encode(vec![large.clone()], Kind::Large);
         assert_eq!(chunks.first().map(|c| c.as_ref()), Some([ALONE, 0x80, 1, 0, 0].as_slice()));
         assert_eq!(chunks.last(), Some(&large));
     }
@@ -378,7 +409,7 @@ mod tests {
         ) {
             let sent: Vec<Bytes> =
                 sizes.iter().map(|size| Bytes::from(vec![1; *size])).collect();
-            let mut stream = Bytes::from(encode(sent.clone(), false).concat()).slice(1..);
+            let mut stream = Bytes::from(encode(sent.clone(), Kind::Piece).concat()).slice(1..);
             let mut cutter = Cutter::new(10_000);
             let mut received = Vec::new();
             for cut_at in cuts.into_iter().cycle() {

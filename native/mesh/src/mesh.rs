@@ -1,8 +1,9 @@
 //! The pool of real connections: who asks for a peer gets the connection that is there, joins the
 //! dial under way, or begins one. Each slot has one task, which dials, serves and cleans up.
 
+use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use tokio::runtime::Handle;
@@ -14,12 +15,13 @@ use crate::config::BadOption;
 use crate::dial::Dialer;
 use crate::endpoint::Endpoint;
 use crate::joined::MESH_ALPN;
-use crate::outbox::{Outbox, Remains};
+use crate::message::{Confirmation, Message, Undelivered};
+use crate::outbox::Outbox;
 use crate::pool::{self, Pool, Slot};
 use crate::pooled::{Context, Figures, PooledConnection};
 use crate::scope::Scope;
 use crate::settings::Settings;
-use crate::stats::Snapshot;
+use crate::stats::{Snapshot, Stats};
 use crate::stream::{Stream, Usage};
 use crate::tenancy::Tenancy;
 use crate::tls::{ALPN, Identity};
@@ -307,6 +309,31 @@ impl<T: Handles> Mesh<T> {
         outcome
     }
 
+    /// Queues a message for `node`, behind others if there is no room, whose sender waits for what
+    /// becomes of it. `target` is only asked for if there is no connection. Never waits. A message
+    /// that is refused is counted as by [`Mesh::send`].
+    ///
+    /// # Errors
+    /// Why the message was not taken.
+    pub fn deliver(
+        &self,
+        node: &[u8],
+        data: Bytes,
+        target: impl FnOnce() -> Option<Target>,
+    ) -> Result<Delivery, Undelivered> {
+        let (message, confirmation) = Message::confirmed(data);
+        let stats = &self.0.context.scope.stats;
+        match self.0.place(node, message, target) {
+            Ok(outbox) => Ok(Delivery { outbox, confirmation, stats: stats.clone() }),
+            Err(refusal) => {
+                if *refusal.cause() != Error::PoolClosed {
+                    stats.dropped.add(refusal.cause(), 1);
+                }
+                Err(refusal)
+            }
+        }
+    }
+
     /// Takes `node` out of the pool: what is queued for it still goes out, bounded by the linger
     /// time, then its connection closes. `false`: it was not there.
     pub fn remove(&self, node: &[u8]) -> bool {
@@ -393,6 +420,30 @@ impl<T: Handles> Mesh<T> {
     }
 }
 
+/// A message whose sender waits for what becomes of it. Dropping this withdraws nothing.
+#[derive(Debug)]
+pub struct Delivery {
+    outbox: Arc<Outbox>,
+    confirmation: Confirmation,
+    stats: Arc<Stats>,
+}
+
+impl Delivery {
+    /// `Ok` once the peer's transport has acknowledged the whole message. One of which nothing has
+    /// been sent after `patience` is withdrawn.
+    ///
+    /// # Errors
+    /// Why the message is not known to have arrived.
+    pub async fn within(self, patience: Duration) -> Result<(), Undelivered> {
+        let outcome = self.confirmation.within(patience).await;
+        if outcome == Err(Undelivered::NotSent(Error::SendTimeout)) {
+            self.outbox.note_withdrawal();
+            self.stats.dropped.add(&Error::SendTimeout, 1);
+        }
+        outcome
+    }
+}
+
 impl<T: Handles> Drop for Mesh<T> {
     fn drop(&mut self) {
         self.0.context.scope.tasks.detach(self.0.clone().close());
@@ -449,6 +500,34 @@ impl<T: Handles> Shared<T> {
             }
         }
         outcome
+    }
+
+    /// Queues a message whose sender waits for its outcome, or puts it in line.
+    fn place(
+        self: &Arc<Self>,
+        node: &[u8],
+        mut message: Message,
+        target: impl FnOnce() -> Option<Target>,
+    ) -> Result<Arc<Outbox>, Undelivered> {
+        let mut target = Some(target);
+        let mut refusal = Undelivered::NotSent(Error::Cancelled);
+        for _ in 0..SEND_ATTEMPTS {
+            let outbox = self.outbox(node, &mut target, false);
+            let Some(outbox) = outbox.map_err(Undelivered::NotConnected)? else {
+                return Err(refusal);
+            };
+            match outbox.deliver(message) {
+                Ok(()) => return Ok(outbox),
+                Err((error @ (Error::QueueFull | Error::MessageTooLarge), _)) => {
+                    return Err(Undelivered::NotSent(error));
+                }
+                Err((error, back)) => {
+                    refusal = Undelivered::NotSent(error);
+                    message = back;
+                }
+            }
+        }
+        Err(refusal)
     }
 
     /// The queue of messages to `node`, with a dial behind it if there is no connection. `None`:
@@ -523,18 +602,29 @@ impl<T: Handles> Shared<T> {
         self: &Arc<Self>,
         node: &[u8],
         target: Target,
-        remains: Remains,
+        queued: VecDeque<Message>,
         cause: &Error,
     ) {
-        let count = remains.queued.len();
-        if count == 0 {
+        if queued.is_empty() {
             return;
         }
         let refused = match self.outbox(node, &mut Some(|| Some(target)), true) {
-            Ok(Some(outbox)) => outbox.inherit(remains.queued),
-            Ok(None) | Err(_) => count,
+            Ok(Some(outbox)) => outbox.inherit(queued),
+            Ok(None) | Err(_) => queued,
         };
-        self.context.scope.stats.dropped.add(cause, refused);
+        self.give_up(refused, |message| message.fail(Undelivered::NotSent(cause.clone())), cause);
+    }
+
+    /// Counts messages of which nothing was sent, and ends them.
+    pub(crate) fn give_up(
+        &self,
+        messages: VecDeque<Message>,
+        end: impl Fn(Message),
+        cause: &Error,
+    ) {
+        // Those that were withdrawn have been counted then.
+        let wanted = messages.into_iter().filter(Message::is_wanted);
+        self.context.scope.stats.dropped.add(cause, wanted.map(end).count());
     }
 
     async fn close(self: Arc<Self>) {

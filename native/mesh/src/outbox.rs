@@ -11,6 +11,7 @@ use tokio::sync::{Notify, oneshot};
 
 use crate::Error;
 use crate::config::Load;
+use crate::message::{Message, Undelivered};
 use crate::stats::Stats;
 
 /// Senders that may wait for room at one peer. Each is a process that waits, so this is reached
@@ -92,7 +93,7 @@ pub(crate) enum Next {
 #[derive(Debug, Default)]
 pub(crate) struct Remains {
     /// Messages of which nothing was sent, the oldest first.
-    pub(crate) queued: VecDeque<Bytes>,
+    pub(crate) queued: VecDeque<Message>,
     /// How many were taken out and never settled.
     pub(crate) taken: usize,
 }
@@ -112,7 +113,9 @@ pub(crate) struct Outbox {
 
 #[derive(Debug)]
 struct State {
-    queue: VecDeque<Bytes>,
+    queue: VecDeque<Message>,
+    /// At most how many of the queue have been withdrawn by their senders.
+    withdrawn: usize,
     waiting: VecDeque<Waiting>,
     /// Accepted and neither acknowledged nor dropped: what is queued and what is in flight.
     outstanding: Load,
@@ -121,8 +124,16 @@ struct State {
 
 #[derive(Debug)]
 struct Waiting {
-    message: Bytes,
-    turn: oneshot::Sender<Result<(), Error>>,
+    message: Message,
+    /// Who is to be told that the message is queued, unless he waits for what becomes of it.
+    turn: Option<oneshot::Sender<Result<(), Error>>>,
+}
+
+impl Waiting {
+    /// Whether somebody still wants the message sent.
+    fn is_wanted(&self) -> bool {
+        self.message.is_wanted() && !self.turn.as_ref().is_some_and(oneshot::Sender::is_closed)
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -139,6 +150,7 @@ impl Outbox {
     pub(crate) fn new(limits: Limits, budget: Arc<Budget>, stats: Option<Arc<Stats>>) -> Self {
         let state = State {
             queue: VecDeque::new(),
+            withdrawn: 0,
             waiting: VecDeque::new(),
             outstanding: Load::default(),
             phase: Phase::Open,
@@ -155,6 +167,7 @@ impl Outbox {
 
     /// Queues a message up to the outbox's full limits. Never waits.
     pub(crate) fn push(&self, message: Bytes) -> Result<(), Error> {
+        let message = Message::from(message);
         let mut state = self.open(&message)?;
         self.fits(&state, &message, self.limits.outstanding.bytes)?;
         self.accept(&mut state, message);
@@ -162,9 +175,9 @@ impl Outbox {
     }
 
     /// Takes over the unsent messages of another outbox, which were accepted there, up to the
-    /// limits, and returns how many found no room.
-    pub(crate) fn inherit(&self, messages: VecDeque<Bytes>) -> usize {
-        let mut refused = 0;
+    /// limits, and returns those that found no room.
+    pub(crate) fn inherit(&self, messages: VecDeque<Message>) -> VecDeque<Message> {
+        let mut refused = VecDeque::new();
         let mut state = self.lock();
         for message in messages {
             if state.phase == Phase::Open
@@ -172,7 +185,7 @@ impl Outbox {
             {
                 self.enqueue(&mut state, message);
             } else {
-                refused += 1;
+                refused.push_back(message);
             }
         }
         refused
@@ -180,6 +193,7 @@ impl Outbox {
 
     /// Queues a message up to the watermark. Never waits.
     pub(crate) fn try_send(&self, message: Bytes) -> Result<(), Error> {
+        let message = Message::from(message);
         let mut state = self.open(&message)?;
         if !state.waiting.is_empty() {
             return Err(Error::QueueFull);
@@ -191,24 +205,69 @@ impl Outbox {
 
     /// Queues a message up to the watermark, or puts it in line for the room behind that.
     pub(crate) fn send(&self, message: Bytes) -> Result<Sent, Error> {
+        let message = Message::from(message);
         let mut state = self.open(&message)?;
-        if state.waiting.is_empty()
-            && self.fits(&state, &message, self.limits.watermark_bytes).is_ok()
-        {
+        if self.has_room(&state, &message) {
             self.accept(&mut state, message);
             return Ok(Sent::Accepted);
         }
-        if state.waiting.len() >= MAX_WAITING {
-            return Err(Error::QueueFull);
-        }
         let (turn, outcome) = oneshot::channel();
-        state.waiting.push_back(Waiting { message, turn });
+        line_up(&mut state, Waiting { message, turn: Some(turn) }).map_err(|(error, _)| error)?;
         Ok(Sent::Waiting(outcome))
     }
 
+    /// Queues a message whose sender waits for what becomes of it, up to the watermark or in line
+    /// for the room behind that.
+    ///
+    /// # Errors
+    /// Why it was not taken, and the message itself.
+    pub(crate) fn deliver(&self, message: Message) -> Result<(), (Error, Message)> {
+        let mut state = match self.open(&message) {
+            Ok(state) => state,
+            Err(error) => return Err((error, message)),
+        };
+        if self.has_room(&state, &message) {
+            self.accept(&mut state, message);
+            return Ok(());
+        }
+        line_up(&mut state, Waiting { message, turn: None })
+    }
+
+    /// One message in the queue was withdrawn by its sender. Once most are, they are taken out.
+    pub(crate) fn note_withdrawal(&self) {
+        let mut state = self.lock();
+        state.withdrawn += 1;
+        if state.withdrawn * 2 > state.queue.len() {
+            let (wanted, withdrawn): (VecDeque<_>, VecDeque<_>) =
+                std::mem::take(&mut state.queue).into_iter().partition(Message::is_wanted);
+            state.queue = wanted;
+            state.withdrawn = 0;
+            for message in &withdrawn {
+                self.release(&mut state, message.load());
+            }
+        }
+    }
+
     /// Takes the oldest queued message out; it stays outstanding until it is settled.
-    pub(crate) fn take(&self) -> Option<Bytes> {
-        self.lock().queue.pop_front()
+    pub(crate) fn take(&self) -> Option<Message> {
+        let mut state = self.lock();
+        while let Some(message) = state.queue.pop_front() {
+            if message.set_off() {
+                return Some(message);
+            }
+            self.discard(&mut state, &message);
+        }
+        None
+    }
+
+    /// Puts messages back that had been taken and not settled, before all others, to be sent
+    /// again.
+    pub(crate) fn restore(&self, messages: impl DoubleEndedIterator<Item = Message>) {
+        let mut state = self.lock();
+        for message in messages.rev() {
+            message.turn_back();
+            state.queue.push_front(message);
+        }
     }
 
     /// Resolves when there is a message to take, or when there never will be one again. Only the
@@ -237,7 +296,7 @@ impl Outbox {
 
     /// Takes the oldest queued messages out, to travel together; the oldest alone if it is large.
     /// They stay outstanding until they are settled. `large_bytes`: which are.
-    pub(crate) fn take_piece(&self, large_bytes: usize, most_bytes: usize) -> Vec<Bytes> {
+    pub(crate) fn take_piece(&self, large_bytes: usize, most_bytes: usize) -> Vec<Message> {
         let mut state = self.lock();
         let mut piece = Vec::new();
         let mut bytes = 0;
@@ -246,8 +305,13 @@ impl Outbox {
             if !piece.is_empty() && (is_large || bytes + message.len() > most_bytes) {
                 break;
             }
+            let Some(message) = state.queue.pop_front() else { break };
+            if !message.set_off() {
+                self.discard(&mut state, &message);
+                continue;
+            }
             bytes += message.len();
-            piece.extend(state.queue.pop_front());
+            piece.push(message);
             if is_large {
                 break;
             }
@@ -257,7 +321,7 @@ impl Outbox {
 
     /// Payload bytes of the message that is next.
     pub(crate) fn next_bytes(&self) -> Option<usize> {
-        self.lock().queue.front().map(Bytes::len)
+        self.lock().queue.front().map(Message::len)
     }
 
     /// Messages that were taken are done with; lets the next in line in.
@@ -267,14 +331,7 @@ impl Outbox {
         if matches!(state.phase, Phase::Closed(_)) {
             return;
         }
-        state.outstanding.messages -= load.messages;
-        state.outstanding.bytes -= load.bytes;
-        self.budget.release(load);
-        self.admit(&mut state);
-        // The last in line may have gone unserved, and with it what the task was waiting for.
-        if state.phase != Phase::Open && state.queue.is_empty() {
-            self.wake.notify_one();
-        }
+        self.release(&mut state, load);
     }
 
     /// Takes no more messages and lets those that it has go out.
@@ -313,9 +370,12 @@ impl Outbox {
         let queued = std::mem::take(&mut state.queue);
         let waiting = std::mem::take(&mut state.waiting);
         drop(state);
-        for sender in waiting {
-            // A sender that has gone needs no answer.
-            sender.turn.send(Err(reason.clone())).ok();
+        for Waiting { message, turn } in waiting {
+            if let Some(turn) = turn {
+                // A sender that has gone needs no answer.
+                turn.send(Err(reason.clone())).ok();
+            }
+            message.fail(Undelivered::NotSent(reason.clone()));
         }
         Remains { taken: load.messages.saturating_sub(queued.len()), queued }
     }
@@ -331,7 +391,7 @@ impl Outbox {
         self.lock().outstanding
     }
 
-    fn open(&self, message: &Bytes) -> Result<MutexGuard<'_, State>, Error> {
+    fn open(&self, message: &Message) -> Result<MutexGuard<'_, State>, Error> {
         let state = self.lock();
         match &state.phase {
             Phase::Open if message.len() > self.limits.outstanding.bytes => {
@@ -345,7 +405,7 @@ impl Outbox {
     /// Reserves room for `message`. An outbox with nothing in it has room for any one message
     /// that is not too large: so every sender gets its turn, even below a low watermark or
     /// beside outboxes that have used the pool's budget up.
-    fn fits(&self, state: &State, message: &Bytes, bytes: usize) -> Result<(), Error> {
+    fn fits(&self, state: &State, message: &Message, bytes: usize) -> Result<(), Error> {
         if state.outstanding.messages == 0 {
             self.budget.force(message.len());
             return Ok(());
@@ -359,7 +419,30 @@ impl Outbox {
         if self.budget.reserve(message.len()) { Ok(()) } else { Err(Error::PoolQueueFull) }
     }
 
-    fn accept(&self, state: &mut State, message: Bytes) {
+    /// Whether a message may be queued now, before nobody who waits.
+    fn has_room(&self, state: &State, message: &Message) -> bool {
+        state.waiting.is_empty() && self.fits(state, message, self.limits.watermark_bytes).is_ok()
+    }
+
+    /// A message that came to the front of the queue had been withdrawn.
+    fn discard(&self, state: &mut State, message: &Message) {
+        state.withdrawn = state.withdrawn.saturating_sub(1);
+        self.release(state, message.load());
+    }
+
+    /// Gives room back, and lets the next in line have it.
+    fn release(&self, state: &mut State, load: Load) {
+        state.outstanding.messages -= load.messages;
+        state.outstanding.bytes -= load.bytes;
+        self.budget.release(load);
+        self.admit(state);
+        // The last in line may have gone unserved, and with it what the task was waiting for.
+        if state.phase != Phase::Open && state.queue.is_empty() {
+            self.wake.notify_one();
+        }
+    }
+
+    fn accept(&self, state: &mut State, message: Message) {
         if let Some(stats) = &self.stats {
             stats.accepted.add(1);
             stats.accepted_bytes.add(message.len());
@@ -367,7 +450,7 @@ impl Outbox {
         self.enqueue(state, message);
     }
 
-    fn enqueue(&self, state: &mut State, message: Bytes) {
+    fn enqueue(&self, state: &mut State, message: Message) {
         state.outstanding.messages += 1;
         state.outstanding.bytes += message.len();
         state.queue.push_back(message);
@@ -380,15 +463,17 @@ impl Outbox {
     /// Lets waiting senders in, in their order, as far as there is room.
     fn admit(&self, state: &mut State) {
         while let Some(next) = state.waiting.pop_front() {
-            if next.turn.is_closed() {
-                continue; // Its process has gone, and the message was never accepted.
+            if !next.is_wanted() {
+                continue; // Its sender has gone, and the message was never accepted.
             }
             if self.fits(state, &next.message, self.limits.watermark_bytes).is_err() {
                 state.waiting.push_front(next);
                 return;
             }
             self.accept(state, next.message);
-            next.turn.send(Ok(())).ok();
+            if let Some(turn) = next.turn {
+                turn.send(Ok(())).ok();
+            }
         }
     }
 
@@ -396,6 +481,15 @@ impl Outbox {
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Puts a sender in line for room.
+fn line_up(state: &mut State, sender: Waiting) -> Result<(), (Error, Message)> {
+    if state.waiting.len() >= MAX_WAITING {
+        return Err((Error::QueueFull, sender.message));
+    }
+    state.waiting.push_back(sender);
+    Ok(())
 }
 
 impl Drop for Outbox {

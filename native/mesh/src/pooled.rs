@@ -1,26 +1,28 @@
 //! One live connection of the pool: the task that gives each queued message a stream of its own,
 //! and the QUIC connection beneath, which is replaced when its peer never returns stream credit.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use bytes::Bytes;
-use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
+use futures_util::{FutureExt, StreamExt};
 use quinn::{ConnectionError, VarInt};
 use tokio::pin;
 use tokio::sync::Semaphore;
-use tokio::time::{Instant, interval, sleep, timeout};
+use tokio::time::{Instant, interval, sleep, sleep_until, timeout};
 
 use crate::address::{Address, canonical};
 use crate::byte_stream::{ByteStream, Ends, Outgoing, Reader};
-use crate::config::Load;
+use crate::config::{Load, Redelivery};
 use crate::connection::Traffic;
 use crate::dial::Dialer;
+use crate::flight::{Aloft, Cargo, Flight, Kind, Landing};
 use crate::handshake::PeerParameters;
-use crate::joined::{self, LARGE_BYTES, MESH_ALPN, PIECE_BYTES, STREAMS_PER_KIND};
+use crate::joined::{LARGE_BYTES, MESH_ALPN, PIECE_BYTES, STREAMS_PER_KIND};
+use crate::message::Message;
 use crate::outbox::{Next, Outbox};
 use crate::packing::Packing;
 use crate::scope::Scope;
@@ -39,6 +41,8 @@ const CLOSE_GRACE: Duration = Duration::from_millis(50);
 /// The least time to wait for credit from a peer known to return none: its transport may be late
 /// by the delayed acknowledgement of RFC 9000, section 13.2.1.
 const LEAST_PATIENCE: Duration = Duration::from_millis(5);
+/// The least time between two packets that are sent only to get credit back.
+const LEAST_NUDGE: Duration = Duration::from_millis(1);
 /// Replaced connections of one peer that linger at once; the next one waits for a place.
 const MAX_RETIRED: usize = 64;
 /// Keep-alives sent within one idle timeout of the peer, so that one may be lost.
@@ -106,41 +110,10 @@ enum End {
 /// What can be done next about the queue.
 enum Turn {
     Send(Flight),
+    /// Nothing is left to be sent after all.
+    Nothing,
     NoCredit,
     Drained,
-}
-
-/// Messages and the stream for them.
-enum Flight {
-    /// One message to a node of the field.
-    Single(Bytes, quinn::SendStream, quinn::RecvStream),
-    /// Messages to one of ours, together.
-    Piece(Vec<Bytes>, quinn::SendStream),
-    /// A large message to one of ours.
-    Large(Bytes, quinn::SendStream),
-}
-
-/// How messages fared.
-struct Landing {
-    kind: Kind,
-    load: Load,
-    outcome: Result<(), Error>,
-}
-
-/// The kinds of flights, each with its own bound.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
-    Single,
-    Piece,
-    Large,
-}
-
-/// How many flights of each kind are under way.
-#[derive(Clone, Copy, Debug, Default)]
-struct Aloft {
-    singles: usize,
-    pieces: usize,
-    large: usize,
 }
 
 impl PooledConnection {
@@ -307,10 +280,12 @@ impl PooledConnection {
     async fn carry(&self, carrier: &quinn::Connection, patience: Duration) -> End {
         let peer = PeerParameters::of(carrier);
         let speaks_mesh = peer.alpn == MESH_ALPN;
-        let mut opened: u64 = 0;
+        let mut departed: u64 = 0;
         let mut packet = Packing::default();
+        let mut nudge = Instant::now();
         let mut aloft = Aloft::default();
         let mut last_landing: Option<Instant> = None;
+        let mut stranded = BTreeMap::new();
         let mut flights = FuturesUnordered::new();
         let mut is_drained = false;
         let lost = carrier.closed();
@@ -332,23 +307,31 @@ impl PooledConnection {
                 }
                 Some(landing @ Landing { .. }) = flights.next() => {
                     *aloft.of(landing.kind) -= 1;
-                    self.land(&landing);
+                    self.land(landing, &mut stranded);
                     last_landing = Some(Instant::now());
                 }
-                turn = self.turn(carrier, patience, speaks_mesh, &packet),
+                turn = self.turn(carrier, patience, speaks_mesh, &packet, &mut nudge),
                     if !is_drained && self.may_fly(aloft, speaks_mesh) => match turn {
                     Ok(Turn::Send(flight)) => {
-                        opened += 1;
-                        if let Flight::Single(message, ..) = &flight {
-                            packet.add(carrier, message.len());
+                        let mut next = Some(flight);
+                        while let Some(mut flight) = next {
+                            flight.number = departed;
+                            departed += 1;
+                            *aloft.of(flight.kind) += 1;
+                            let single = (flight.kind == Kind::Single)
+                                .then(|| flight.messages.iter().map(Message::len).sum());
+                            flights.push(flight.fly());
+                            next = single.and_then(|bytes| {
+                                packet.add(carrier, bytes);
+                                self.follow(carrier, &packet, aloft)
+                            });
                         }
-                        *aloft.of(flight.kind()) += 1;
-                        flights.push(flight.fly());
                     }
+                    Ok(Turn::Nothing) => {}
                     Ok(Turn::Drained) => is_drained = true,
                     // A peer that has ever returned credit is only slow.
                     Ok(Turn::NoCredit)
-                        if !speaks_mesh && flights.is_empty() && opened <= peer.bidi_streams =>
+                        if !speaks_mesh && flights.is_empty() && departed <= peer.bidi_streams =>
                     {
                         return End::Exhausted;
                     }
@@ -360,8 +343,9 @@ impl PooledConnection {
         };
         // The outcome of each flight is known now: acknowledged before, or never.
         while let Some(landing) = flights.next().await {
-            self.land(&landing);
+            self.land(landing, &mut stranded);
         }
+        self.0.outbox.restore(stranded.into_values().flatten());
         End::Lost(error)
     }
 
@@ -372,6 +356,7 @@ impl PooledConnection {
         patience: Duration,
         speaks_mesh: bool,
         packet: &Packing,
+        nudge: &mut Instant,
     ) -> Result<Turn, Error> {
         let outbox = &self.0.outbox;
         if outbox.next().await == Next::Drained {
@@ -380,22 +365,57 @@ impl PooledConnection {
         // Only this task takes messages out, and there was one.
         if speaks_mesh {
             let send = carrier.open_uni().await?;
-            let mut piece = outbox.take_piece(LARGE_BYTES, PIECE_BYTES);
-            return Ok(Turn::Send(match piece.pop_if(|first| first.len() >= LARGE_BYTES) {
-                Some(message) => Flight::Large(message, send),
-                None => Flight::Piece(piece, send),
-            }));
+            let piece = outbox.take_piece(LARGE_BYTES, PIECE_BYTES);
+            let is_large = piece.first().is_some_and(|first| first.len() >= LARGE_BYTES);
+            let kind = if is_large { Kind::Large } else { Kind::Piece };
+            return Ok(self.flight(kind, piece, send).map_or(Turn::Nothing, Turn::Send));
         }
         if !outbox.next_bytes().is_some_and(|bytes| packet.has_room(bytes)) {
             packet.left(carrier).await;
         }
-        let Ok(opened) = timeout(patience, carrier.open_bi()).await else {
-            return Ok(Turn::NoCredit);
+        let opened = match carrier.open_bi().now_or_never() {
+            Some(opened) => opened,
+            None => match timeout(patience, credit(carrier, nudge)).await {
+                Ok(opened) => opened,
+                Err(_) => return Ok(Turn::NoCredit),
+            },
         };
-        let (send, recv) = opened?;
-        Ok(outbox
-            .take()
-            .map_or(Turn::Drained, |message| Turn::Send(Flight::Single(message, send, recv))))
+        Ok(self.single(opened?).map_or(Turn::Nothing, Turn::Send))
+    }
+
+    /// The next message, if it fits into the packet that is being filled and there is a stream for
+    /// it at once.
+    fn follow(
+        &self,
+        carrier: &quinn::Connection,
+        packet: &Packing,
+        aloft: Aloft,
+    ) -> Option<Flight> {
+        let bytes = self.0.outbox.next_bytes()?;
+        if aloft.singles >= MAX_IN_FLIGHT || !packet.has_room(bytes) {
+            return None;
+        }
+        // An error is told again by the next turn.
+        self.single(carrier.open_bi().now_or_never()?.ok()?)
+    }
+
+    fn single(&self, (send, mut recv): (quinn::SendStream, quinn::RecvStream)) -> Option<Flight> {
+        // Nobody reads an answer here; said at once, the peer's credit can return (RFC 9000,
+        // section 3.5).
+        recv.stop(NO_ERROR).ok();
+        self.flight(Kind::Single, self.0.outbox.take().into_iter().collect(), send)
+    }
+
+    /// `None`: their senders have withdrawn all messages; the stream is given up.
+    fn flight(
+        &self,
+        kind: Kind,
+        messages: Vec<Message>,
+        send: quinn::SendStream,
+    ) -> Option<Flight> {
+        let stream = Outgoing::new(send);
+        let keeps = self.0.context.config.redelivery == Redelivery::AtLeastOnce;
+        (!messages.is_empty()).then_some(Flight { kind, messages, stream, number: 0, keeps })
     }
 
     /// Whether there is room for one more flight. With none for large messages, those behind one
@@ -409,17 +429,28 @@ impl PooledConnection {
         under_way < STREAMS_PER_KIND
     }
 
-    fn land(&self, landing: &Landing) {
+    /// Books how messages fared; those that are to be sent again become `stranded`.
+    fn land(&self, landing: Landing, stranded: &mut BTreeMap<u64, Vec<Message>>) {
         let stats = &self.0.context.scope.stats;
-        match landing.outcome {
-            Ok(()) => {
-                stats.delivered.add(landing.load.messages);
-                stats.delivered_bytes.add(landing.load.bytes);
+        let Landing { load, number, cargo, outcome, .. } = landing;
+        match (outcome, cargo) {
+            (Ok(()), cargo) => {
+                stats.delivered.add(load.messages);
+                stats.delivered_bytes.add(load.bytes);
                 self.0.has_delivered.store(true, Ordering::Relaxed);
+                cargo.delivered();
             }
-            Err(_) => stats.unconfirmed.add(landing.load.messages),
+            (Err(error), Cargo::Messages(messages)) if error.is_loss() => {
+                stats.redelivered.add(load.messages);
+                stranded.insert(number, messages);
+                return; // Outstanding still.
+            }
+            (Err(error), cargo) => {
+                stats.unconfirmed.add(load.messages);
+                cargo.unconfirmed(&error);
+            }
         }
-        self.0.outbox.settle(landing.load);
+        self.0.outbox.settle(load);
     }
 
     async fn grace(&self, last_landing: Option<Instant>) {
@@ -470,50 +501,23 @@ impl Drop for Lease {
     }
 }
 
-impl Aloft {
-    fn of(&mut self, kind: Kind) -> &mut usize {
-        match kind {
-            Kind::Single => &mut self.singles,
-            Kind::Piece => &mut self.pieces,
-            Kind::Large => &mut self.large,
-        }
-    }
-}
-
-impl Flight {
-    fn kind(&self) -> Kind {
-        match self {
-            Self::Single(..) => Kind::Single,
-            Self::Piece(..) => Kind::Piece,
-            Self::Large(..) => Kind::Large,
-        }
-    }
-
-    /// Takes the messages all the way: written, finished, and acknowledged whole.
-    async fn fly(self) -> Landing {
-        let kind = self.kind();
-        let (messages, send) = match self {
-            Self::Single(message, send, mut recv) => {
-                // Nobody reads an answer here; said at once, the peer's credit can return
-                // (RFC 9000, section 3.5).
-                recv.stop(NO_ERROR).ok();
-                (vec![message], send)
+/// Waits for stream credit. A peer gives credit back when we have acknowledged the end of its half
+/// of a stream; nothing else being sent, quinn would do that late (RFC 9000, section 13.2.1), so
+/// whoever is starved sends something that carries the acknowledgement. `nudge`: not before then.
+async fn credit(
+    carrier: &quinn::Connection,
+    nudge: &mut Instant,
+) -> Result<(quinn::SendStream, quinn::RecvStream), ConnectionError> {
+    let opening = carrier.open_bi();
+    pin!(opening);
+    loop {
+        tokio::select! {
+            opened = &mut opening => return opened,
+            () = sleep_until(*nudge) => {
+                *nudge = Instant::now() + LEAST_NUDGE.max(carrier.rtt());
+                ping(carrier);
             }
-            Self::Piece(messages, send) => (messages, send),
-            Self::Large(message, send) => (vec![message], send),
-        };
-        let bytes = messages.iter().map(Bytes::len).sum();
-        let load = Load { messages: messages.len(), bytes };
-        let chunks = match kind {
-            Kind::Single => messages,
-            Kind::Piece | Kind::Large => joined::encode(messages, kind == Kind::Large),
-        };
-        let mut stream = Outgoing::new(send);
-        let outcome = async {
-            stream.write_chunks(chunks).await?;
-            stream.finish().await
-        };
-        Landing { kind, load, outcome: outcome.await }
+        }
     }
 }
 

@@ -68,6 +68,7 @@ pub(crate) struct Stats {
     pub(crate) delivered_bytes: Counter,
     pub(crate) dropped: Causes,
     pub(crate) unconfirmed: Counter,
+    pub(crate) redelivered: Counter,
     pub(crate) panics: Counter,
 }
 
@@ -115,6 +116,9 @@ pub struct Snapshot {
     pub dropped: BTreeMap<&'static str, u64>,
     /// Messages of which something was sent and whose arrival is not known.
     pub unconfirmed: u64,
+    /// Times that a message was sent again, because its connection was lost before the peer had
+    /// acknowledged it.
+    pub redelivered: u64,
     /// Tasks that panicked.
     pub panics: u64,
     /// The receive buffer of the UDP socket, in bytes; 0 before the first dial.
@@ -142,6 +146,7 @@ impl Stats {
             delivered_bytes: self.delivered_bytes.value(),
             dropped: self.dropped.values(),
             unconfirmed: self.unconfirmed.value(),
+            redelivered: self.redelivered.value(),
             panics: self.panics.value(),
             ..Snapshot::default()
         }

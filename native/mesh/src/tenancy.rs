@@ -8,7 +8,8 @@ use tokio::time::sleep;
 
 use crate::Error;
 use crate::mesh::{Handles, NodeId, Outcome, Resident, Shared, Target};
-use crate::outbox::Outbox;
+use crate::message::{Message, Undelivered};
+use crate::outbox::{Outbox, Remains};
 use crate::pool::Ticket;
 use crate::pooled::PooledConnection;
 use crate::stream::Usage;
@@ -98,15 +99,19 @@ impl<T: Handles> Drop for Tenancy<T> {
         if let Some(connection) = &self.connection {
             connection.end();
         }
-        let stats = &self.shared.context.scope.stats;
-        let remains = self.outbox.close(self.end.clone());
-        stats.unconfirmed.add(remains.taken);
+        let cause = &self.end;
+        let Remains { queued, taken } = self.outbox.close(cause.clone());
+        self.shared.context.scope.stats.unconfirmed.add(taken);
+        let Some(connection) = &self.connection else {
+            let end = |message: Message| message.fail(Undelivered::NotConnected(cause.clone()));
+            return self.shared.give_up(queued, end, cause);
+        };
         // A peer that closes each connection before it has taken anything gets one retry.
-        let made_progress = self.connection.as_ref().is_some_and(PooledConnection::has_delivered);
-        if self.connection.is_some() && self.end.is_loss() && (made_progress || !self.is_retry) {
-            self.shared.resend(&self.node, self.target.clone(), remains, &self.end);
+        if cause.is_loss() && (connection.has_delivered() || !self.is_retry) {
+            self.shared.resend(&self.node, self.target.clone(), queued, cause);
         } else {
-            stats.dropped.add(&self.end, remains.queued.len());
+            let end = |message: Message| message.fail(Undelivered::NotSent(cause.clone()));
+            self.shared.give_up(queued, end, cause);
         }
     }
 }

@@ -10,6 +10,7 @@ rustler::atoms! {
 
     // Answers.
     miss,
+    unconfirmed,
     not_found,
     wait,
 
@@ -17,6 +18,7 @@ rustler::atoms! {
     mesh_connected,
     mesh_closed,
     mesh_sent,
+    mesh_delivered,
     mesh_opened,
     mesh_event,
     unverified,
@@ -73,6 +75,9 @@ rustler::atoms! {
     bad_option,
     max_mesh_connections,
     runtime_workers,
+    redelivery,
+    at_most_once,
+    at_least_once,
     certificate,
 
     // Certificate faults.
@@ -192,6 +197,7 @@ rustler::atoms! {
     bytes_delivered,
     messages_dropped,
     messages_unconfirmed,
+    messages_redelivered,
     panics,
     udp_receive_buffer_bytes,
     udp_send_buffer_bytes,

@@ -3,7 +3,7 @@
 
 use std::path::PathBuf;
 
-use mesh::{BadCertificate, BadOption, Config, Verification};
+use mesh::{BadCertificate, BadOption, Config, Redelivery, Verification};
 use rustler::types::map::MapIterator;
 use rustler::{Encoder, Env, NifResult, Term};
 
@@ -57,6 +57,8 @@ impl Options {
         } else if atoms::runtime_workers() == key {
             let workers = value.decode().ok().filter(|workers| (1..=MAX_WORKERS).contains(workers));
             self.workers = Some(workers?);
+        } else if atoms::redelivery() == key {
+            self.config.redelivery = redelivery(value)?;
         } else if let Some(name) = option_name(key) {
             self.config.set(name, value.decode().ok()?).ok()?;
         }
@@ -72,6 +74,14 @@ fn verification(map: Term<'_>) -> Result<Result<Verification, BadCertificate>, T
     let ca_file = map.map_get(atoms::cacertfile()).ok().and_then(text).map(PathBuf::from);
     let check_name = map.map_get(atoms::verify_hostname()).ok().and_then(|v| v.decode().ok());
     settings::pool_verification(rule, ca_file.as_deref(), check_name.unwrap_or(true)).ok_or(rule)
+}
+
+fn redelivery(value: Term<'_>) -> Option<Redelivery> {
+    if atoms::at_most_once() == value {
+        Some(Redelivery::AtMostOnce)
+    } else {
+        (atoms::at_least_once() == value).then_some(Redelivery::AtLeastOnce)
+    }
 }
 
 /// The name of the option that `key` is, if it is one of the pool's.

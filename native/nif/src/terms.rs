@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use mesh::{BadCertificate, CertificateFault, Error, Fault, Info};
-use mesh::{ListenerStats, Refusal, Snapshot, Traffic};
+use mesh::{ListenerStats, Refusal, Snapshot, Traffic, Undelivered};
 use rustler::types::tuple::make_tuple;
 use rustler::{Atom, Encoder, Env, NifResult, Term};
 
@@ -18,7 +18,7 @@ pub(crate) fn reason<'a>(env: Env<'a>, error: &Error) -> Term<'a> {
     let detailed = |name: Atom, code: u64| (name, code).encode(env);
     match error {
         Error::BadAddress => atoms::bad_address().encode(env),
-        Error::ConnectTimeout => atoms::timeout().encode(env),
+        Error::ConnectTimeout | Error::SendTimeout => atoms::timeout().encode(env),
         Error::NameNotFound => atoms::nxdomain().encode(env),
         Error::InvalidServerName => atoms::invalid_server_name().encode(env),
         Error::Unverified(fault) => (atoms::unverified(), unverified(*fault)).encode(env),
@@ -77,6 +77,17 @@ pub(crate) fn refusal(env: Env<'_>, why: Refusal) -> Term<'_> {
 /// `{error, {connect_failed, Reason}}`.
 pub(crate) fn connect_failed<'a>(env: Env<'a>, error: &Error) -> Term<'a> {
     (atoms::error(), (atoms::connect_failed(), reason(env, error))).encode(env)
+}
+
+/// `{error, Reason}` of a message that is not known to have arrived.
+pub(crate) fn undelivered<'a>(env: Env<'a>, why: &Undelivered) -> Term<'a> {
+    match why {
+        Undelivered::NotConnected(error) => connect_failed(env, error),
+        Undelivered::NotSent(cause) => error(env, cause),
+        Undelivered::Unconfirmed(error) => {
+            (atoms::error(), (atoms::unconfirmed(), reason(env, error))).encode(env)
+        }
+    }
 }
 
 /// `{error, {bad_certificate, Path, Reason}}`, the path a binary.
@@ -178,6 +189,7 @@ pub(crate) fn stats<'a>(
             (atoms::bytes_delivered(), stats.delivered_bytes.encode(env)),
             (atoms::messages_dropped(), causes(env, &stats.dropped)?),
             (atoms::messages_unconfirmed(), stats.unconfirmed.encode(env)),
+            (atoms::messages_redelivered(), stats.redelivered.encode(env)),
             (atoms::outstanding_messages(), stats.outstanding.messages.encode(env)),
             (atoms::outstanding_bytes(), stats.outstanding.bytes.encode(env)),
             (atoms::panics(), stats.panics.encode(env)),

@@ -1,5 +1,7 @@
 //! Pools.
 
+use std::time::Duration;
+
 use mesh::{Error, Event, Identity, Mesh};
 use rustler::{Atom, Binary, Encoder, Env, NifResult, ResourceArc, Term};
 
@@ -84,6 +86,41 @@ fn pool_send<'a>(pool: Pool, node: Binary<'a>, address: Term<'a>, message: Binar
         // The pool has counted any other loss, and nobody is waiting to hear of it.
         Ok(()) | Err(_) => atoms::ok(),
     }
+}
+
+/// `pool_deliver(Pool, NodeId, Address, Message, TimeoutMs, Token) -> ok | closed | {error,
+/// Reason}`. After `ok`, the caller gets `{mesh_delivered, Token, ok | {error, Reason}}`; `closed`:
+/// nothing was done, the pool is closed.
+#[rustler::nif]
+fn pool_deliver<'a>(
+    env: Env<'a>,
+    pool: Pool,
+    node: Binary<'a>,
+    address: Term<'a>,
+    message: Binary<'a>,
+    timeout_ms: u64,
+    token: Term<'a>,
+) -> NifResult<Term<'a>> {
+    let target = || address::target(address);
+    let delivery = match pool.0.deliver(node.as_slice(), data::bytes(&message), target) {
+        Ok(delivery) => delivery,
+        Err(refusal) if *refusal.cause() == Error::PoolClosed => {
+            return Ok(atoms::closed().encode(env));
+        }
+        Err(refusal) if *refusal.cause() == Error::BadAddress => {
+            return Ok(bad_address(env, address));
+        }
+        Err(refusal) => return Ok(terms::undelivered(env, &refusal)),
+    };
+    let reply = Reply::new(atoms::mesh_delivered(), env.pid(), token);
+    spawn(async move {
+        let outcome = delivery.within(Duration::from_millis(timeout_ms)).await;
+        reply.send(|env| match outcome {
+            Ok(()) => atoms::ok().encode(env),
+            Err(why) => terms::undelivered(env, &why),
+        });
+    })?;
+    Ok(atoms::ok().encode(env))
 }
 
 /// `pool_remove(Pool, NodeId) -> boolean()`.

@@ -1,0 +1,281 @@
+%%% Confirmed sending, and sending again what a lost connection had not confirmed: what `send/5'
+%%% says of a message is so at the peer.
+-module(delivery_SUITE).
+
+-include_lib("stdlib/include/assert.hrl").
+
+-export([all/0, suite/0]).
+-export([init_per_suite/1, end_per_suite/1, init_per_testcase/2, end_per_testcase/2]).
+-export([
+    a_confirmed_message_is_at_the_peer/1,
+    a_message_that_waits_too_long_for_a_dial_is_withdrawn/1,
+    a_message_that_waits_too_long_behind_others_is_withdrawn/1,
+    a_message_under_way_may_have_arrived_when_the_time_is_over/1,
+    a_failed_dial_is_told_as_that/1,
+    a_connection_lost_after_sending_leaves_the_message_unconfirmed/1,
+    senders_wait_for_room_and_are_all_served/1,
+    a_message_beyond_the_limit_is_refused_and_counted/1,
+    withdrawn_messages_give_their_room_back/1,
+    a_stopped_pool_tells_everyone_who_waits/1,
+    a_bad_timeout_or_message_is_a_bad_call/1,
+    the_server_takes_messages_for_callers_on_other_nodes/1,
+    a_stale_pid_leads_to_the_registered_server/1,
+    every_confirmed_message_arrives_once_among_others/1,
+    by_default_nothing_is_sent_twice/1,
+    what_was_under_way_is_sent_again_if_that_is_asked_for/1,
+    joined_messages_are_sent_again_in_their_order/1
+]).
+
+-define(POOL, macula_gateway_mesh).
+-define(LONG, 30_000).
+
+suite() -> [{timetrap, {seconds, 90}}].
+
+all() ->
+    [
+        a_confirmed_message_is_at_the_peer,
+        a_message_that_waits_too_long_for_a_dial_is_withdrawn,
+        a_message_that_waits_too_long_behind_others_is_withdrawn,
+        a_message_under_way_may_have_arrived_when_the_time_is_over,
+        a_failed_dial_is_told_as_that,
+        a_connection_lost_after_sending_leaves_the_message_unconfirmed,
+        senders_wait_for_room_and_are_all_served,
+        a_message_beyond_the_limit_is_refused_and_counted,
+        withdrawn_messages_give_their_room_back,
+        a_stopped_pool_tells_everyone_who_waits,
+        a_bad_timeout_or_message_is_a_bad_call,
+        the_server_takes_messages_for_callers_on_other_nodes,
+        a_stale_pid_leads_to_the_registered_server,
+        every_confirmed_message_arrives_once_among_others,
+        by_default_nothing_is_sent_twice,
+        what_was_under_way_is_sent_again_if_that_is_asked_for,
+        joined_messages_are_sent_again_in_their_order
+    ].
+
+init_per_suite(Config) -> quic_ct:certificates(Config).
+
+end_per_suite(_Config) -> ok.
+
+init_per_testcase(_Case, Config) ->
+    mesh_ct:begin_test(),
+    Config.
+
+end_per_testcase(_Case, _Config) -> mesh_ct:end_test().
+
+a_confirmed_message_is_at_the_peer(_Config) ->
+    %% `ok' is the only word that a sender may build on.
+    Pool = mesh_ct:start_pool(),
+    Peer = mesh_ct:start_peer(),
+    Frames = [mesh_peer:frame(Index, 8 + Index * 100) || Index <- lists:seq(0, 99)],
+    [?assertEqual(ok, deliver(Pool, Peer, Frame)) || Frame <- Frames],
+    ?assertMatch(#{distinct := 100, corrupt := 0}, mesh_peer:wait(Peer, messages, 100)),
+    Stats = mesh_load:assert_accounted(Pool, 100),
+    ?assertMatch(#{messages_delivered := 100, messages_unconfirmed := 0}, Stats).
+
+a_message_that_waits_too_long_for_a_dial_is_withdrawn(_Config) ->
+    %% Told that nothing was sent, a sender tries another way: the first must not come after all.
+    Pool = mesh_ct:start_pool(),
+    Peer = mesh_ct:start_peer(["--accept-delay-ms", "300"]),
+    ?assertEqual({error, timeout}, deliver(Pool, Peer, mesh_peer:frame(0, 100), 50)),
+    ?assertEqual(ok, deliver(Pool, Peer, mesh_peer:frame(1, 100))),
+    ?assertMatch(#{messages := 1, distinct := 1}, mesh_peer:wait(Peer, messages, 1)),
+    ?assertEqual(#{send_timeout => 1}, mesh_ct:stat(messages_dropped)).
+
+a_message_that_waits_too_long_behind_others_is_withdrawn(_Config) ->
+    %% The same, where the connection is there and the peer grants no more streams.
+    Pool = mesh_ct:start_pool(),
+    Peer = mesh_ct:start_peer(["--bidi-streams", "1"]),
+    ok = deliver(Pool, Peer, mesh_peer:frame(0, 100)),
+    mesh_load:pause(Peer),
+    %% The streams in between are enough for what the peer has granted anew.
+    [mesh_ct:send(Pool, Peer, mesh_peer:frame(Index, 100)) || Index <- lists:seq(1, 5)],
+    ?assertEqual({error, timeout}, deliver(Pool, Peer, mesh_peer:frame(6, 100), 50)),
+    mesh_load:resume(Peer),
+    ok = deliver(Pool, Peer, mesh_peer:frame(7, 100)),
+    ?assertMatch(#{distinct := 7, messages := 7}, mesh_peer:wait(Peer, messages, 7)),
+    mesh_load:assert_accounted(Pool, 8).
+
+a_message_under_way_may_have_arrived_when_the_time_is_over(_Config) ->
+    %% What has been sent cannot be taken back, and saying that it was not would have it sent twice.
+    Pool = mesh_ct:start_pool(),
+    Peer = mesh_ct:start_peer(),
+    _ = mesh_ct:connect(Pool, Peer),
+    mesh_load:pause(Peer),
+    Outcome = deliver(Pool, Peer, mesh_peer:frame(0, 100), 200),
+    mesh_load:resume(Peer),
+    ?assertEqual({error, {unconfirmed, timeout}}, Outcome),
+    ?assertMatch(#{messages := 1}, mesh_peer:wait(Peer, messages, 1)).
+
+a_failed_dial_is_told_as_that(_Config) ->
+    %% In the words of get_or_create_connection/3, which a caller knows.
+    Pool = mesh_ct:start_pool(#{connect_timeout_ms => 100}),
+    Send = fun(Address) -> ?POOL:send(Pool, <<"node">>, Address, <<"message">>, ?LONG) end,
+    ?assertEqual({error, {connect_failed, timeout}}, Send(mesh_peer:silent())),
+    ?assertEqual({error, {connect_failed, {bad_address, {1, 2}}}}, Send({1, 2})),
+    ?assertEqual({error, {connect_failed, nxdomain}}, Send("no-such-host.invalid")),
+    ?assertMatch(#{timeout := 1, bad_address := 1, nxdomain := 1}, mesh_ct:stat(messages_dropped)).
+
+a_connection_lost_after_sending_leaves_the_message_unconfirmed(_Config) ->
+    %% The peer may have got it before it died.
+    Pool = mesh_ct:start_pool(#{idle_timeout_ms => 1_000, connect_timeout_ms => 1_000}),
+    Peer = mesh_ct:start_peer(),
+    _ = mesh_ct:connect(Pool, Peer),
+    mesh_load:pause(Peer),
+    Sending = mesh_ct:start_task(fun() -> deliver(Pool, Peer, mesh_peer:frame(0, 100)) end),
+    mesh_load:eventually(1, fun() -> mesh_ct:stat(outstanding_messages) end),
+    mesh_peer:kill(Peer),
+    ?assertMatch({error, {unconfirmed, _}}, mesh_ct:await(Sending)),
+    ?assertMatch(#{messages_unconfirmed := 1}, mesh_load:assert_accounted(Pool, 1)).
+
+senders_wait_for_room_and_are_all_served(_Config) ->
+    %% Back-pressure for who wants it: nobody is refused, and the queue stays short.
+    Pool = mesh_ct:start_pool(#{send_watermark_bytes => 1_000}),
+    Peer = mesh_ct:start_peer(),
+    Send = fun(Sender) ->
+        Indices = lists:seq(Sender * 100, Sender * 100 + 99),
+        [deliver(Pool, Peer, mesh_peer:frame(Index, 500)) || Index <- Indices]
+    end,
+    Work = fun() ->
+        mesh_load:concurrently([fun() -> Send(Sender) end || Sender <- lists:seq(0, 15)])
+    end,
+    Look = fun() -> mesh_ct:stat(outstanding_bytes) end,
+    {Largest, Results} = mesh_load:largest_during(Look, Work),
+    ?assertEqual([ok], lists:usort(lists:append(Results))),
+    ?assert(Largest =< 1_000),
+    ?assertMatch(#{distinct := 1_600}, mesh_peer:wait(Peer, messages, 1_600)).
+
+a_message_beyond_the_limit_is_refused_and_counted(_Config) ->
+    Pool = mesh_ct:start_pool(#{queue_max_bytes => 1_024}),
+    Peer = mesh_ct:start_peer(),
+    ?assertEqual({error, message_too_large}, deliver(Pool, Peer, <<0:(1_025 * 8)>>)),
+    ?assertEqual(#{message_too_large => 1}, mesh_ct:stat(messages_dropped)).
+
+withdrawn_messages_give_their_room_back(_Config) ->
+    %% Or a peer that is being dialled could be kept from having any message at all.
+    Pool = mesh_ct:start_pool(#{queue_max_messages => 4, connect_timeout_ms => ?LONG}),
+    {_, _} = Nobody = mesh_peer:silent(),
+    Send = fun() -> ?POOL:send(Pool, <<"node">>, Nobody, <<"message">>, 10) end,
+    [?assertEqual({error, timeout}, Send()) || _ <- lists:seq(1, 20)],
+    ?assertEqual(#{send_timeout => 20}, mesh_ct:stat(messages_dropped)),
+    ?assert(mesh_ct:stat(outstanding_messages) =< 2).
+
+a_stopped_pool_tells_everyone_who_waits(_Config) ->
+    %% A caller must not wait for an answer that nobody is left to give.
+    Pool = mesh_ct:start_pool(#{linger_ms => 100, connect_timeout_ms => ?LONG}),
+    Nobody = mesh_peer:silent(),
+    Call = fun() -> ?POOL:send(Pool, <<"node">>, Nobody, <<"message">>, ?LONG) end,
+    Sending = [mesh_ct:start_task(Call) || _ <- lists:seq(1, 10)],
+    mesh_load:eventually(10, fun() -> mesh_ct:stat(outstanding_messages) end),
+    ok = ?POOL:stop(Pool),
+    [?assertEqual({error, {connect_failed, pool_closed}}, mesh_ct:await(Task)) || Task <- Sending],
+    ?assertExit({noproc, _}, Call()).
+
+a_bad_timeout_or_message_is_a_bad_call(_Config) ->
+    Pool = mesh_ct:start_pool(),
+    Nobody = mesh_peer:silent(),
+    Send = fun(Message, Timeout) -> ?POOL:send(Pool, <<"n">>, Nobody, Message, Timeout) end,
+    [?assertError(_, Send(<<"message">>, Bad)) || Bad <- [-1, infinity, 1.0, 1 bsl 32]],
+    [?assertError(_, Send(Bad, 10)) || Bad <- [message, [message], <<1:1>>, #{}]],
+    ?assertEqual({error, timeout}, Send([<<"io">>, "data"], 10)).
+
+the_server_takes_messages_for_callers_on_other_nodes(_Config) ->
+    %% Who is not on this node has no other way; the server itself waits for nothing.
+    Pool = mesh_ct:start_pool(),
+    Peer = mesh_ct:start_peer(),
+    {NodeId, Address} = {mesh_ct:node_id(Peer), mesh_peer:address(Peer)},
+    Request = fun(To, Ms) -> {send, NodeId, To, mesh_peer:frame(0, 100), Ms} end,
+    ?assertEqual(ok, gen_server:call(Pool, Request(Address, ?LONG))),
+    ?assertEqual(ok, gen_server:call({?POOL, node()}, Request(Address, ?LONG))),
+    ?assertEqual({error, unknown_request}, gen_server:call(Pool, Request(Address, -1))),
+    Silent = {send, <<"other">>, mesh_peer:silent(), <<"message">>, 50},
+    ?assertEqual({error, timeout}, gen_server:call(Pool, Silent)),
+    ?assertEqual(ok, ?POOL:send({?POOL, node()}, NodeId, Address, mesh_peer:frame(1, 100), ?LONG)),
+    ?assertEqual(ok, ?POOL:send(?POOL, NodeId, Address, mesh_peer:frame(2, 100), ?LONG)).
+
+a_stale_pid_leads_to_the_registered_server(_Config) ->
+    %% The platform keeps the pid that it saw at boot.
+    _ = mesh_ct:start_supervised(#{}),
+    Former = whereis(?POOL),
+    Peer = mesh_ct:start_peer(),
+    exit(Former, kill),
+    mesh_ct:poll_until(fun() -> not lists:member(whereis(?POOL), [undefined, Former]) end),
+    ?assertEqual(ok, deliver(Former, Peer, mesh_peer:frame(0, 100))).
+
+every_confirmed_message_arrives_once_among_others(_Config) ->
+    %% Both ways of sending share a queue, and their accounts must agree with the peer's.
+    Pool = mesh_ct:start_pool(),
+    Peer = mesh_ct:start_peer(),
+    Send = fun(Sender) ->
+        [one(Pool, Peer, Sender * 1_000 + Index) || Index <- lists:seq(0, 999)]
+    end,
+    Results = mesh_load:concurrently([fun() -> Send(Sender) end || Sender <- lists:seq(0, 7)]),
+    ?assertEqual([ok], lists:usort(lists:append(Results))),
+    ?assertMatch(#{distinct := 8_000, messages := 8_000}, mesh_peer:wait(Peer, messages, 8_000)),
+    mesh_load:assert_accounted(Pool, 8_000).
+
+by_default_nothing_is_sent_twice(_Config) ->
+    %% A message that is not repeatable must not be repeated behind its sender's back.
+    {Pool, Successor, Confirmed} = replace_a_peer_that_holds_messages(at_most_once),
+    ?assertMatch({error, {unconfirmed, _}}, mesh_ct:await(Confirmed)),
+    ok = deliver(Pool, Successor, mesh_peer:frame(100, 100)),
+    ?assertMatch(#{messages := 1}, mesh_peer:wait(Successor, messages, 1)),
+    ?assertMatch(
+        #{messages_unconfirmed := 11, messages_redelivered := 0},
+        mesh_load:assert_accounted(Pool, 12)
+    ).
+
+what_was_under_way_is_sent_again_if_that_is_asked_for(_Config) ->
+    %% For messages that may come twice and must come.
+    {Pool, Successor, Confirmed} = replace_a_peer_that_holds_messages(at_least_once),
+    ?assertMatch(#{distinct := 11}, mesh_peer:wait(Successor, distinct, 11)),
+    ?assertEqual(ok, mesh_ct:await(Confirmed)),
+    ?assertMatch(
+        #{messages_unconfirmed := 0, messages_redelivered := 11, messages_delivered := 11},
+        mesh_load:assert_accounted(Pool, 11)
+    ).
+
+joined_messages_are_sent_again_in_their_order(_Config) ->
+    %% Between two of ours, messages keep their order, and a loss must not cost it.
+    Pool = mesh_ct:start_pool(#{redelivery => at_least_once}),
+    Listener = quic_ct:listen([{peer_unidi_stream_count, 8}]),
+    {ok, Address} = macula_quic:sockname(Listener),
+    Accept = fun() ->
+        {ok, Connection} = macula_quic:accept(Listener, ?LONG),
+        {ok, Stream} = macula_quic:accept_stream(Connection, ?LONG),
+        {Connection, Stream}
+    end,
+    %% More than the receiver's window takes, in several pieces: some of it stays under way.
+    Messages = [<<Index:32, 0:(30_000 * 8)>> || Index <- lists:seq(1, 400)],
+    [?POOL:send_async(Pool, <<"node">>, Address, Message) || Message <- Messages],
+    {First, _Unread} = Accept(),
+    mesh_load:eventually(400, fun() -> mesh_ct:stat(outstanding_messages) end),
+    ok = macula_quic:close(First),
+    {_Second, Stream} = Accept(),
+    [?assertEqual({ok, Message}, macula_quic:recv(Stream, ?LONG)) || Message <- Messages],
+    ?assert(mesh_ct:stat(messages_redelivered) > 0),
+    mesh_load:assert_accounted(Pool, 400).
+
+%%% Internal
+
+deliver(Pool, Peer, Message) -> deliver(Pool, Peer, Message, ?LONG).
+
+deliver(Pool, Peer, Message, TimeoutMs) ->
+    ?POOL:send(Pool, mesh_ct:node_id(Peer), mesh_peer:address(Peer), Message, TimeoutMs).
+
+one(Pool, Peer, Index) when Index rem 2 =:= 0 ->
+    mesh_ct:send(Pool, Peer, mesh_peer:frame(Index, 50));
+one(Pool, Peer, Index) ->
+    deliver(Pool, Peer, mesh_peer:frame(Index, 50)).
+
+%% Ten messages and a confirmed one are under way to a peer that dies; another takes its place.
+replace_a_peer_that_holds_messages(Redelivery) ->
+    Pool = mesh_ct:start_pool(#{redelivery => Redelivery, idle_timeout_ms => 1_000}),
+    Peer = mesh_ct:start_peer(),
+    _ = mesh_ct:connect(Pool, Peer),
+    mesh_load:pause(Peer),
+    [mesh_ct:send(Pool, Peer, mesh_peer:frame(Index, 100)) || Index <- lists:seq(0, 9)],
+    Confirmed = mesh_ct:start_task(fun() -> deliver(Pool, Peer, mesh_peer:frame(10, 100)) end),
+    mesh_load:eventually(11, fun() -> mesh_ct:stat(outstanding_messages) end),
+    mesh_peer:kill(Peer),
+    Port = integer_to_list(mesh_peer:port(Peer)),
+    {Pool, mesh_ct:start_peer(["--port", Port]), Confirmed}.
