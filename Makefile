@@ -10,7 +10,7 @@ endif
 export MACULA_PEER := $(CARGO_TARGET_DIR)/$(if $(CARGO_BUILD_TARGET),$(CARGO_BUILD_TARGET)/)release/examples/peer
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-build build peer demo bench test test-rust test-erlang test-facade
+.PHONY: help setup setup-build build peer demo bench build-bench test test-rust test-erlang test-facade
 .PHONY: interop interop-aioquic lint docs clean
 # The targets share cargo's and rebar3's folders.
 .NOTPARALLEL:
@@ -36,8 +36,13 @@ demo: build peer ## pool peers, send messages, print the figures
 	ERL_LIBS="$(CURDIR)/_build/default/lib" escript erlang/scripts/demo.escript
 	ERL_LIBS="$(CURDIR)/_build/default/lib" escript erlang/scripts/demo_nodes.escript
 
-bench: build peer ## latencies of a pooled connection, idle and beside 100 dials to silent peers
-	ERL_LIBS="$(CURDIR)/_build/default/lib" escript erlang/scripts/bench.escript
+bench: build-bench ## the benchmark
+	bench/run
+
+build-bench: build
+	$(CARGO) build --release --locked -p mesh-bench
+	mkdir -p _build/bench/ebin
+	erlc -Werror -o _build/bench/ebin bench/erlang/*.erl
 
 test: setup test-rust test-erlang test-facade interop-aioquic ## all tests
 

@@ -1,0 +1,54 @@
+"""The command lines of the benchmark's programs."""
+
+import os
+import pathlib
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+TARGET = pathlib.Path(os.environ.get("CARGO_TARGET_DIR") or ROOT / "target")
+EBIN = ROOT / "_build/bench/ebin"
+APPLICATION = ROOT / "_build/default/lib/macula_gateway_mesh/ebin"
+
+MESH = "macula-mesh/1"
+FIELD = "macula"
+
+
+def rust(command, *options):
+    """A command of the crate mesh-bench."""
+    return [TARGET / "release/mesh-bench", command, *options]
+
+
+def erlang(module, function, *options):
+    """A virtual machine of its own, with the flags that it has by default."""
+    paths = ["-pa", EBIN, APPLICATION]
+    return ["env", "ERL_CRASH_DUMP_SECONDS=0", "erl", "-noshell", *paths, "-run", module, function, "-extra", *options]
+
+
+def receiver(alpn, bidi="messages"):
+    return rust("receive", "--alpn", alpn, "--bidi", bidi)
+
+
+def ceiling(alpn, way, peers=1):
+    """With many peers it goes best when each connection has little under way: what all of them
+    send at once must fit into one socket buffer of the receiver."""
+    window = ["--window", 128 * 1024] if peers > 1 else []
+    return rust("ceiling", "--alpn", alpn, "--way", way, "--peers", peers, *window)
+
+
+def core(peers=1, *more):
+    return rust("core", "--peers", peers, *more)
+
+
+def bridge(way, peers=1, callers=1):
+    return erlang("bench_send", "main", "--way", way, "--peers", peers, "--callers", callers)
+
+
+def bridge_receiver():
+    return erlang("bench_receive", "main")
+
+
+def tcp(peers=1, callers=1):
+    return erlang("bench_tcp", "send", "--peers", peers, "--callers", callers)
+
+
+def tcp_receiver():
+    return erlang("bench_tcp", "receive")
