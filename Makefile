@@ -47,8 +47,8 @@ build-bench: build
 test: setup test-rust test-erlang test-facade interop-aioquic ## all tests
 
 # The NIF crate has no tests of its own: outside a VM it does not link.
-test-rust: ## tests of the core crate
-	$(CARGO) test --locked -p mesh
+test-rust: ## tests of the core crate, and of the benchmark's check
+	$(CARGO) test --locked -p mesh -p mesh-bench
 
 test-erlang: peer ## Common Test suites, property suites, xref
 	$(REBAR3) ct

@@ -281,7 +281,9 @@ mod tests {
         for at in 0..132 {
             let mut wrong = intact.clone();
             wrong[at] ^= 1;
-            assert_eq!(check(&work, Framing::Led, &wrong, 1_200).1.wrong, 1, "byte {at}");
+            let (_, tally) = check(&work, Framing::Led, &wrong, 1_200);
+            // In its number it may make of a message another one.
+            assert!(tally.wrong == 1 || tally.uneven(work.round()) > 0, "byte {at}");
         }
     }
 
@@ -291,6 +293,6 @@ mod tests {
         let mut stream = stream(&work, Framing::Bare);
         let lost = stream.split_off(stream.len() - 256);
         let (_, tally) = check(&work, Framing::Bare, &stream, 1_200);
-        assert_eq!((tally.uneven(work.round()), lost.len()), (work.round() - 1, 256));
+        assert_eq!((tally.uneven(work.round()), lost.len()), (1, 256));
     }
 }
