@@ -287,7 +287,7 @@ messages_for_a_peer_that_is_gone_for_good_are_dropped_and_counted(_Config) ->
         mesh_load:send_frames(Pool, <<"node">>, Address, lists:seq(0, 499)),
         ok = mesh_peer:kill(Peer),
         mesh_load:eventually(100, fun() -> mesh_load:stat(Pool, messages_unconfirmed) end),
-        mesh_load:eventually(#{timeout => 400}, fun() ->
+        mesh_load:eventually(#{refused => 400}, fun() ->
             mesh_load:stat(Pool, messages_dropped)
         end),
         ?assertMatch(#{size := 0, dialing := 0}, mesh_load:assert_accounted(Pool, 500)),

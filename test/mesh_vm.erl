@@ -4,7 +4,7 @@
 
 -behaviour(supervisor).
 
--export([with/1, call/3, footprint/1, exit_status/2]).
+-export([with/1, start/0, kill/1, call/3, call/4, footprint/1, exit_status/2]).
 -export([start_pool/1, stop_pool/0, kill_server/0, start_load/2, kill_caller/0, stop_load/0]).
 -export([wait_for_word/1, init/1]).
 
@@ -19,13 +19,30 @@
 
 %% Runs `Test(Vm)' with another VM, which is not distributed: the two talk by its standard input.
 with(Test) ->
-    Options = #{connection => standard_io, args => code_paths(), wait_boot => ?CALL_MS},
-    {ok, Vm, _Node} = peer:start_link(Options),
+    Vm = start(),
     try
         Test(Vm)
     after
         peer:stop(Vm)
     end.
+
+%% It ends with the calling process, too.
+start() ->
+    Options = #{connection => standard_io, args => code_paths(), wait_boot => ?CALL_MS},
+    {ok, Vm, _Node} = peer:start_link(Options),
+    Vm.
+
+%% Ends it as a power cut would.
+kill(Vm) ->
+    unlink(Vm),
+    Monitor = monitor(process, Vm),
+    _ = os:cmd("kill -9 " ++ call(Vm, os, getpid, [])),
+    receive
+        {'DOWN', Monitor, process, Vm, _} -> ok
+    end.
+
+call(Vm, Module, Function, Arguments) ->
+    peer:call(Vm, Module, Function, Arguments, ?CALL_MS).
 
 call(Vm, Function, Arguments) ->
     Module =
@@ -33,11 +50,11 @@ call(Vm, Function, Arguments) ->
             true -> ?MODULE;
             false -> ?POOL
         end,
-    peer:call(Vm, Module, Function, Arguments, ?CALL_MS).
+    call(Vm, Module, Function, Arguments).
 
 %% How many file descriptors and threads the other VM has, as the kernel counts them.
 footprint(Vm) ->
-    Process = "/proc/" ++ peer:call(Vm, os, getpid, [], ?CALL_MS),
+    Process = "/proc/" ++ call(Vm, os, getpid, []),
     {ok, Descriptors} = file:list_dir(Process ++ "/fd"),
     {ok, Threads} = file:list_dir(Process ++ "/task"),
     #{fds => length(Descriptors), threads => length(Threads)}.

@@ -9,7 +9,7 @@
 
 -behaviour(gen_server).
 
--export([start_link/2, port/1, counts/1, twice/1, stop/1]).
+-export([start/3, start_link/2, port/1, counts/1, twice/1, stop/1]).
 -export([init/1, handle_call/3, handle_cast/2, handle_info/2]).
 
 -define(NOTIFICATION, 1).
@@ -27,7 +27,11 @@
 
 %% `Notifications': how many will come, numbered from 1.
 start_link(Notifications, Options) ->
-    gen_server:start_link(?MODULE, {Notifications, Options}, []).
+    gen_server:start_link(?MODULE, {Notifications, 0, quic_ct:server_options(Options)}, []).
+
+%% The same, at this port and with all options given; it outlives who starts it.
+start(Notifications, Port, Options) ->
+    gen_server:start(?MODULE, {Notifications, Port, Options}, []).
 
 port(Node) -> gen_server:call(Node, port, infinity).
 
@@ -39,8 +43,8 @@ twice(Node) -> gen_server:call(Node, twice, infinity).
 
 stop(Node) -> gen_server:stop(Node).
 
-init({Notifications, Options}) ->
-    {ok, Listener} = macula_quic:listen({{127, 0, 0, 1}, 0}, quic_ct:server_options(Options)),
+init({Notifications, Port, Options}) ->
+    {ok, Listener} = macula_quic:listen({{127, 0, 0, 1}, Port}, Options),
     {ok, Listener} = macula_quic:async_accept(Listener, #{}),
     {ok, #state{listener = Listener, notified = atomics:new(Notifications, [])}}.
 

@@ -71,7 +71,7 @@ connects_to_a_host_by_every_form_of_its_name(_Config) ->
     ],
     [?assertMatch({Host, {ok, _}}, {Host, dial(Host, Port, [])}) || Host <- Hosts].
 
-%% A closed UDP port says nothing: only the deadline ends a dial to it.
+%% A port that is open and silent says nothing: only the deadline ends a dial to it.
 a_silent_address_ends_by_the_timeout(_Config) ->
     {Address, Port} = mesh_peer:silent(),
     {Us, Result} = timer:tc(fun() -> macula_quic:connect(Address, Port, [], 300) end),

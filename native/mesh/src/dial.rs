@@ -129,10 +129,7 @@ impl Dialer {
     ) -> Result<quinn::Connection, Error> {
         let verdict = Verdict::default();
         let config = self.client_config(verdict.clone())?;
-        let connect = |address| {
-            let connecting = self.endpoint.connect(config.clone(), address, server_name);
-            async move { Ok::<_, Error>(connecting?.await?) }
-        };
+        let connect = |address| self.endpoint.connect(config.clone(), address, server_name);
         let mut addresses = addresses.into_iter();
         let mut attempts = FuturesUnordered::new();
         let mut last = Error::NameNotFound;
@@ -154,11 +151,12 @@ impl Dialer {
 #[cfg(test)]
 #[allow(clippy::disallowed_methods, reason = "tokio's test macro blocks, on a thread of the test")]
 mod tests {
-    use std::net::{Ipv4Addr, UdpSocket};
+    use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     use quinn::crypto::rustls::QuicServerConfig;
     use rustls::pki_types::PrivatePkcs8KeyDer;
+    use tokio::time::timeout;
 
     use super::*;
     use crate::endpoint::broken::break_socket;
@@ -250,6 +248,93 @@ mod tests {
             assert!(dialer.dial(&live, &[]).await.is_ok());
         }
         assert_eq!(losses.load(Ordering::Relaxed), 1);
+    }
+
+    /// An address of this machine where nobody listens.
+    fn closed(ip: IpAddr) -> SocketAddr {
+        let socket = UdpSocket::bind((ip, 0)).expect("a socket");
+        socket.local_addr().expect("its address")
+    }
+
+    #[cfg(target_os = "linux")]
+    #[tokio::test]
+    async fn a_closed_port_is_refused_of_either_family() {
+        let dialer = dialer(60_000);
+        for ip in [IpAddr::from(Ipv4Addr::LOCALHOST), IpAddr::from(Ipv6Addr::LOCALHOST)] {
+            let closed = Address::from(closed(ip));
+            assert_eq!(dialer.dial(&closed, &[]).await.err(), Some(Error::Refused), "{ip}");
+        }
+    }
+
+    #[cfg(target_os = "linux")]
+    #[tokio::test]
+    async fn a_refused_address_makes_room_for_the_next_at_once() {
+        let peer = peer();
+        let live = peer.local_addr().expect("an address");
+        let port = closed(Ipv4Addr::LOCALHOST.into()).port();
+        // With a head start each, these alone would take 50 seconds.
+        let mut addresses: Vec<_> =
+            (0..200).map(|n| SocketAddr::from(([127, 0, 0, n + 1], port))).collect();
+        addresses.push(live);
+        let dialer = dialer(60_000);
+        let connection = timeout(Duration::from_secs(20), dialer.race(addresses, "peer")).await;
+        let connection = connection.expect("no head starts").expect("a connection");
+        assert_eq!(connection.remote_address().port(), live.port());
+    }
+
+    /// Passes datagrams on between one client and `peer`, and has its front door for a while.
+    async fn relay(front: tokio::net::UdpSocket, back: &tokio::net::UdpSocket, peer: SocketAddr) {
+        let mut client = None;
+        let (mut out, mut home) = ([0; 65_536], [0; 65_536]);
+        loop {
+            tokio::select! {
+                Ok((bytes, from)) = front.recv_from(&mut out) => {
+                    client = Some(from);
+                    back.send_to(&out[..bytes], peer).await.ok();
+                }
+                Ok(bytes) = back.recv(&mut home) => if let Some(client) = client {
+                    front.send_to(&home[..bytes], client).await.ok();
+                },
+            }
+        }
+    }
+
+    /// While the port is closed, the network says of each datagram that nobody is there: a message
+    /// that anybody on the way can forge, and no reason to give a connection up.
+    #[tokio::test]
+    async fn a_connection_outlives_a_moment_in_which_its_port_is_closed() {
+        let peer = peer();
+        let live = peer.local_addr().expect("an address");
+        let local = (Ipv4Addr::LOCALHOST, 0);
+        let back = tokio::net::UdpSocket::bind(local).await.expect("a socket");
+        let front = tokio::net::UdpSocket::bind(local).await.expect("a socket");
+        let place = front.local_addr().expect("its address");
+        let (dialer, address) = (dialer(60_000), Address::from(place));
+        let dialled = async {
+            let connection = dialer.dial(&address, &[]).await.expect("a connection");
+            let mut stream = connection.open_uni().await.expect("a stream");
+            stream.finish().expect("open");
+            assert_eq!(stream.stopped().await, Ok(None), "the handshake is over for both");
+            connection
+        };
+        let dialled = tokio::select! {
+            () = relay(front, &back, live) => unreachable!("it never ends"),
+            dialled = dialled => dialled,
+        };
+        let mut stream = dialled.open_uni().await.expect("a stream");
+        stream.write_all(b"into the void").await.expect("room");
+        stream.finish().expect("open");
+        // Sent, answered by the network alone, and so sent again.
+        let sent = dialled.stats().udp_tx.datagrams;
+        while dialled.stats().udp_tx.datagrams < sent + 4 {
+            assert_eq!(dialled.close_reason(), None);
+            sleep(Duration::from_millis(1)).await;
+        }
+        let front = tokio::net::UdpSocket::bind(place).await.expect("the port again");
+        tokio::select! {
+            () = relay(front, &back, live) => unreachable!("it never ends"),
+            stopped = stream.stopped() => assert_eq!(stopped, Ok(None), "delivered"),
+        }
     }
 
     #[tokio::test]

@@ -1,15 +1,24 @@
 //! The UDP socket of all outgoing connections, and its rebuilding when it has died. One endpoint
 //! for all peers: one per dial costs a socket and a task each, and wedges a node in the end.
 
-use std::io;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::io::{self, ErrorKind};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use quinn::{ClientConfig, ConnectError, Connecting, EndpointConfig, ServerConfig, VarInt};
+use quinn::VarInt;
+use quinn::{AsyncUdpSocket, ClientConfig, ConnectError, Connecting, EndpointConfig, ServerConfig};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::Error;
+use crate::refusals::Refusals;
+use crate::reset::ResetKeys;
+#[cfg(target_os = "linux")]
+use crate::socket::Listening;
+
+/// Nobody listens to what the network says.
+#[cfg(not(target_os = "linux"))]
+type Listening = ();
 
 /// How long the last CONNECTION_CLOSE packets may take to leave. quinn keeps a closed connection
 /// for three probe timeouts (RFC 9000, section 10.2), which nobody has to wait for.
@@ -18,6 +27,7 @@ const FAREWELL: Duration = Duration::from_millis(100);
 pub(crate) struct Endpoint {
     buffer_bytes: usize,
     state: Mutex<State>,
+    refusals: Arc<Refusals>,
     /// Called when the socket was found dead.
     on_loss: Box<dyn Fn() + Send + Sync>,
 }
@@ -33,18 +43,45 @@ pub(crate) struct Granted {
 enum State {
     /// No connection was wanted yet, or the socket has died.
     Unbound,
-    Bound(quinn::Endpoint, Granted),
+    Bound(Bound),
     Closed,
+}
+
+#[derive(Debug)]
+struct Bound {
+    endpoint: quinn::Endpoint,
+    granted: Granted,
+    _listening: Listening,
 }
 
 impl Endpoint {
     /// Nothing is bound before the first dial. `on_loss` must not block.
     pub(crate) fn new(buffer_bytes: usize, on_loss: impl Fn() + Send + Sync + 'static) -> Self {
-        Self { buffer_bytes, state: Mutex::new(State::Unbound), on_loss: Box::new(on_loss) }
+        Self {
+            buffer_bytes,
+            state: Mutex::new(State::Unbound),
+            refusals: Arc::default(),
+            on_loss: Box::new(on_loss),
+        }
     }
 
-    /// Begins a handshake, on a new socket if the old one has died.
-    pub(crate) fn connect(
+    /// Makes a connection, on a new socket if the old one has died.
+    pub(crate) async fn connect(
+        &self,
+        config: ClientConfig,
+        address: SocketAddr,
+        server_name: &str,
+    ) -> Result<quinn::Connection, Error> {
+        let watched = self.refusals.watch(address);
+        let connecting = self.begin(config, address, server_name)?;
+        tokio::select! {
+            biased;
+            outcome = connecting => Ok(outcome?),
+            () = watched.refused() => Err(Error::Refused),
+        }
+    }
+
+    fn begin(
         &self,
         config: ClientConfig,
         address: SocketAddr,
@@ -65,7 +102,7 @@ impl Endpoint {
     /// Closes what is still open and waits a moment for the packets to leave.
     pub(crate) async fn close(&self) {
         let state = std::mem::replace(&mut *self.lock(), State::Closed);
-        let State::Bound(endpoint, _) = state else {
+        let State::Bound(Bound { endpoint, .. }) = state else {
             return;
         };
         endpoint.close(VarInt::from_u32(0), &[]);
@@ -76,7 +113,7 @@ impl Endpoint {
     /// The socket's buffers; nothing before the first dial.
     pub(crate) fn granted(&self) -> Granted {
         match &*self.lock() {
-            State::Bound(_, granted) => *granted,
+            State::Bound(bound) => bound.granted,
             State::Unbound | State::Closed => Granted::default(),
         }
     }
@@ -84,7 +121,7 @@ impl Endpoint {
     /// Where the socket is bound, if it is.
     pub(crate) fn local_address(&self) -> Option<SocketAddr> {
         match &*self.lock() {
-            State::Bound(endpoint, _) => endpoint.local_addr().ok(),
+            State::Bound(bound) => bound.endpoint.local_addr().ok(),
             State::Unbound | State::Closed => None,
         }
     }
@@ -92,11 +129,12 @@ impl Endpoint {
     pub(crate) fn bound(&self) -> Result<quinn::Endpoint, Error> {
         let mut state = self.lock();
         match &*state {
-            State::Bound(endpoint, _) => Ok(endpoint.clone()),
+            State::Bound(bound) => Ok(bound.endpoint.clone()),
             State::Closed => Err(Error::PoolClosed),
             State::Unbound => {
-                let (endpoint, granted) = bind(self.buffer_bytes)?;
-                *state = State::Bound(endpoint.clone(), granted);
+                let bound = bind(self.buffer_bytes, &self.refusals)?;
+                let endpoint = bound.endpoint.clone();
+                *state = State::Bound(bound);
                 Ok(endpoint)
             }
         }
@@ -106,7 +144,7 @@ impl Endpoint {
     fn discard(&self, dead: &quinn::Endpoint) {
         let is_first = {
             let mut state = self.lock();
-            let is_there = matches!(&*state, State::Bound(bound, _) if is_same(bound, dead));
+            let is_there = matches!(&*state, State::Bound(bound) if is_same(&bound.endpoint, dead));
             if is_there {
                 *state = State::Unbound;
             }
@@ -134,18 +172,54 @@ impl std::fmt::Debug for Endpoint {
     }
 }
 
-fn bind(buffer_bytes: usize) -> io::Result<(quinn::Endpoint, Granted)> {
-    bind_at((Ipv6Addr::UNSPECIFIED, 0).into(), buffer_bytes, None)
-        .or_else(|_| bind_at((Ipv4Addr::UNSPECIFIED, 0).into(), buffer_bytes, None))
+/// The socket of outgoing connections: at no address in particular, and of both families, if this
+/// machine has both.
+fn bind(buffer_bytes: usize, refusals: &Arc<Refusals>) -> Result<Bound, Error> {
+    let open = |address| {
+        let (socket, granted) = open(address, buffer_bytes)?;
+        let (socket, listening) = listen(socket, refusals.clone())?;
+        // Nobody looks for a client again: its port is another one after a restart.
+        let config = EndpointConfig::default();
+        let runtime = runtime()?;
+        let endpoint = quinn::Endpoint::new_with_abstract_socket(config, None, socket, runtime)?;
+        Ok::<_, Error>(Bound { endpoint, granted, _listening: listening })
+    };
+    open((Ipv6Addr::UNSPECIFIED, 0).into()).or_else(|_| open((Ipv4Addr::UNSPECIFIED, 0).into()))
 }
 
-/// An endpoint at `address`. The unspecified IPv6 address stands for both families: IPv4 peers
-/// appear there as mapped addresses (RFC 3493, section 3.7).
-pub(crate) fn bind_at(
+#[cfg(target_os = "linux")]
+fn listen(
+    socket: UdpSocket,
+    refusals: Arc<Refusals>,
+) -> io::Result<(Arc<dyn AsyncUdpSocket>, Listening)> {
+    let (socket, listening) = crate::socket::Socket::new(socket, refusals)?;
+    Ok((socket, listening))
+}
+
+/// What nobody tells elsewhere.
+#[cfg(not(target_os = "linux"))]
+fn listen(
+    socket: UdpSocket,
+    _refusals: Arc<Refusals>,
+) -> io::Result<(Arc<dyn AsyncUdpSocket>, Listening)> {
+    Ok((runtime()?.wrap_udp_socket(socket)?, ()))
+}
+
+/// A listening endpoint at `address`, which its peers know again by `keys`.
+pub(crate) fn bind_server(
     address: SocketAddr,
     buffer_bytes: usize,
-    server: Option<ServerConfig>,
-) -> io::Result<(quinn::Endpoint, Granted)> {
+    server: ServerConfig,
+    keys: &ResetKeys,
+) -> Result<quinn::Endpoint, Error> {
+    let (socket, _) = open(address, buffer_bytes)?;
+    let config = keys.endpoint_config(socket.local_addr()?)?;
+    Ok(quinn::Endpoint::new(config, Some(server), socket, runtime()?)?)
+}
+
+/// A socket at `address`. The unspecified IPv6 address stands for both families: IPv4 peers
+/// appear there as mapped addresses (RFC 3493, section 3.7).
+fn open(address: SocketAddr, buffer_bytes: usize) -> io::Result<(UdpSocket, Granted)> {
     let socket = Socket::new(Domain::for_address(address), Type::DGRAM, Some(Protocol::UDP))?;
     if address.is_ipv6() {
         socket.set_only_v6(!address.ip().is_unspecified())?;
@@ -158,9 +232,11 @@ pub(crate) fn bind_at(
         receive_bytes: socket.recv_buffer_size().unwrap_or_default(),
         send_bytes: socket.send_buffer_size().unwrap_or_default(),
     };
-    let runtime = quinn::default_runtime().ok_or(io::ErrorKind::Unsupported)?;
-    let config = EndpointConfig::default();
-    Ok((quinn::Endpoint::new(config, server, socket.into(), runtime)?, granted))
+    Ok((socket.into(), granted))
+}
+
+fn runtime() -> io::Result<Arc<dyn quinn::Runtime>> {
+    quinn::default_runtime().ok_or_else(|| ErrorKind::Unsupported.into())
 }
 
 #[cfg(test)]
@@ -171,10 +247,10 @@ pub(crate) mod broken {
     use std::sync::Arc;
     use std::task::{Context, Poll};
 
+    use quinn::UdpPoller;
     use quinn::udp::{RecvMeta, Transmit};
-    use quinn::{AsyncUdpSocket, UdpPoller};
 
-    use super::{Ipv4Addr, SocketAddr, io};
+    use super::{AsyncUdpSocket, Ipv4Addr, SocketAddr, io};
 
     #[derive(Debug)]
     struct Broken;

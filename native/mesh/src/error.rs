@@ -25,8 +25,9 @@ pub enum Error {
     /// The other side did not prove who it is.
     #[error("not verified: {0}")]
     Unverified(#[from] Fault),
-    /// The peer refused the connection (CONNECTION_REFUSED, RFC 9000, section 20.1).
-    #[error("the peer refused the connection")]
+    /// The peer refused the connection (CONNECTION_REFUSED, RFC 9000, section 20.1), or nobody
+    /// listens at its port.
+    #[error("the connection was refused")]
     Refused,
     /// The TLS handshake failed with this alert (RFC 9001, section 4.8; RFC 8446, section 6).
     #[error("TLS alert {0}")]

@@ -31,9 +31,13 @@ mod outbox;
 mod packing;
 mod pool;
 mod pooled;
+mod refusals;
 mod rendezvous;
+mod reset;
 mod scope;
 mod settings;
+#[cfg(target_os = "linux")]
+mod socket;
 mod stats;
 mod stream;
 mod tasks;

@@ -15,11 +15,12 @@ use crate::address::canonical;
 use crate::connection::{Connection, Facts};
 use crate::endpoint;
 use crate::rendezvous::{Rendezvous, Request, RequestId, Waiter};
+use crate::reset::ResetKeys;
 use crate::scope::Scope;
 use crate::settings::Settings;
 use crate::stats::Causes;
 use crate::tls::{self, Identity};
-use crate::verify::Verification;
+use crate::verify::{Fault, Verification};
 use crate::{Config, Error};
 
 /// The code for connections that nobody will accept: none in particular.
@@ -70,6 +71,8 @@ struct Inner {
     connections: Rendezvous<Connection>,
     settings: Settings,
     server: Mutex<ServerConfig>,
+    /// Of the first identity: whoever knows us by them must find them again.
+    reset_keys: ResetKeys,
     census: Arc<Mutex<Census>>,
     refused: Causes,
     scope: Arc<Scope>,
@@ -105,12 +108,15 @@ impl Listener {
         observer: impl Fn(ListenerEvent) + Send + Sync + 'static,
     ) -> Result<Self, Error> {
         let server = server_config(&settings)?;
-        let doors = bind(place, &server, &settings, &runtime)?;
+        let identity = settings.identity.as_ref().ok_or(Fault::NoCertificate)?;
+        let reset_keys = identity.reset_keys();
+        let doors = bind(place, &server, &reset_keys, &settings, &runtime)?;
         let (closed, _) = watch::channel(false);
         let inner = Arc::new(Inner {
             connections: Rendezvous::new(settings.transport.backlog()),
             settings,
             server: Mutex::new(server),
+            reset_keys,
             census: Arc::default(),
             refused: Causes::default(),
             scope: Arc::new(Scope::new(&Config::default(), runtime)),
@@ -243,7 +249,8 @@ impl Inner {
         loop {
             let server = lock(&self.server).clone();
             let buffer_bytes = self.settings.transport.udp_buffer_bytes();
-            if let Ok((endpoint, _)) = endpoint::bind_at(address, buffer_bytes, Some(server)) {
+            let keys = &self.reset_keys;
+            if let Ok(endpoint) = endpoint::bind_server(address, buffer_bytes, server, keys) {
                 return endpoint;
             }
             sleep(REBIND_DELAY).await;
@@ -370,13 +377,15 @@ fn server_config(settings: &Settings) -> Result<ServerConfig, Error> {
 fn bind(
     place: &Place,
     server: &ServerConfig,
+    reset_keys: &ResetKeys,
     settings: &Settings,
     runtime: &tokio::runtime::Handle,
 ) -> Result<Vec<Door>, Error> {
     let _context = runtime.enter();
     let buffer_bytes = settings.transport.udp_buffer_bytes();
     let open = |address: SocketAddr| -> Result<Door, Error> {
-        let (endpoint, _) = endpoint::bind_at(address, buffer_bytes, Some(server.clone()))?;
+        let server = server.clone();
+        let endpoint = endpoint::bind_server(address, buffer_bytes, server, reset_keys)?;
         Ok(Door { address: canonical(endpoint.local_addr()?), endpoint: Some(endpoint) })
     };
     match place {
@@ -398,17 +407,23 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 #[cfg(test)]
 #[allow(clippy::disallowed_methods, reason = "tokio's test macro blocks, on a thread of the test")]
 mod tests {
+    use bytes::Bytes;
     use tokio::sync::mpsc;
 
     use super::*;
+    use crate::byte_stream::SendEnd;
+    use crate::connection::Client;
     use crate::endpoint::broken::break_socket;
+
+    fn identity() -> Identity {
+        let certified = rcgen::generate_simple_self_signed(["node".into()]).expect("a certificate");
+        let chain = vec![certified.cert.der().to_vec()];
+        Identity::from_der(chain, certified.signing_key.serialize_der()).expect("an identity")
+    }
 
     #[tokio::test]
     async fn a_dead_socket_is_told_of_and_bound_again_at_the_same_address() {
-        let certified = rcgen::generate_simple_self_signed(["node".into()]).expect("a certificate");
-        let chain = vec![certified.cert.der().to_vec()];
-        let identity = Identity::from_der(chain, certified.signing_key.serialize_der());
-        let settings = Settings { identity: identity.ok(), ..Settings::default() };
+        let settings = Settings { identity: Some(identity()), ..Settings::default() };
         let (events, mut told) = mpsc::channel(2);
         let place = Place::At(vec![(Ipv4Addr::LOCALHOST, 0).into()]);
         let listener =
@@ -422,5 +437,36 @@ mod tests {
         assert_eq!(told.recv().await, Some(ListenerEvent::SocketLost(address)));
         assert_eq!(told.recv().await, Some(ListenerEvent::SocketRebuilt(address)));
         assert_eq!(listener.local_addresses(), vec![address]);
+    }
+
+    /// Whoever knew a socket that has died says more only to hear that it is not known any more.
+    #[tokio::test]
+    async fn connections_of_a_dead_socket_are_reset_by_its_successor_whatever_the_certificate() {
+        let settings = Settings { identity: Some(identity()), ..Settings::default() };
+        let (events, mut told) = mpsc::channel(2);
+        let place = Place::At(vec![(Ipv4Addr::LOCALHOST, 0).into()]);
+        let runtime = tokio::runtime::Handle::current();
+        let listener = Listener::bind(&place, settings, runtime.clone(), move |event| {
+            events.try_send(event).expect("room for two events");
+        })
+        .expect("a listener");
+        let address = *listener.local_addresses().first().expect("an address");
+        let client = Client::new(runtime);
+        let patience = Duration::from_secs(60);
+        let dialled = client.connect(&address.into(), Settings::default(), patience).await;
+        let connection = dialled.expect("a connection");
+        // What is acknowledged shows that the handshake is over for both.
+        let first = connection.open_stream().await.expect("a stream");
+        first.send(Bytes::from_static(b"hello")).expect("taken");
+        first.close();
+        assert_eq!(first.bytes().expect("of bytes").sending_ended().await, SendEnd::Finished);
+        listener.set_identity(identity()).expect("another certificate");
+        let endpoint = lock(&listener.0.doors).first().expect("a door").endpoint.clone();
+        break_socket(&endpoint.expect("an endpoint"));
+        assert_eq!(told.recv().await, Some(ListenerEvent::SocketLost(address)));
+        assert_eq!(told.recv().await, Some(ListenerEvent::SocketRebuilt(address)));
+        let stream = connection.open_stream().await.expect("a stream");
+        stream.send(Bytes::from_static(b"still there?")).expect("taken");
+        assert_eq!(connection.ended().await, Error::Reset);
     }
 }

@@ -13,6 +13,7 @@ use rustls::{ClientConfig, InconsistentKeys, RootCertStore, ServerConfig};
 use thiserror::Error;
 
 use crate::joined::MESH_ALPN;
+use crate::reset::ResetKeys;
 use crate::settings::Settings;
 use crate::verify::{self, Fault, Servers, Verdict};
 
@@ -99,6 +100,11 @@ impl Identity {
         let identity = Self { chain, key };
         identity.check(cert_option, key_option)?;
         Ok(identity)
+    }
+
+    /// What a listener with this identity needs to be known again after a restart.
+    pub(crate) fn reset_keys(&self) -> ResetKeys {
+        ResetKeys::derive(self.key.secret_der())
     }
 
     fn check(&self, cert_file: &Path, key_file: &Path) -> Result<(), BadCertificate> {
