@@ -8,7 +8,11 @@
 -export([init_per_testcase/2, end_per_testcase/2]).
 -export([
     a_closed_port_is_refused_at_once/1,
-    a_peer_that_restarts_resets_the_connections_of_the_one_before_it/1
+    a_peer_that_restarts_resets_the_connections_of_the_one_before_it/1,
+    messages_to_a_node_that_fails_do_not_dial_it_each/1,
+    a_caller_may_dial_at_once_during_the_back_off/1,
+    messages_wait_for_the_end_of_a_short_back_off/1,
+    another_address_is_dialled_at_once_during_the_back_off/1
 ]).
 
 -define(POOL, macula_gateway_mesh).
@@ -18,7 +22,11 @@ suite() -> [{timetrap, {minutes, 2}}].
 all() ->
     [
         a_closed_port_is_refused_at_once,
-        a_peer_that_restarts_resets_the_connections_of_the_one_before_it
+        a_peer_that_restarts_resets_the_connections_of_the_one_before_it,
+        messages_to_a_node_that_fails_do_not_dial_it_each,
+        a_caller_may_dial_at_once_during_the_back_off,
+        messages_wait_for_the_end_of_a_short_back_off,
+        another_address_is_dialled_at_once_during_the_back_off
     ].
 
 init_per_suite(Config) ->
@@ -72,7 +80,67 @@ a_peer_that_restarts_resets_the_connections_of_the_one_before_it(Config) ->
     ?assertEqual(1, mesh_ct:stat(messages_unconfirmed)),
     ok = peer:stop(Successor).
 
+messages_to_a_node_that_fails_do_not_dial_it_each(_Config) ->
+    %% A flood of messages to a node that is down must not become a flood of handshakes. This
+    %% back-off is longer than a dial may take, so that no message waits for its end.
+    Pool = start_pool_that_backs_off(60_000),
+    Address = {{127, 0, 0, 1}, closed_port({127, 0, 0, 1})},
+    ok = ?POOL:send_async(Pool, <<"node">>, Address, <<"refused">>),
+    mesh_ct:poll_until(fun() -> mesh_ct:stat(failing) =:= 1 end),
+    [ok = ?POOL:send_async(Pool, <<"node">>, Address, <<"dropped">>) || _ <- lists:seq(1, 1_000)],
+    mesh_ct:poll_until(fun() ->
+        mesh_ct:stat(messages_dropped) =:= #{refused => 1, backing_off => 1_000}
+    end),
+    ?assertEqual(1, mesh_ct:stat(dials)).
+
+a_caller_may_dial_at_once_during_the_back_off(_Config) ->
+    %% Whoever asks waits for the answer; and the first success is the end of the back-off.
+    Pool = start_pool_that_backs_off(60_000),
+    Port = closed_port({127, 0, 0, 1}),
+    Address = {{127, 0, 0, 1}, Port},
+    Refused = {error, {connect_failed, refused}},
+    ?assertEqual(Refused, ?POOL:get_or_create_connection(Pool, <<"node">>, Address)),
+    ?assertEqual(Refused, ?POOL:get_or_create_connection(Pool, <<"node">>, Address)),
+    ?assertEqual(1, mesh_ct:stat(failing)),
+    Peer = mesh_ct:start_peer(["--port", integer_to_list(Port)]),
+    {ok, _} = ?POOL:get_or_create_connection(Pool, <<"node">>, Address),
+    ?assertEqual(0, mesh_ct:stat(failing)),
+    ok = ?POOL:remove_connection(Pool, <<"node">>),
+    ok = ?POOL:send_async(Pool, <<"node">>, Address, mesh_peer:frame(0, 8)),
+    ?assertMatch(#{distinct := 1}, mesh_peer:wait(Peer, messages, 1)).
+
+messages_wait_for_the_end_of_a_short_back_off(_Config) ->
+    %% A node that is restarted is back in seconds, and what was sent meanwhile need not be lost.
+    %% Who asks for the connection ends the wait for the messages, too: here it would be long.
+    Pool = start_pool_that_backs_off(30_000, #{connect_timeout_ms => 60_000}),
+    Port = closed_port({127, 0, 0, 1}),
+    Address = {{127, 0, 0, 1}, Port},
+    {error, _} = ?POOL:get_or_create_connection(Pool, <<"node">>, Address),
+    Frames = [mesh_peer:frame(N, 8) || N <- lists:seq(0, 9)],
+    [ok = ?POOL:send_async(Pool, <<"node">>, Address, Frame) || Frame <- Frames],
+    ?assertMatch({10, 1}, {mesh_ct:stat(outstanding_messages), mesh_ct:stat(dialing)}),
+    ?assertEqual(1, mesh_ct:stat(dials)),
+    Peer = mesh_ct:start_peer(["--port", integer_to_list(Port)]),
+    {ok, _} = ?POOL:get_or_create_connection(Pool, <<"node">>, Address),
+    ?assertMatch(#{distinct := 10}, mesh_peer:wait(Peer, messages, 10)),
+    ?assertEqual(#{}, mesh_ct:stat(messages_dropped)).
+
+another_address_is_dialled_at_once_during_the_back_off(_Config) ->
+    %% The routing table has learned where the node is now.
+    Pool = start_pool_that_backs_off(60_000),
+    {error, _} = ?POOL:get_or_create_connection(
+        Pool, <<"node">>, {{127, 0, 0, 1}, closed_port({127, 0, 0, 1})}
+    ),
+    Peer = mesh_ct:start_peer(),
+    ok = ?POOL:send_async(Pool, <<"node">>, mesh_peer:address(Peer), mesh_peer:frame(0, 8)),
+    ?assertMatch(#{distinct := 1}, mesh_peer:wait(Peer, messages, 1)).
+
 %%% Internal
+
+start_pool_that_backs_off(Ms) -> start_pool_that_backs_off(Ms, #{}).
+
+start_pool_that_backs_off(Ms, Options) ->
+    mesh_ct:start_pool(Options#{dial_backoff_min_ms => Ms, dial_backoff_max_ms => Ms}).
 
 %% A VM, and a node in it that listens at this port with the suite's certificate.
 start_node(Config, Port) ->

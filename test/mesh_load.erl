@@ -10,7 +10,7 @@
 -define(DEADLINE_MS, 50_000).
 -define(POLL_MS, 5).
 %% Causes of drops at the door only: these messages were never accepted.
--define(REFUSED, [send_queue_full, pool_queue_full, message_too_large, bad_address]).
+-define(REFUSED, [send_queue_full, pool_queue_full, message_too_large, bad_address, backing_off]).
 
 %% Runs `Test(Pool, Peers)' with a pool of `Options' and a peer process for each element of
 %% `PeerArgs', none of which outlives it.

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use thiserror::Error;
 
+use crate::backoff::Backoff;
 use crate::settings::Transport;
 
 /// An option was refused: the name of the option and the value that it may not have.
@@ -108,6 +109,11 @@ options! {
     max_concurrent_dials: 1_024, 1 => 65_536;
     /// Dials under way or waiting for their turn; more are refused.
     max_pending_dials: 16_384, 1 => 1_048_576;
+    /// How long a node whose dial has failed is not dialled for a message alone, in milliseconds;
+    /// doubled with each failure in a row. 0: no longer than others.
+    dial_backoff_min_ms: 100, 0 => LONGEST_MS;
+    /// The longest such delay, in milliseconds, unless the least one is longer.
+    dial_backoff_max_ms: 10_000, 1 => LONGEST_MS;
     /// How long to wait, in milliseconds, for a peer that has never given a stream credit back,
     /// before its connection is replaced.
     stream_credit_timeout_ms: 200, 1 => LONGEST_MS;
@@ -197,6 +203,11 @@ impl Config {
 
     pub(crate) fn max_pending_dials(&self) -> usize {
         size(self.max_pending_dials)
+    }
+
+    pub(crate) fn dial_backoff(&self) -> Backoff {
+        let delay = Duration::from_millis;
+        Backoff::new(delay(self.dial_backoff_min_ms), delay(self.dial_backoff_max_ms))
     }
 
     pub(crate) fn stream_credit_timeout(&self) -> Duration {

@@ -56,6 +56,9 @@ pub enum Error {
     /// As many dials are waiting as the options allow.
     #[error("too many dials are pending")]
     TooManyDials,
+    /// The node's last dial has failed, and it is too soon for another one.
+    #[error("too soon after a failed dial")]
+    BackingOff,
     /// The node was removed from the pool.
     #[error("removed from the pool")]
     Removed,
@@ -107,6 +110,7 @@ impl Error {
             Self::NoCredit => "no_stream_credit",
             Self::Socket(_) => "socket_error",
             Self::TooManyDials => "too_many_dials",
+            Self::BackingOff => "backing_off",
             Self::Removed => "removed",
             Self::Evicted => "evicted",
             Self::PoolClosed => "pool_closed",

@@ -14,6 +14,7 @@
 //! `macula-mesh/1` or `macula`.
 
 mod address;
+mod backoff;
 mod byte_stream;
 mod config;
 mod connection;

@@ -3,14 +3,15 @@
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
 use tokio::runtime::Handle;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::time::timeout;
 
 use crate::address::Address;
+use crate::backoff::Backoff;
 use crate::config::BadOption;
 use crate::dial::Dialer;
 use crate::endpoint::Endpoint;
@@ -110,6 +111,7 @@ pub(crate) struct Shared<T: Handles> {
 
 pub(crate) struct Slots<T: Handles> {
     pub(crate) pool: Pool<NodeId, Dial<T>, Resident<T>>,
+    pub(crate) backoff: Backoff,
     is_closed: bool,
     has_dialled: bool,
 }
@@ -121,6 +123,19 @@ pub(crate) type Outcome<T> = Option<Result<<T as Handles>::Stream, Error>>;
 pub(crate) struct Dial<T: Handles> {
     outbox: Arc<Outbox>,
     outcome: Arc<watch::Sender<Outcome<T>>>,
+    /// Ends a delay before the dial: somebody waits for it now.
+    urgent: Arc<Notify>,
+}
+
+/// Why a slot is opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Occasion {
+    /// Somebody waits for the connection.
+    Asked,
+    /// There is a message for the node.
+    Message,
+    /// There is what a lost connection left.
+    Remains,
 }
 
 /// A slot that is ready.
@@ -222,6 +237,7 @@ impl<T: Handles> Mesh<T> {
     ) -> Result<Self, Error> {
         let slots = Slots {
             pool: Pool::new(config.max_connections()),
+            backoff: config.dial_backoff(),
             is_closed: false,
             has_dialled: false,
         };
@@ -396,14 +412,16 @@ impl<T: Handles> Mesh<T> {
     /// The pool's figures.
     pub fn stats(&self) -> Snapshot {
         let context = &self.0.context;
-        let (size, dialing, limit) = {
+        let (size, dialing, limit, failing) = {
             let slots = self.0.lock();
-            (slots.pool.ready(), slots.pool.dialing(), slots.pool.limit())
+            let Slots { pool, backoff, .. } = &*slots;
+            (pool.ready(), pool.dialing(), pool.limit(), backoff.failing())
         };
         let granted = context.dialer.granted();
         Snapshot {
             size,
             dialing,
+            failing,
             limit: limit.get(),
             tasks: context.scope.tasks.count(),
             outstanding: context.scope.budget.used(),
@@ -468,12 +486,13 @@ impl<T: Handles> Shared<T> {
             }
             Slot::Dialing(dial) => {
                 self.context.scope.stats.misses.add(1);
+                dial.urgent.notify_one();
                 return Ok(Claim::Pending(dial.outcome.subscribe()));
             }
             Slot::Ready(_) | Slot::Vacant => {}
         }
         self.context.scope.stats.misses.add(1);
-        let dial = self.begin(&mut slots, node.into(), target, false)?;
+        let dial = self.begin(&mut slots, node.into(), target, Occasion::Asked)?;
         Ok(Claim::Pending(dial.outcome.subscribe()))
     }
 
@@ -488,7 +507,7 @@ impl<T: Handles> Shared<T> {
         // A slot that was found may close before it has taken the message; the next look finds
         // its successor, or makes one.
         for _ in 0..SEND_ATTEMPTS {
-            let Some(outbox) = self.outbox(node, &mut target, false)? else {
+            let Some(outbox) = self.outbox(node, &mut target, Occasion::Message)? else {
                 return outcome;
             };
             outcome = outbox.push(message.clone());
@@ -512,7 +531,7 @@ impl<T: Handles> Shared<T> {
         let mut target = Some(target);
         let mut refusal = Undelivered::NotSent(Error::Cancelled);
         for _ in 0..SEND_ATTEMPTS {
-            let outbox = self.outbox(node, &mut target, false);
+            let outbox = self.outbox(node, &mut target, Occasion::Asked);
             let Some(outbox) = outbox.map_err(Undelivered::NotConnected)? else {
                 return Err(refusal);
             };
@@ -536,7 +555,7 @@ impl<T: Handles> Shared<T> {
         self: &Arc<Self>,
         node: &[u8],
         target: &mut Option<impl FnOnce() -> Option<Target>>,
-        is_retry: bool,
+        occasion: Occasion,
     ) -> Result<Option<Arc<Outbox>>, Error> {
         let mut slots = self.lock();
         match slots.pool.lookup(node) {
@@ -551,7 +570,7 @@ impl<T: Handles> Shared<T> {
             return Ok(None);
         };
         let target = target().ok_or(Error::BadAddress)?;
-        let dial = self.begin(&mut slots, node.into(), target, is_retry)?;
+        let dial = self.begin(&mut slots, node.into(), target, occasion)?;
         Ok(Some(dial.outbox))
     }
 
@@ -561,7 +580,7 @@ impl<T: Handles> Shared<T> {
         slots: &mut Slots<T>,
         node: NodeId,
         target: Target,
-        is_retry: bool,
+        occasion: Occasion,
     ) -> Result<Dial<T>, Error> {
         if slots.is_closed {
             return Err(Error::PoolClosed);
@@ -569,6 +588,10 @@ impl<T: Handles> Shared<T> {
         if slots.pool.dialing() >= self.context.config.max_pending_dials() {
             return Err(Error::TooManyDials);
         }
+        let not_before = match occasion {
+            Occasion::Asked => None,
+            Occasion::Message | Occasion::Remains => self.delay(slots, &node, &target)?,
+        };
         if !std::mem::replace(&mut slots.has_dialled, true) && !self.context.dialer.verifies() {
             (self.observer)(Event::Unverified);
         }
@@ -576,6 +599,7 @@ impl<T: Handles> Shared<T> {
         let dial = Dial {
             outbox: Arc::new(self.context.scope.message_outbox()),
             outcome: Arc::new(outcome),
+            urgent: Arc::default(),
         };
         let ticket = slots.pool.begin(node.clone(), dial.clone());
         let tenancy = Tenancy {
@@ -585,11 +609,29 @@ impl<T: Handles> Shared<T> {
             target,
             outbox: dial.outbox.clone(),
             connection: None,
-            is_retry,
+            is_retry: occasion == Occasion::Remains,
+            not_before,
+            urgent: dial.urgent.clone(),
             end: Error::Cancelled,
         };
         self.context.scope.tasks.spawn(tenancy.run(dial.outcome.clone()));
         Ok(dial)
+    }
+
+    /// When a message may have `node` dialled; messages wait for that no longer than for a dial.
+    fn delay(
+        &self,
+        slots: &Slots<T>,
+        node: &[u8],
+        target: &Target,
+    ) -> Result<Option<Instant>, Error> {
+        let now = Instant::now();
+        match slots.backoff.until(node, &target.given, now) {
+            Some(until) if until > now + self.context.config.connect_timeout() => {
+                Err(Error::BackingOff)
+            }
+            until => Ok(until),
+        }
     }
 
     pub(crate) fn evict(&self, victim: &Resident<T>) {
@@ -608,7 +650,7 @@ impl<T: Handles> Shared<T> {
         if queued.is_empty() {
             return;
         }
-        let refused = match self.outbox(node, &mut Some(|| Some(target)), true) {
+        let refused = match self.outbox(node, &mut Some(|| Some(target)), Occasion::Remains) {
             Ok(Some(outbox)) => outbox.inherit(queued),
             Ok(None) | Err(_) => queued,
         };
@@ -655,6 +697,7 @@ impl<T: Handles> Shared<T> {
 
 impl<T: Handles> Clone for Dial<T> {
     fn clone(&self) -> Self {
-        Self { outbox: self.outbox.clone(), outcome: self.outcome.clone() }
+        let Self { outbox, outcome, urgent } = self;
+        Self { outbox: outbox.clone(), outcome: outcome.clone(), urgent: urgent.clone() }
     }
 }

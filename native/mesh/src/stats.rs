@@ -82,6 +82,8 @@ pub struct Snapshot {
     pub limit: usize,
     /// Dials under way or waiting for their turn.
     pub dialing: usize,
+    /// Nodes whose last dial has failed, as far as they are remembered.
+    pub failing: usize,
     /// Tasks of this pool on the runtime.
     pub tasks: usize,
     /// Messages accepted and neither acknowledged nor given up, and their bytes.

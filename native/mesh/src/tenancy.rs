@@ -1,17 +1,17 @@
 //! One slot's time in the pool: its task, which dials, serves and cleans up.
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
-use tokio::sync::watch;
-use tokio::time::sleep;
+use tokio::sync::{Notify, watch};
+use tokio::time::{sleep, sleep_until};
 
 use crate::Error;
 use crate::mesh::{Handles, NodeId, Outcome, Resident, Shared, Target};
 use crate::message::{Message, Undelivered};
 use crate::outbox::{Outbox, Remains};
 use crate::pool::Ticket;
-use crate::pooled::PooledConnection;
+use crate::pooled::{Context, PooledConnection};
 use crate::stream::Usage;
 
 /// One slot's time in the pool, from its dial to its end. However its task ends, by return,
@@ -25,6 +25,10 @@ pub(crate) struct Tenancy<T: Handles> {
     pub(crate) connection: Option<PooledConnection>,
     /// Whether it was begun for what a lost connection left.
     pub(crate) is_retry: bool,
+    /// Until when the dial waits, after one that has failed.
+    pub(crate) not_before: Option<Instant>,
+    /// Ends that wait.
+    pub(crate) urgent: Arc<Notify>,
     /// Why it ended.
     pub(crate) end: Error,
 }
@@ -32,9 +36,8 @@ pub(crate) struct Tenancy<T: Handles> {
 impl<T: Handles> Tenancy<T> {
     pub(crate) async fn run(mut self, outcome: Arc<watch::Sender<Outcome<T>>>) {
         let context = self.shared.context.clone();
-        context.scope.stats.dials.add(1);
         let dialled = tokio::select! {
-            dialled = context.dialer.dial(&self.target.address, &self.node) => dialled,
+            dialled = self.dial() => dialled,
             reason = self.abandoned(context.scope.linger) => Err(reason),
         };
         let carrier = match dialled {
@@ -57,6 +60,27 @@ impl<T: Handles> Tenancy<T> {
         drop(outcome);
         self.end = connection.serve(&self.target.address, &self.node).await;
         context.scope.stats.closes.add(&self.end, 1);
+    }
+
+    async fn dial(&self) -> Result<quinn::Connection, Error> {
+        if let Some(not_before) = self.not_before {
+            tokio::select! {
+                () = sleep_until(not_before.into()) => {}
+                () = self.urgent.notified() => {}
+            }
+        }
+        let Context { scope, dialer, .. } = &*self.shared.context;
+        scope.stats.dials.add(1);
+        let outcome = dialer.dial(&self.target.address, &self.node).await;
+        let mut slots = self.shared.lock();
+        match outcome {
+            Ok(_) => slots.backoff.succeeded(&self.node),
+            Err(_) => {
+                let (node, given) = (self.node.clone(), self.target.given.clone());
+                slots.backoff.failed(node, given, Instant::now());
+            }
+        }
+        outcome
     }
 
     /// Resolves when nobody wants the dial any more: its slot was removed, and no message waits

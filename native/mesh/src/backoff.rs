@@ -1,0 +1,183 @@
+//! How long a node that could not be dialled is left alone, before a message alone is reason
+//! enough to dial it again. Plain data: no clock of its own, no task.
+//!
+//! Each failure in a row doubles the delay, from the least to the greatest. A part of it is left
+//! to chance, so that nodes that have lost the same peer do not all come back to it at once.
+
+use std::num::NonZeroUsize;
+use std::time::{Duration, Instant};
+
+use lru::LruCache;
+use ring::rand::{SecureRandom, SystemRandom};
+
+use crate::mesh::NodeId;
+
+/// Nodes whose failures are remembered; beyond that, those not tried for the longest time are
+/// forgotten, and the next message dials them as if they were new.
+const MAX_FAILING: NonZeroUsize = NonZeroUsize::new(16_384).unwrap();
+/// Doublings that are counted: more than any two delays within their bounds are apart.
+const MAX_DOUBLINGS: u32 = 31;
+/// The part of a delay that is left to chance, as a divisor: half of it ("equal jitter").
+const JITTER: u32 = 2;
+
+/// Nodes whose last dial has failed.
+#[derive(Debug)]
+pub(crate) struct Backoff {
+    least: Duration,
+    greatest: Duration,
+    failing: LruCache<NodeId, Failing>,
+}
+
+#[derive(Debug)]
+struct Failing {
+    /// Where the node was dialled, as the caller gave it: somewhere else it may be found.
+    given: Box<[u8]>,
+    /// Failures in a row.
+    failures: u32,
+    until: Instant,
+}
+
+impl Backoff {
+    /// Delays from `least`, which is 0 for none at all, to `greatest`.
+    pub(crate) fn new(least: Duration, greatest: Duration) -> Self {
+        Self { least, greatest: greatest.max(least), failing: LruCache::new(MAX_FAILING) }
+    }
+
+    /// When `node` may be dialled at the address `given`, if that is not now.
+    pub(crate) fn until(&self, node: &[u8], given: &[u8], now: Instant) -> Option<Instant> {
+        let failing = self.failing.peek(node).filter(|failing| *failing.given == *given)?;
+        Some(failing.until).filter(|until| *until > now)
+    }
+
+    /// A dial of `node` has failed.
+    pub(crate) fn failed(&mut self, node: NodeId, given: Box<[u8]>, now: Instant) {
+        self.failed_with(node, given, now, chance());
+    }
+
+    /// A dial of `node` has succeeded.
+    pub(crate) fn succeeded(&mut self, node: &[u8]) {
+        self.failing.pop(node);
+    }
+
+    /// How many nodes are remembered.
+    pub(crate) fn failing(&self) -> usize {
+        self.failing.len()
+    }
+
+    /// `chance`: which part of what is left to it, in 1 / 2^32.
+    fn failed_with(&mut self, node: NodeId, given: Box<[u8]>, now: Instant, chance: u32) {
+        if self.least.is_zero() {
+            return;
+        }
+        // A failure long after the last delay tells nothing about those before it.
+        let row = self
+            .failing
+            .peek(&node)
+            .filter(|last| last.given == given && now < last.until + self.greatest)
+            .map_or(0, |last| last.failures);
+        let delay = self.least.saturating_mul(1 << row.min(MAX_DOUBLINGS)).min(self.greatest);
+        let random = delay / JITTER;
+        let spared = random.mul_f64(f64::from(chance) / f64::from(u32::MAX));
+        let until = now + delay - spared;
+        self.failing.put(node, Failing { given, failures: row.saturating_add(1), until });
+    }
+}
+
+/// Random bits; without any, the whole delay holds.
+fn chance() -> u32 {
+    let mut bits = [0; 4];
+    match SystemRandom::new().fill(&mut bits) {
+        Ok(()) => u32::from_be_bytes(bits),
+        Err(_) => 0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LEAST: Duration = Duration::from_millis(100);
+    const GREATEST: Duration = Duration::from_millis(1_000);
+
+    fn node(number: usize) -> NodeId {
+        number.to_be_bytes().into()
+    }
+
+    fn here() -> Box<[u8]> {
+        b"here".as_slice().into()
+    }
+
+    /// The delay after one more failure at `now`, which ends it.
+    fn fail(backoff: &mut Backoff, now: &mut Instant, chance: u32) -> Duration {
+        backoff.failed_with(node(1), here(), *now, chance);
+        let until = backoff.until(&node(1), &here(), *now).expect("a delay");
+        until - std::mem::replace(now, until)
+    }
+
+    #[test]
+    fn each_failure_in_a_row_doubles_the_delay_up_to_the_greatest() {
+        let (mut backoff, mut now) = (Backoff::new(LEAST, GREATEST), Instant::now());
+        let delays: Vec<_> = (0..40).map(|_| fail(&mut backoff, &mut now, 0).as_millis()).collect();
+        assert_eq!(delays[..5], [100, 200, 400, 800, 1_000]);
+        assert!(delays[5..].iter().all(|delay| *delay == 1_000));
+    }
+
+    #[test]
+    fn half_of_a_delay_at_most_is_left_to_chance() {
+        let (mut backoff, mut now) = (Backoff::new(LEAST, GREATEST), Instant::now());
+        assert_eq!(fail(&mut backoff, &mut now, u32::MAX), LEAST / 2);
+        let random: Vec<_> = (0..64)
+            .map(|number| {
+                backoff.failed(node(number), here(), now);
+                backoff.until(&node(number), &here(), now).expect("a delay") - now
+            })
+            .collect();
+        assert!(random.iter().all(|delay| (LEAST / 2..=GREATEST).contains(delay)));
+        assert!(random.iter().any(|delay| *delay != random[0]), "all the same: {random:?}");
+    }
+
+    #[test]
+    fn a_success_ends_it() {
+        let (mut backoff, mut now) = (Backoff::new(LEAST, GREATEST), Instant::now());
+        fail(&mut backoff, &mut now, 0);
+        fail(&mut backoff, &mut now, 0);
+        backoff.succeeded(&node(1));
+        assert_eq!((backoff.until(&node(1), &here(), now), backoff.failing()), (None, 0));
+        assert_eq!(fail(&mut backoff, &mut now, 0), LEAST);
+    }
+
+    #[test]
+    fn a_failure_long_after_the_last_one_begins_anew() {
+        let (mut backoff, mut now) = (Backoff::new(LEAST, GREATEST), Instant::now());
+        fail(&mut backoff, &mut now, 0);
+        fail(&mut backoff, &mut now, 0);
+        now += GREATEST;
+        assert_eq!(fail(&mut backoff, &mut now, 0), LEAST);
+    }
+
+    #[test]
+    fn another_address_may_be_tried_at_once() {
+        let (mut backoff, now) = (Backoff::new(LEAST, GREATEST), Instant::now());
+        backoff.failed(node(1), here(), now);
+        assert!(backoff.until(&node(1), &here(), now).is_some());
+        assert_eq!(backoff.until(&node(1), b"there", now), None);
+    }
+
+    #[test]
+    fn only_so_many_nodes_are_remembered_the_last_ones() {
+        let (mut backoff, now) = (Backoff::new(LEAST, GREATEST), Instant::now());
+        for number in 0..=MAX_FAILING.get() {
+            backoff.failed(node(number), here(), now);
+        }
+        assert_eq!(backoff.failing(), MAX_FAILING.get());
+        assert_eq!(backoff.until(&node(0), &here(), now), None);
+        assert!(backoff.until(&node(1), &here(), now).is_some());
+    }
+
+    #[test]
+    fn with_no_least_delay_there_is_none() {
+        let (mut backoff, now) = (Backoff::new(Duration::ZERO, GREATEST), Instant::now());
+        backoff.failed(node(1), here(), now);
+        assert_eq!((backoff.until(&node(1), &here(), now), backoff.failing()), (None, 0));
+    }
+}
