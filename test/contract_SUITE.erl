@@ -70,7 +70,7 @@ all() ->
         % Failures
         a_silent_peer_is_given_up_after_5_seconds,
         a_silent_peer_is_given_up_after_the_time_of_the_option,
-        a_port_that_nobody_listens_at_is_a_timeout,
+        a_port_that_nobody_listens_at_is_refused,
         a_peer_that_refuses_is_told_as_such,
         a_peer_with_another_protocol_is_told_by_its_alert,
         a_name_that_does_not_exist_is_nxdomain,
@@ -771,12 +771,12 @@ a_silent_peer_is_given_up_after_the_time_of_the_option(_Config) ->
     ?assertEqual({error, {connect_failed, timeout}}, failure(mesh_peer:silent())),
     ?assertEqual({0, 0}, {mesh_ct:stat(dialing), mesh_ct:stat(size)}).
 
-a_port_that_nobody_listens_at_is_a_timeout(_Config) ->
-    % The one socket of all connections hears of no refusal.
+a_port_that_nobody_listens_at_is_refused(_Config) ->
+    % As by the original, whose sockets are connected.
     {ok, Socket} = gen_udp:open(0, [{ip, {127, 0, 0, 1}}]),
     {ok, Port} = inet:port(Socket),
     ok = gen_udp:close(Socket),
-    ?assertEqual({error, {connect_failed, timeout}}, failure({{127, 0, 0, 1}, Port})).
+    ?assertEqual({error, {connect_failed, refused}}, failure({{127, 0, 0, 1}, Port})).
 
 a_peer_that_refuses_is_told_as_such(_Config) ->
     % It lives, so trying again later makes sense.
@@ -1354,10 +1354,11 @@ has_every_figure_from_the_start(_Config) ->
     Pool = mesh_ct:start_pool(#{max_mesh_connections => 9}),
     {ok, Stats} = ?POOL:get_stats(Pool),
     Zeros = [
-        size, dialing, tasks, hits, misses, dials, connections_opened, renewals, evictions,
-        removals, messages_accepted, bytes_accepted, messages_delivered, bytes_delivered,
-        messages_unconfirmed, messages_redelivered, outstanding_messages, outstanding_bytes, panics,
-        udp_receive_buffer_bytes, udp_send_buffer_bytes
+        size, dialing, failing, tasks, hits, misses, dials, connections_opened, renewals, probes,
+        suspicions, recoveries, evictions, removals, messages_accepted, bytes_accepted,
+        messages_delivered, bytes_delivered, messages_unconfirmed, messages_redelivered,
+        outstanding_messages, outstanding_bytes, panics, udp_receive_buffer_bytes,
+        udp_send_buffer_bytes
     ],
     Causes = [dial_failures, closes, messages_dropped],
     Expected = maps:from_list([{Key, 0} || Key <- Zeros] ++ [{Key, #{}} || Key <- Causes]),
@@ -1390,6 +1391,10 @@ figures_tell_what_happened(_Config) ->
         dial_failures => #{},
         connections_opened => 2,
         renewals => 0,
+        probes => 0,
+        suspicions => 0,
+        recoveries => 0,
+        failing => 0,
         evictions => 1,
         removals => 1,
         closes => #{evicted => 1, removed => 1},

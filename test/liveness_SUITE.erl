@@ -12,7 +12,16 @@
     messages_to_a_node_that_fails_do_not_dial_it_each/1,
     a_caller_may_dial_at_once_during_the_back_off/1,
     messages_wait_for_the_end_of_a_short_back_off/1,
-    another_address_is_dialled_at_once_during_the_back_off/1
+    another_address_is_dialled_at_once_during_the_back_off/1,
+    a_killed_peer_is_noticed_while_something_is_outstanding/1,
+    what_was_not_sent_to_a_dead_peer_reaches_its_successor_over_a_fresh_connection/1,
+    a_peer_that_stands_still_for_a_moment_keeps_its_connection/1,
+    a_slow_reader_is_never_suspected/1,
+    an_idle_peer_is_never_suspected/1,
+    a_rested_connection_is_checked_before_it_is_handed_out/1,
+    a_rested_connection_to_a_dead_peer_is_replaced_before_it_is_handed_out/1,
+    a_message_waits_until_a_rested_connection_has_been_checked/1,
+    without_an_ack_timeout_only_the_idle_timeout_tells/1
 ]).
 
 -define(POOL, macula_gateway_mesh).
@@ -26,7 +35,16 @@ all() ->
         messages_to_a_node_that_fails_do_not_dial_it_each,
         a_caller_may_dial_at_once_during_the_back_off,
         messages_wait_for_the_end_of_a_short_back_off,
-        another_address_is_dialled_at_once_during_the_back_off
+        another_address_is_dialled_at_once_during_the_back_off,
+        a_killed_peer_is_noticed_while_something_is_outstanding,
+        what_was_not_sent_to_a_dead_peer_reaches_its_successor_over_a_fresh_connection,
+        a_peer_that_stands_still_for_a_moment_keeps_its_connection,
+        a_slow_reader_is_never_suspected,
+        an_idle_peer_is_never_suspected,
+        a_rested_connection_is_checked_before_it_is_handed_out,
+        a_rested_connection_to_a_dead_peer_is_replaced_before_it_is_handed_out,
+        a_message_waits_until_a_rested_connection_has_been_checked,
+        without_an_ack_timeout_only_the_idle_timeout_tells
     ].
 
 init_per_suite(Config) ->
@@ -135,7 +153,143 @@ another_address_is_dialled_at_once_during_the_back_off(_Config) ->
     ok = ?POOL:send_async(Pool, <<"node">>, mesh_peer:address(Peer), mesh_peer:frame(0, 8)),
     ?assertMatch(#{distinct := 1}, mesh_peer:wait(Peer, messages, 1)).
 
+a_killed_peer_is_noticed_while_something_is_outstanding(_Config) ->
+    %% QUIC alone takes its idle timeout for that, here a minute. The port is closed, so the dial
+    %% that is to replace the connection has its outcome at once.
+    Pool = mesh_ct:start_pool(#{ack_timeout_ms => 200}),
+    Peer = mesh_ct:start_peer(),
+    Stream = mesh_ct:connect(Pool, Peer),
+    ok = mesh_peer:kill(Peer),
+    ok = macula_quic:send(Stream, mesh_peer:frame(0, 8)),
+    mesh_ct:poll_until(fun() -> mesh_ct:stat(closes) =:= #{dead => 1} end),
+    ?assertEqual({error, {dead, ack_timeout}}, macula_quic:send(Stream, <<"late">>)),
+    ?assertEqual(1, mesh_ct:stat(messages_unconfirmed)),
+    ?assertMatch({1, 0}, {mesh_ct:stat(suspicions), mesh_ct:stat(recoveries)}),
+    ?assertEqual(#{refused => 1}, mesh_ct:stat(dial_failures)),
+    mesh_ct:poll_until(fun() -> mesh_ct:stat(tasks) =:= 0 end).
+
+what_was_not_sent_to_a_dead_peer_reaches_its_successor_over_a_fresh_connection(_Config) ->
+    %% Exactly as many messages as it gave stream credits are on their way when the peer dies. They
+    %% may have arrived, and are not repeated; none of the others need be lost. Its successor has
+    %% another key, so it cannot tell that it is one.
+    Pool = mesh_ct:start_pool(#{ack_timeout_ms => 300}),
+    Peer = mesh_ct:start_peer(["--bidi-streams", "100"]),
+    Stream = mesh_ct:connect(Pool, Peer),
+    ok = mesh_load:pause(Peer),
+    [ok = macula_quic:send(Stream, mesh_peer:frame(N, 8)) || N <- lists:seq(0, 499)],
+    ok = mesh_peer:kill(Peer),
+    Successor = mesh_ct:start_peer(["--port", integer_to_list(mesh_peer:port(Peer))]),
+    ?assertMatch(
+        #{messages := 400, distinct := 400, duplicates := 0},
+        mesh_peer:wait(Successor, messages, 400)
+    ),
+    ?assertMatch(
+        #{messages_accepted := 500, messages_delivered := 400, messages_unconfirmed := 100},
+        mesh_load:assert_accounted(Pool, 500)
+    ),
+    ?assertMatch({1, 1}, {mesh_ct:stat(suspicions), mesh_ct:stat(size)}),
+    ?assertEqual(#{dead => 1}, mesh_ct:stat(closes)),
+    %% Whoever holds the stream need not know.
+    ok = macula_quic:send(Stream, mesh_peer:frame(500, 8)),
+    ?assertEqual(Stream, mesh_ct:connect(Pool, Peer)),
+    ?assertMatch(#{distinct := 401}, mesh_peer:wait(Successor, messages, 401)).
+
+a_peer_that_stands_still_for_a_moment_keeps_its_connection(_Config) ->
+    %% Collecting garbage, a debugger, a busy machine: suspicion is no death sentence.
+    Pool = mesh_ct:start_pool(#{ack_timeout_ms => 200, connect_timeout_ms => 60_000}),
+    Peer = mesh_ct:start_peer(),
+    Stream = mesh_ct:connect(Pool, Peer),
+    ok = macula_quic:send(Stream, mesh_peer:frame(0, 8)),
+    mesh_ct:poll_until(fun() -> mesh_ct:stat(messages_delivered) =:= 1 end),
+    ok = mesh_load:pause(Peer),
+    [ok = macula_quic:send(Stream, mesh_peer:frame(N, 8)) || N <- lists:seq(1, 9)],
+    mesh_ct:poll_until(fun() -> mesh_ct:stat(suspicions) =:= 1 end),
+    %% Kept back, as long as it is not known who will take it.
+    ok = macula_quic:send(Stream, mesh_peer:frame(10, 8)),
+    ok = mesh_load:resume(Peer),
+    mesh_ct:poll_until(fun() -> mesh_ct:stat(messages_delivered) =:= 11 end),
+    ?assertMatch(#{distinct := 11, duplicates := 0}, mesh_peer:stats(Peer)),
+    ?assertMatch({1, #{}}, {mesh_ct:stat(recoveries), mesh_ct:stat(closes)}),
+    ?assertEqual({0, 1}, {mesh_ct:stat(messages_unconfirmed), mesh_ct:stat(connections_opened)}),
+    ?assertEqual(Stream, mesh_ct:connect(Pool, Peer)).
+
+a_slow_reader_is_never_suspected(_Config) ->
+    %% Its transport answers; its application takes its time, many times as much as we wait for an
+    %% answer. Were it taken for dead, it would get everything twice, or never.
+    Pool = mesh_ct:start_pool(#{ack_timeout_ms => 200}),
+    Peer = mesh_ct:start_peer(["--mode", "slow:40000"]),
+    Stream = mesh_ct:connect(Pool, Peer),
+    [ok = macula_quic:send(Stream, mesh_peer:frame(N, 20_000)) || N <- lists:seq(0, 9)],
+    ?assertMatch(#{distinct := 10, duplicates := 0}, mesh_peer:wait(Peer, messages, 10)),
+    mesh_ct:poll_until(fun() -> mesh_ct:stat(messages_delivered) =:= 10 end),
+    ?assertMatch({0, 1}, {mesh_ct:stat(suspicions), mesh_ct:stat(connections_opened)}).
+
+an_idle_peer_is_never_suspected(_Config) ->
+    %% Who has nothing to answer is silent. The wait of ten times our patience is the claim itself.
+    Pool = mesh_ct:start_pool(#{ack_timeout_ms => 100, probe_after_ms => 0}),
+    Peer = mesh_ct:start_peer(),
+    _ = mesh_ct:connect(Pool, Peer),
+    {timeout, _} = mesh_peer:command(Peer, "wait connections_closed 1 1000"),
+    ?assertMatch({0, 0}, {mesh_ct:stat(probes), mesh_ct:stat(suspicions)}),
+    ?assertEqual(#{}, mesh_ct:stat(closes)).
+
+a_rested_connection_is_checked_before_it_is_handed_out(_Config) ->
+    %% A connection that nobody has used for long may have died unnoticed.
+    Pool = mesh_ct:start_pool(#{probe_after_ms => 100, keep_alive_interval_ms => 0}),
+    Peer = mesh_ct:start_peer(["--keep-alive-ms", "0"]),
+    Stream = mesh_ct:connect(Pool, Peer),
+    ok = use_until_probed(Pool, Peer, Stream),
+    ?assertMatch({0, 1}, {mesh_ct:stat(suspicions), mesh_ct:stat(connections_opened)}).
+
+a_rested_connection_to_a_dead_peer_is_replaced_before_it_is_handed_out(_Config) ->
+    %% The caller gets a connection that works, and nothing is lost.
+    Pool = mesh_ct:start_pool(#{
+        ack_timeout_ms => 300, probe_after_ms => 100, keep_alive_interval_ms => 0
+    }),
+    Peer = mesh_ct:start_peer(),
+    Stream = mesh_ct:connect(Pool, Peer),
+    ok = mesh_peer:kill(Peer),
+    Successor = mesh_ct:start_peer(["--port", integer_to_list(mesh_peer:port(Peer))]),
+    ok = use_until_probed(Pool, Peer, Stream),
+    ok = macula_quic:send(Stream, mesh_peer:frame(0, 8)),
+    ?assertMatch(#{distinct := 1}, mesh_peer:wait(Successor, messages, 1)),
+    ?assertEqual({#{dead => 1}, 0}, {mesh_ct:stat(closes), mesh_ct:stat(messages_unconfirmed)}).
+
+a_message_waits_until_a_rested_connection_has_been_checked(_Config) ->
+    %% What was sent into the void is lost, or at least not known to have arrived; what waits is
+    %% neither.
+    Pool = mesh_ct:start_pool(#{
+        ack_timeout_ms => 300, probe_after_ms => 1, keep_alive_interval_ms => 0
+    }),
+    Peer = mesh_ct:start_peer(),
+    _ = mesh_ct:connect(Pool, Peer),
+    ok = mesh_peer:kill(Peer),
+    Successor = mesh_ct:start_peer(["--port", integer_to_list(mesh_peer:port(Peer))]),
+    [ok = mesh_ct:send(Pool, Peer, mesh_peer:frame(N, 8)) || N <- lists:seq(0, 99)],
+    ?assertMatch(#{distinct := 100}, mesh_peer:wait(Successor, messages, 100)),
+    ?assertEqual({#{dead => 1}, 0}, {mesh_ct:stat(closes), mesh_ct:stat(messages_unconfirmed)}).
+
+without_an_ack_timeout_only_the_idle_timeout_tells(_Config) ->
+    %% Who asks for it gets what QUIC does by itself.
+    Pool = mesh_ct:start_pool(#{
+        ack_timeout_ms => 0, idle_timeout_ms => 1_000, keep_alive_interval_ms => 300
+    }),
+    Peer = mesh_ct:start_peer(),
+    Stream = mesh_ct:connect(Pool, Peer),
+    ok = mesh_peer:kill(Peer),
+    ok = macula_quic:send(Stream, mesh_peer:frame(0, 8)),
+    mesh_ct:poll_until(fun() -> mesh_ct:stat(closes) =:= #{idle_timeout => 1} end),
+    ?assertMatch({0, 0}, {mesh_ct:stat(probes), mesh_ct:stat(suspicions)}).
+
 %%% Internal
+
+%% Asks for the connection until it has rested for so long that it was checked.
+use_until_probed(Pool, Peer, Stream) ->
+    true = mesh_ct:poll_until(fun() ->
+        ?assertEqual(Stream, mesh_ct:connect(Pool, Peer)),
+        mesh_ct:stat(probes) > 0
+    end),
+    ok.
 
 start_pool_that_backs_off(Ms) -> start_pool_that_backs_off(Ms, #{}).
 

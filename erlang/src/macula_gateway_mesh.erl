@@ -77,6 +77,8 @@
     max_mesh_connections => pos_integer(),
     connect_timeout_ms => pos_integer(),
     idle_timeout_ms => pos_integer(),
+    ack_timeout_ms => non_neg_integer(),
+    probe_after_ms => non_neg_integer(),
     keep_alive_interval_ms => non_neg_integer(),
     linger_ms => non_neg_integer(),
     queue_max_messages => pos_integer(),
@@ -131,6 +133,9 @@
     dial_failures := counts(),
     connections_opened := non_neg_integer(),
     renewals := non_neg_integer(),
+    probes := non_neg_integer(),
+    suspicions := non_neg_integer(),
+    recoveries := non_neg_integer(),
     evictions := non_neg_integer(),
     removals := non_neg_integer(),
     closes := counts(),
@@ -164,6 +169,7 @@
     | {closed_by_peer, non_neg_integer()}
     | reset
     | idle_timeout
+    | {dead, ack_timeout}
     | {unverified, Why :: atom()}
     | {socket_error, Posix :: atom()}
     | too_many_dials

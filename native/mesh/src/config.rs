@@ -91,6 +91,12 @@ options! {
     /// Silence after which a connection is given up, in milliseconds; the lower of this and the
     /// peer's own holds (RFC 9000, section 10.1).
     idle_timeout_ms: 60_000, 100 => LONGEST_MS;
+    /// Silence after which the peer of a pooled connection is suspected to be dead, in
+    /// milliseconds, when something is outstanding; 0 for never.
+    ack_timeout_ms: 3_000, 0 => LONGEST_MS;
+    /// Silence after which a pooled connection is checked before it is used, in milliseconds; 0
+    /// for never.
+    probe_after_ms: 30_000, 0 => LONGEST_MS;
     /// How often an idle connection is kept alive, in milliseconds; 0 for never.
     keep_alive_interval_ms: 20_000, 0 => LONGEST_MS;
     /// How long a connection that leaves the pool may take to get its queue out, in milliseconds.
@@ -155,6 +161,15 @@ impl Config {
 
     pub(crate) fn connect_timeout(&self) -> Duration {
         Duration::from_millis(self.connect_timeout_ms)
+    }
+
+    pub(crate) fn ack_timeout(&self) -> Duration {
+        Duration::from_millis(self.ack_timeout_ms)
+    }
+
+    /// Never, if nobody is ever suspected: then nothing would bound the wait for the answer.
+    pub(crate) fn probe_after_ms(&self) -> u64 {
+        if self.ack_timeout_ms == 0 { 0 } else { self.probe_after_ms }
     }
 
     pub(crate) fn keep_alive_interval(&self) -> Option<Duration> {

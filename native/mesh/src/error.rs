@@ -47,6 +47,9 @@ pub enum Error {
     /// Nothing came from the peer for the negotiated idle timeout.
     #[error("idle timeout")]
     IdleTimeout,
+    /// The peer has acknowledged nothing for the time of the option `ack_timeout_ms`.
+    #[error("the peer does not answer")]
+    Dead,
     /// The peer returned no stream credit and could not be dialled anew.
     #[error("the peer gives no stream credit back")]
     NoCredit,
@@ -107,6 +110,7 @@ impl Error {
             Self::ClosedByPeer(_) => "closed_by_peer",
             Self::Reset => "reset",
             Self::IdleTimeout => "idle_timeout",
+            Self::Dead => "dead",
             Self::NoCredit => "no_stream_credit",
             Self::Socket(_) => "socket_error",
             Self::TooManyDials => "too_many_dials",
@@ -132,6 +136,7 @@ impl Error {
                 | Self::ClosedByPeer(_)
                 | Self::Reset
                 | Self::IdleTimeout
+                | Self::Dead
                 | Self::Socket(_)
                 | Self::TlsAlert(_)
         )

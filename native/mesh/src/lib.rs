@@ -26,6 +26,7 @@ mod frames;
 mod handshake;
 mod joined;
 mod listener;
+mod liveness;
 mod mesh;
 mod message;
 mod outbox;

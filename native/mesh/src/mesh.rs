@@ -153,6 +153,8 @@ pub(crate) struct Resident<T: Handles> {
 /// What a request for a connection found.
 enum Claim<T: Handles> {
     Ready(T::Stream),
+    /// A connection that has rested for long.
+    Doubtful(PooledConnection),
     Pending(watch::Receiver<Outcome<T>>),
 }
 
@@ -268,13 +270,14 @@ impl<T: Handles> Mesh<T> {
         })))
     }
 
-    /// The stream of a live pooled connection, which thereby is used. `None`: there is none.
+    /// The stream of a live pooled connection, which thereby is used. `None`: there is none, or
+    /// its peer has to be asked first whether it is still there.
     pub fn checkout(&self, node: &[u8]) -> Option<T::Stream> {
         let mut slots = self.0.lock();
         let Slot::Ready(resident) = slots.pool.lookup(node) else {
             return None;
         };
-        if !resident.is_alive() {
+        if !resident.is_alive() || resident.connection.is_doubtful() {
             return None;
         }
         let stream = resident.checkout();
@@ -292,11 +295,22 @@ impl<T: Handles> Mesh<T> {
         node: &[u8],
         target: Target,
     ) -> impl Future<Output = Result<T::Stream, Error>> + Send + use<T> {
-        let claim = self.0.claim(node, target);
+        let shared = self.0.clone();
+        let (mut claim, node) = (shared.claim(node, target.clone()), NodeId::from(node));
         async move {
-            let mut pending = match claim? {
-                Claim::Ready(stream) => return Ok(stream),
-                Claim::Pending(pending) => pending,
+            let mut pending = loop {
+                match claim? {
+                    Claim::Ready(stream) => return Ok(stream),
+                    Claim::Pending(pending) => break pending,
+                    Claim::Doubtful(connection) => {
+                        connection.settled().await;
+                        // Dialled in vain just now.
+                        if connection.outbox().refusal() == Some(Error::Dead) {
+                            return Err(Error::Dead);
+                        }
+                        claim = shared.claim(&node, target.clone());
+                    }
+                }
             };
             let outcome = pending.wait_for(Option::is_some).await.map_err(|_| Error::Cancelled)?;
             outcome.clone().unwrap_or(Err(Error::Cancelled))
@@ -481,6 +495,9 @@ impl<T: Handles> Shared<T> {
         let mut slots = self.lock();
         match slots.pool.lookup(node) {
             Slot::Ready(resident) if resident.is_alive() => {
+                if resident.connection.is_doubtful() {
+                    return Ok(Claim::Doubtful(resident.connection.clone()));
+                }
                 self.context.scope.stats.hits.add(1);
                 return Ok(Claim::Ready(resident.checkout()));
             }

@@ -22,11 +22,11 @@ use crate::dial::Dialer;
 use crate::flight::{Aloft, Cargo, Flight, Kind, Landing};
 use crate::handshake::PeerParameters;
 use crate::joined::{LARGE_BYTES, MESH_ALPN, PIECE_BYTES, STREAMS_PER_KIND};
+use crate::liveness::{News, Pulse, Vigil, ping};
 use crate::message::Message;
 use crate::outbox::{Next, Outbox};
 use crate::packing::Packing;
 use crate::scope::Scope;
-use crate::settings::RECEIVE_WINDOW;
 use crate::stream::Stream;
 use crate::{Config, Error};
 
@@ -62,6 +62,7 @@ struct Inner {
     opened_at: SystemTime,
     user_streams: AtomicUsize,
     has_delivered: AtomicBool,
+    pulse: Pulse,
     context: Arc<Context>,
 }
 
@@ -105,6 +106,8 @@ enum End {
     Drained,
     /// No stream credit comes back.
     Exhausted,
+    /// The peer is dead, or was: another connection to it takes this one's place.
+    Superseded(quinn::Connection),
 }
 
 /// What can be done next about the queue.
@@ -129,6 +132,7 @@ impl PooledConnection {
             opened_at: SystemTime::now(),
             user_streams: AtomicUsize::new(0),
             has_delivered: AtomicBool::new(false),
+            pulse: Pulse::new(&context.config),
             context,
         }))
     }
@@ -210,6 +214,21 @@ impl PooledConnection {
         self.0.has_delivered.load(Ordering::Relaxed)
     }
 
+    /// Whether the peer has to be asked, before the connection is used, if it is still there.
+    pub(crate) fn is_doubtful(&self) -> bool {
+        self.0.pulse.is_doubtful()
+    }
+
+    /// Has the peer asked; resolves when it is there, or the connection is over.
+    pub(crate) async fn settled(&self) {
+        self.0.pulse.settled(|| self.0.outbox.refusal().is_some()).await;
+    }
+
+    /// Tells those who wait for the peer that the outbox is closed.
+    pub(crate) fn give_up(&self) {
+        self.0.pulse.end();
+    }
+
     pub(crate) fn is_idle(&self) -> bool {
         self.0.user_streams.load(Ordering::Relaxed) == 0 && self.0.outbox.is_idle()
     }
@@ -230,8 +249,12 @@ impl PooledConnection {
         let mut patience = self.0.context.config.stream_credit_timeout();
         let places = Arc::new(Semaphore::new(MAX_RETIRED));
         while let Some(carrier) = self.carrier() {
-            match self.carry(&carrier, patience).await {
+            match self.carry(&carrier, patience, address, node).await {
                 End::Lost(error) => return error,
+                End::Superseded(fresh) => {
+                    *self.lock() = Some(fresh);
+                    continue;
+                }
                 End::Drained => break,
                 End::Exhausted => {}
             }
@@ -277,7 +300,15 @@ impl PooledConnection {
 
     /// Sends what is queued over `carrier`: to a node of the field each message on a stream of its
     /// own, to one of ours many on one.
-    async fn carry(&self, carrier: &quinn::Connection, patience: Duration) -> End {
+    async fn carry(
+        &self,
+        carrier: &quinn::Connection,
+        patience: Duration,
+        address: &Address,
+        node: &[u8],
+    ) -> End {
+        let Inner { outbox, pulse, context, .. } = &*self.0;
+        let mut vigil = Vigil::new(carrier, outbox, pulse, context, address, node);
         let peer = PeerParameters::of(carrier);
         let speaks_mesh = peer.alpn == MESH_ALPN;
         let mut departed: u64 = 0;
@@ -292,14 +323,14 @@ impl PooledConnection {
         let linger_over = self.linger_over();
         let keep_alive = self.keep_alive(carrier, peer.idle_timeout);
         pin!(lost, linger_over, keep_alive);
-        let error = loop {
+        let (error, fresh) = loop {
             if is_drained && flights.is_empty() && self.is_idle() {
                 self.grace(last_landing).await;
                 return End::Drained;
             }
             tokio::select! {
                 biased;
-                error = &mut lost => break error.into(),
+                error = &mut lost => break (error.into(), None),
                 () = &mut linger_over => {
                     // Before the flights are dropped: a closed connection finishes no stream.
                     carrier.close(NO_ERROR, &[]);
@@ -310,8 +341,13 @@ impl PooledConnection {
                     self.land(landing, &mut stranded);
                     last_landing = Some(Instant::now());
                 }
+                // Before the turn, which must not use what may be dead.
+                news = vigil.next() => if let News::Dead(fresh) = news {
+                    carrier.close(NO_ERROR, &[]);
+                    break (Error::Dead, fresh);
+                },
                 turn = self.turn(carrier, patience, speaks_mesh, &packet, &mut nudge),
-                    if !is_drained && self.may_fly(aloft, speaks_mesh) => match turn {
+                    if !is_drained && !vigil.holds() && self.may_fly(aloft, speaks_mesh) => match turn {
                     Ok(Turn::Send(flight)) => {
                         let mut next = Some(flight);
                         while let Some(mut flight) = next {
@@ -336,17 +372,21 @@ impl PooledConnection {
                         return End::Exhausted;
                     }
                     Ok(Turn::NoCredit) => {}
-                    Err(error) => break error,
+                    Err(error) => break (error, None),
                 },
                 () = &mut keep_alive => {}
             }
         };
         // The outcome of each flight is known now: acknowledged before, or never.
-        while let Some(landing) = flights.next().await {
+        while let Some(mut landing) = flights.next().await {
+            if error == Error::Dead {
+                // We closed it, and know why.
+                landing.outcome = landing.outcome.map_err(|_| Error::Dead);
+            }
             self.land(landing, &mut stranded);
         }
         self.0.outbox.restore(stranded.into_values().flatten());
-        End::Lost(error)
+        fresh.map_or(End::Lost(error), End::Superseded)
     }
 
     /// Messages and the stream for them. Cancelled at any point, it has taken no message.
@@ -519,12 +559,4 @@ async fn credit(
             }
         }
     }
-}
-
-/// Makes the peer acknowledge something. quinn has no ping to call, but a larger receive window
-/// is a MAX_DATA frame, which elicits an acknowledgement (RFC 9000, section 13.2); giving the
-/// byte back is only noted, and sends nothing.
-fn ping(carrier: &quinn::Connection) {
-    carrier.set_receive_window(VarInt::from_u32(RECEIVE_WINDOW + 1));
-    carrier.set_receive_window(VarInt::from_u32(RECEIVE_WINDOW));
 }

@@ -59,6 +59,9 @@ pub(crate) struct Stats {
     pub(crate) dial_failures: Causes,
     pub(crate) connections: Counter,
     pub(crate) renewals: Counter,
+    pub(crate) probes: Counter,
+    pub(crate) suspicions: Counter,
+    pub(crate) recoveries: Counter,
     pub(crate) evictions: Counter,
     pub(crate) removals: Counter,
     pub(crate) closes: Causes,
@@ -100,6 +103,12 @@ pub struct Snapshot {
     pub connections: u64,
     /// Connections replaced because their peer returned no stream credit.
     pub renewals: u64,
+    /// Peers that were asked whether they are still there.
+    pub probes: u64,
+    /// Those that did not answer in time.
+    pub suspicions: u64,
+    /// Those of the latter that answered after all, before another connection was made.
+    pub recoveries: u64,
     /// Connections that made place for another one.
     pub evictions: u64,
     /// Connections and dials removed by request.
@@ -139,6 +148,9 @@ impl Stats {
             dial_failures: self.dial_failures.values(),
             connections: self.connections.value(),
             renewals: self.renewals.value(),
+            probes: self.probes.value(),
+            suspicions: self.suspicions.value(),
+            recoveries: self.recoveries.value(),
             evictions: self.evictions.value(),
             removals: self.removals.value(),
             closes: self.closes.values(),

@@ -137,6 +137,9 @@ impl<T: Handles> Drop for Tenancy<T> {
             let end = |message: Message| message.fail(Undelivered::NotSent(cause.clone()));
             self.shared.give_up(queued, end, cause);
         }
+        if let Some(connection) = &self.connection {
+            connection.give_up();
+        }
     }
 }
 

@@ -1,0 +1,355 @@
+//! Whether the peer of a pooled connection is still there. QUIC itself finds out by its idle
+//! timeout alone, after a minute; here it takes seconds, and messages not yet sent are kept back.
+//!
+//! Silence alone proves nothing: a peer that owes us nothing is silent, and one whose application
+//! reads slowly owes us nothing but the acknowledgement of a ping. So when something is outstanding
+//! and nothing at all has come for half of `ack_timeout_ms`, the peer is asked; after the whole of
+//! it, the connection is suspect: another is dialled, while this one is still listened to. It is
+//! dead when that dial has an outcome and it is still silent.
+//!
+//! A connection from which nothing has come for `probe_after_ms` is asked before it is used.
+
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::Poll;
+use std::time::Duration;
+
+use quinn::VarInt;
+use tokio::sync::Notify;
+use tokio::time::{Instant, Sleep, sleep};
+
+use crate::Error;
+use crate::address::Address;
+use crate::config::Config;
+use crate::outbox::Outbox;
+use crate::pooled::Context;
+use crate::settings::RECEIVE_WINDOW;
+
+/// Looks within one time of patience: by so much later than due is silence noticed at worst.
+const LOOKS: u32 = 8;
+/// The same within one `probe_after_ms`, while nothing is outstanding. Each is a wake-up of every
+/// pooled connection.
+const RESTING_LOOKS: u32 = 4;
+/// The first look for the answer to a ping, on a path of no length at all.
+const FIRST_LOOK: Duration = Duration::from_millis(1);
+/// How much longer each next look for it waits.
+const GROWTH: u32 = 2;
+
+/// What is known of a peer without asking it, for anybody.
+#[derive(Debug)]
+pub(crate) struct Pulse {
+    begin: Instant,
+    /// When the peer was last heard of, in milliseconds since the beginning.
+    heard_ms: AtomicU64,
+    /// Silence after which it is asked before it is used; 0 for never.
+    probe_after_ms: u64,
+    /// Somebody wants it to be asked.
+    wanted: Notify,
+    /// It has been heard of, or the connection is over.
+    settled: Notify,
+}
+
+impl Pulse {
+    pub(crate) fn new(config: &Config) -> Self {
+        Self {
+            begin: Instant::now(),
+            heard_ms: AtomicU64::new(0),
+            probe_after_ms: config.probe_after_ms(),
+            wanted: Notify::new(),
+            settled: Notify::new(),
+        }
+    }
+
+    /// Whether the peer has to be asked before it is used. Takes no lock.
+    pub(crate) fn is_doubtful(&self) -> bool {
+        // Relaxed: a time alone, which orders nothing.
+        let heard = self.heard_ms.load(Ordering::Relaxed);
+        self.probe_after_ms > 0 && self.now_ms().saturating_sub(heard) >= self.probe_after_ms
+    }
+
+    /// Has the peer asked, and resolves when it was heard of or the connection `is_over`. What
+    /// bounds that is the connection's task.
+    pub(crate) async fn settled(&self, is_over: impl Fn() -> bool) {
+        loop {
+            let settled = self.settled.notified();
+            tokio::pin!(settled);
+            // Before the look, so that no news is missed.
+            settled.as_mut().enable();
+            if !self.is_doubtful() || is_over() {
+                return;
+            }
+            self.wanted.notify_one();
+            settled.await;
+        }
+    }
+
+    /// The connection is over: nobody waits for its peer any more.
+    pub(crate) fn end(&self) {
+        self.settled.notify_waiters();
+    }
+
+    fn beat(&self) {
+        self.heard_ms.store(self.now_ms(), Ordering::Relaxed);
+        self.settled.notify_waiters();
+    }
+
+    fn now_ms(&self) -> u64 {
+        u64::try_from(self.begin.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+}
+
+/// What a connection's task is told.
+pub(crate) enum News {
+    /// [`Vigil::holds`] has another answer.
+    Changed,
+    /// The peer does not answer; the connection that takes this one's place, if one could be made.
+    Dead(Option<quinn::Connection>),
+}
+
+/// The watch over one QUIC connection, kept by the task that sends on it.
+pub(crate) struct Vigil<'a> {
+    carrier: &'a quinn::Connection,
+    outbox: &'a Outbox,
+    pulse: &'a Pulse,
+    context: &'a Context,
+    address: &'a Address,
+    node: &'a [u8],
+    /// Silence that makes a connection suspect; zero for never.
+    patience: Duration,
+    /// Datagrams received when we last looked.
+    received: u64,
+    /// Since when we have been listening in vain.
+    since: Instant,
+    stage: Stage<'a>,
+    timer: Pin<Box<Sleep>>,
+}
+
+enum Stage<'a> {
+    /// The peer owes us nothing.
+    Resting,
+    /// Something is outstanding.
+    Listening,
+    /// It was asked; the time until the next look. `holds`: nothing more is sent until it answers.
+    Asked { gap: Duration, holds: bool },
+    /// It has not answered in time.
+    Suspect(Dial<'a>),
+}
+
+type Dial<'a> = Pin<Box<dyn Future<Output = Result<quinn::Connection, Error>> + Send + 'a>>;
+
+impl<'a> Vigil<'a> {
+    /// Begins with the peer just heard of.
+    pub(crate) fn new(
+        carrier: &'a quinn::Connection,
+        outbox: &'a Outbox,
+        pulse: &'a Pulse,
+        context: &'a Context,
+        address: &'a Address,
+        node: &'a [u8],
+    ) -> Self {
+        pulse.beat();
+        let mut vigil = Self {
+            carrier,
+            outbox,
+            pulse,
+            context,
+            address,
+            node,
+            patience: context.config.ack_timeout(),
+            received: 0,
+            since: Instant::now(),
+            stage: Stage::Resting,
+            timer: Box::pin(sleep(Duration::ZERO)),
+        };
+        vigil.has_heard();
+        vigil.rest();
+        vigil
+    }
+
+    /// Whether nothing more may be sent on this connection: it may be dead.
+    pub(crate) fn holds(&self) -> bool {
+        matches!(self.stage, Stage::Asked { holds: true, .. } | Stage::Suspect(_))
+    }
+
+    /// Watches until there are news. Cancelled at any point, nothing is lost.
+    pub(crate) async fn next(&mut self) -> News {
+        if self.patience.is_zero() {
+            return std::future::pending().await;
+        }
+        loop {
+            let news = match self.stage {
+                Stage::Resting => self.while_resting().await,
+                Stage::Listening => self.while_listening().await,
+                Stage::Asked { gap, holds } => self.while_asked(gap, holds).await,
+                Stage::Suspect(_) => Some(self.while_suspect().await),
+            };
+            if let Some(news) = news {
+                return news;
+            }
+        }
+    }
+
+    async fn while_resting(&mut self) -> Option<News> {
+        let outbox = self.outbox;
+        let is_owed = poll_fn(|_| match outbox.is_idle() {
+            // Whoever queues a message wakes the task.
+            true => Poll::Pending,
+            false => Poll::Ready(()),
+        });
+        let has_cause = tokio::select! {
+            biased;
+            () = is_owed => true,
+            () = self.pulse.wanted.notified() => true,
+            () = &mut self.timer => false,
+        };
+        if self.has_heard() {
+            self.pulse.beat();
+        }
+        if !has_cause {
+            self.rest();
+            return None;
+        }
+        if !self.pulse.is_doubtful() {
+            self.listen();
+            return None;
+        }
+        self.since = Instant::now();
+        self.ask(true);
+        Some(News::Changed)
+    }
+
+    async fn while_listening(&mut self) -> Option<News> {
+        let is_late = self.awake().await;
+        if self.has_heard() || is_late {
+            self.since = Instant::now();
+        }
+        if self.since.elapsed() >= self.patience / 2 {
+            self.ask(false);
+        } else if self.outbox.is_idle() {
+            self.rest();
+        } else {
+            self.wait(self.patience / LOOKS);
+        }
+        None
+    }
+
+    async fn while_asked(&mut self, gap: Duration, holds: bool) -> Option<News> {
+        let is_late = self.awake().await;
+        if self.has_heard() {
+            self.listen();
+            return holds.then_some(News::Changed);
+        }
+        if is_late {
+            // It was we who were not there.
+            self.since = Instant::now();
+            self.ask(holds);
+            return None;
+        }
+        if self.since.elapsed() >= self.patience {
+            self.suspect();
+            return Some(News::Changed);
+        }
+        let gap = (gap * GROWTH).min(self.patience / LOOKS);
+        self.stage = Stage::Asked { gap, holds };
+        self.wait(gap);
+        None
+    }
+
+    async fn while_suspect(&mut self) -> News {
+        loop {
+            let Stage::Suspect(dial) = &mut self.stage else {
+                return News::Changed;
+            };
+            let outcome = tokio::select! {
+                outcome = dial => Some(outcome),
+                () = &mut self.timer => None,
+            };
+            let stats = &self.context.scope.stats;
+            if self.has_heard() {
+                stats.recoveries.add(1);
+                // The dial, or the connection that it gave, is dropped, and so closed.
+                stats.dial_failures.add(&Error::Cancelled, 1);
+                self.listen();
+                return News::Changed;
+            }
+            match outcome {
+                Some(Ok(fresh)) => {
+                    stats.connections.add(1);
+                    stats.closes.add(&Error::Dead, 1);
+                    return News::Dead(Some(fresh));
+                }
+                Some(Err(error)) => {
+                    stats.dial_failures.add(&error, 1);
+                    return News::Dead(None);
+                }
+                None => self.wait(self.patience / LOOKS),
+            }
+        }
+    }
+
+    /// The peer owes us nothing.
+    fn rest(&mut self) {
+        self.stage = Stage::Resting;
+        let probe_after = Duration::from_millis(self.pulse.probe_after_ms);
+        // Never, for as long as a connection may live: an hour from now, and again.
+        let often = match probe_after.is_zero() {
+            true => Duration::from_secs(3_600),
+            false => probe_after / RESTING_LOOKS,
+        };
+        self.wait(often);
+    }
+
+    /// Something is outstanding from now on, or again.
+    fn listen(&mut self) {
+        self.since = Instant::now();
+        self.stage = Stage::Listening;
+        self.wait(self.patience / LOOKS);
+    }
+
+    fn ask(&mut self, holds: bool) {
+        self.context.scope.stats.probes.add(1);
+        ping(self.carrier);
+        let gap = FIRST_LOOK.max(self.carrier.rtt());
+        self.stage = Stage::Asked { gap, holds };
+        self.wait(gap.min(self.patience / LOOKS));
+    }
+
+    fn suspect(&mut self) {
+        let stats = &self.context.scope.stats;
+        stats.suspicions.add(1);
+        stats.dials.add(1);
+        self.stage = Stage::Suspect(Box::pin(self.context.dialer.dial(self.address, self.node)));
+        self.wait(self.patience / LOOKS);
+    }
+
+    fn wait(&mut self, time: Duration) {
+        self.timer.as_mut().reset(Instant::now() + time.max(FIRST_LOOK));
+    }
+
+    /// Waits for the time of the next look. `true`: it is long over, so the silence was perhaps our
+    /// own: this process has been standing still, or had no processor.
+    async fn awake(&mut self) -> bool {
+        let due = self.timer.deadline();
+        self.timer.as_mut().await;
+        due.elapsed() >= self.patience / 2
+    }
+
+    /// Whether anything has come since the last time that this was asked.
+    fn has_heard(&mut self) -> bool {
+        let received = self.carrier.stats().udp_rx.datagrams;
+        let has_heard = std::mem::replace(&mut self.received, received) != received;
+        if has_heard {
+            self.pulse.beat();
+        }
+        has_heard
+    }
+}
+
+/// Makes the peer acknowledge something. quinn has no ping to call, but a larger receive window
+/// is a MAX_DATA frame, which elicits an acknowledgement (RFC 9000, section 13.2); giving the
+/// byte back is only noted, and sends nothing.
+pub(crate) fn ping(carrier: &quinn::Connection) {
+    carrier.set_receive_window(VarInt::from_u32(RECEIVE_WINDOW + 1));
+    carrier.set_receive_window(VarInt::from_u32(RECEIVE_WINDOW));
+}
