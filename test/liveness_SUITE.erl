@@ -21,7 +21,8 @@
     a_rested_connection_is_checked_before_it_is_handed_out/1,
     a_rested_connection_to_a_dead_peer_is_replaced_before_it_is_handed_out/1,
     a_message_waits_until_a_rested_connection_has_been_checked/1,
-    without_an_ack_timeout_only_the_idle_timeout_tells/1
+    without_an_ack_timeout_only_the_idle_timeout_tells/1,
+    noticing_takes_as_long_as_is_printed/1
 ]).
 
 -define(POOL, macula_gateway_mesh).
@@ -44,7 +45,8 @@ all() ->
         a_rested_connection_is_checked_before_it_is_handed_out,
         a_rested_connection_to_a_dead_peer_is_replaced_before_it_is_handed_out,
         a_message_waits_until_a_rested_connection_has_been_checked,
-        without_an_ack_timeout_only_the_idle_timeout_tells
+        without_an_ack_timeout_only_the_idle_timeout_tells,
+        noticing_takes_as_long_as_is_printed
     ].
 
 init_per_suite(Config) ->
@@ -172,7 +174,7 @@ what_was_not_sent_to_a_dead_peer_reaches_its_successor_over_a_fresh_connection(_
     %% Exactly as many messages as it gave stream credits are on their way when the peer dies. They
     %% may have arrived, and are not repeated; none of the others need be lost. Its successor has
     %% another key, so it cannot tell that it is one.
-    Pool = mesh_ct:start_pool(#{ack_timeout_ms => 300}),
+    Pool = mesh_ct:start_pool(#{ack_timeout_ms => 1_000}),
     Peer = mesh_ct:start_peer(["--bidi-streams", "100"]),
     Stream = mesh_ct:connect(Pool, Peer),
     ok = mesh_load:pause(Peer),
@@ -196,7 +198,7 @@ what_was_not_sent_to_a_dead_peer_reaches_its_successor_over_a_fresh_connection(_
 
 a_peer_that_stands_still_for_a_moment_keeps_its_connection(_Config) ->
     %% Collecting garbage, a debugger, a busy machine: suspicion is no death sentence.
-    Pool = mesh_ct:start_pool(#{ack_timeout_ms => 200, connect_timeout_ms => 60_000}),
+    Pool = mesh_ct:start_pool(#{ack_timeout_ms => 1_000, connect_timeout_ms => 60_000}),
     Peer = mesh_ct:start_peer(),
     Stream = mesh_ct:connect(Pool, Peer),
     ok = macula_quic:send(Stream, mesh_peer:frame(0, 8)),
@@ -216,7 +218,7 @@ a_peer_that_stands_still_for_a_moment_keeps_its_connection(_Config) ->
 a_slow_reader_is_never_suspected(_Config) ->
     %% Its transport answers; its application takes its time, many times as much as we wait for an
     %% answer. Were it taken for dead, it would get everything twice, or never.
-    Pool = mesh_ct:start_pool(#{ack_timeout_ms => 200}),
+    Pool = mesh_ct:start_pool(#{ack_timeout_ms => 1_000}),
     Peer = mesh_ct:start_peer(["--mode", "slow:40000"]),
     Stream = mesh_ct:connect(Pool, Peer),
     [ok = macula_quic:send(Stream, mesh_peer:frame(N, 20_000)) || N <- lists:seq(0, 9)],
@@ -244,7 +246,7 @@ a_rested_connection_is_checked_before_it_is_handed_out(_Config) ->
 a_rested_connection_to_a_dead_peer_is_replaced_before_it_is_handed_out(_Config) ->
     %% The caller gets a connection that works, and nothing is lost.
     Pool = mesh_ct:start_pool(#{
-        ack_timeout_ms => 300, probe_after_ms => 100, keep_alive_interval_ms => 0
+        ack_timeout_ms => 1_000, probe_after_ms => 100, keep_alive_interval_ms => 0
     }),
     Peer = mesh_ct:start_peer(),
     Stream = mesh_ct:connect(Pool, Peer),
@@ -259,7 +261,7 @@ a_message_waits_until_a_rested_connection_has_been_checked(_Config) ->
     %% What was sent into the void is lost, or at least not known to have arrived; what waits is
     %% neither.
     Pool = mesh_ct:start_pool(#{
-        ack_timeout_ms => 300, probe_after_ms => 1, keep_alive_interval_ms => 0
+        ack_timeout_ms => 1_000, probe_after_ms => 1, keep_alive_interval_ms => 0
     }),
     Peer = mesh_ct:start_peer(),
     _ = mesh_ct:connect(Pool, Peer),
@@ -281,7 +283,58 @@ without_an_ack_timeout_only_the_idle_timeout_tells(_Config) ->
     mesh_ct:poll_until(fun() -> mesh_ct:stat(closes) =:= #{idle_timeout => 1} end),
     ?assertMatch({0, 0}, {mesh_ct:stat(probes), mesh_ct:stat(suspicions)}).
 
+noticing_takes_as_long_as_is_printed(Config) ->
+    %% The figures of docs/operations.md, with the defaults. No figure decides anything here.
+    Pool = mesh_ct:start_pool(#{probe_after_ms => 100}),
+    Refused = {{127, 0, 0, 1}, closed_port({127, 0, 0, 1})},
+    Closed = ms(fun() -> {error, _} = ?POOL:get_or_create_connection(Pool, <<"r">>, Refused) end),
+    Rested = mesh_ct:start_peer(["--keep-alive-ms", "0"]),
+    Stream = mesh_ct:connect(Pool, Rested),
+    Check = mesh_ct:poll_until(fun() ->
+        Ms = ms(fun() -> Stream = mesh_ct:connect(Pool, Rested) end),
+        mesh_ct:stat(probes) > 0 andalso Ms
+    end),
+    Killed = mesh_ct:start_peer(),
+    Dead = ms_until_closed(Pool, Killed, fun() -> mesh_peer:kill(Killed) end),
+    Still = mesh_ct:start_peer(),
+    Paused = ms_until_closed(Pool, Still, fun() -> mesh_load:pause(Still) end),
+    ok = mesh_load:resume(Still),
+    {Vm, Node} = start_node(Config, 0),
+    Address = {{127, 0, 0, 1}, mesh_vm:call(Vm, old_node, port, [Node])},
+    {ok, Old} = ?POOL:get_or_create_connection(Pool, <<"node">>, Address),
+    ok = mesh_vm:kill(Vm),
+    {Successor, _} = start_node(Config, element(2, Address)),
+    Reset = ms(fun() ->
+        ok = macula_quic:send(Old, mesh_peer:frame(1, 8)),
+        mesh_ct:poll_until(fun() -> macula_quic:send(Old, <<>>) =:= {error, reset} end)
+    end),
+    ok = peer:stop(Successor),
+    ct:pal("milliseconds until noticed: ~p", [
+        #{
+            closed_port => Closed,
+            rested_connection_checked => Check,
+            killed_while_sending => Dead,
+            stopped_while_sending => Paused,
+            restarted_with_its_key => Reset
+        }
+    ]).
+
 %%% Internal
+
+ms(Fun) ->
+    {Us, _} = timer:tc(Fun),
+    Us / 1_000.
+
+%% From a message that the peer cannot get until its connection is closed.
+ms_until_closed(Pool, Peer, End) ->
+    Stream = mesh_ct:connect(Pool, Peer),
+    ok = End(),
+    ms(fun() ->
+        ok = macula_quic:send(Stream, mesh_peer:frame(0, 8)),
+        mesh_ct:poll_until(fun() ->
+            macula_quic:send(Stream, <<>>) =:= {error, {dead, ack_timeout}}
+        end)
+    end).
 
 %% Asks for the connection until it has rested for so long that it was checked.
 use_until_probed(Pool, Peer, Stream) ->

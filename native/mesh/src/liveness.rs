@@ -353,3 +353,61 @@ pub(crate) fn ping(carrier: &quinn::Connection) {
     carrier.set_receive_window(VarInt::from_u32(RECEIVE_WINDOW + 1));
     carrier.set_receive_window(VarInt::from_u32(RECEIVE_WINDOW));
 }
+
+#[cfg(test)]
+#[allow(clippy::disallowed_methods, reason = "tokio's test macro blocks, on a thread of the test")]
+mod tests {
+    use std::sync::atomic::AtomicBool;
+
+    use super::*;
+
+    fn pulse(probe_after_ms: u64, ack_timeout_ms: u64) -> Pulse {
+        let mut config = Config::default();
+        config.set("probe_after_ms", probe_after_ms).expect("a time");
+        config.set("ack_timeout_ms", ack_timeout_ms).expect("a time");
+        Pulse::new(&config)
+    }
+
+    async fn until_doubtful(pulse: &Pulse) {
+        while !pulse.is_doubtful() {
+            sleep(FIRST_LOOK).await;
+        }
+    }
+
+    #[tokio::test]
+    async fn whoever_waits_for_a_doubtful_peer_has_it_asked_and_is_told_when_it_answers() {
+        let pulse = pulse(1, 1_000);
+        until_doubtful(&pulse).await;
+        // What is heard of may be doubtful again by the time that it is seen: asked for once more.
+        let answers = async {
+            loop {
+                pulse.wanted.notified().await;
+                pulse.beat();
+            }
+        };
+        tokio::select! {
+            () = pulse.settled(|| false) => {}
+            () = answers => {}
+        }
+    }
+
+    #[tokio::test]
+    async fn whoever_waits_for_a_doubtful_peer_is_told_when_the_connection_is_over() {
+        let (pulse, is_over) = (pulse(1, 1_000), AtomicBool::new(false));
+        until_doubtful(&pulse).await;
+        let end = async {
+            pulse.wanted.notified().await;
+            is_over.store(true, Ordering::Relaxed);
+            pulse.end();
+        };
+        tokio::join!(pulse.settled(|| is_over.load(Ordering::Relaxed)), end);
+    }
+
+    #[test]
+    fn nobody_is_doubtful_where_nobody_is_to_be_asked() {
+        let (never, unbounded) = (pulse(0, 1_000), pulse(1, 0));
+        let begin = Instant::now();
+        while begin.elapsed() < 2 * FIRST_LOOK {}
+        assert!(!never.is_doubtful() && !unbounded.is_doubtful());
+    }
+}

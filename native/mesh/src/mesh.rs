@@ -130,7 +130,7 @@ pub(crate) struct Dial<T: Handles> {
 /// Why a slot is opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Occasion {
-    /// Somebody waits for the connection.
+    /// Somebody waits for the connection, or for a message to arrive by it.
     Asked,
     /// There is a message for the node.
     Message,
@@ -580,7 +580,12 @@ impl<T: Handles> Shared<T> {
                 resident.last_used = SystemTime::now();
                 return Ok(Some(resident.connection.shared_outbox()));
             }
-            Slot::Dialing(dial) => return Ok(Some(dial.outbox.clone())),
+            Slot::Dialing(dial) => {
+                if occasion == Occasion::Asked {
+                    dial.urgent.notify_one();
+                }
+                return Ok(Some(dial.outbox.clone()));
+            }
             Slot::Ready(_) | Slot::Vacant => {}
         }
         let Some(target) = target.take() else {

@@ -59,6 +59,10 @@ impl<T: Handles> Tenancy<T> {
         }
         drop(outcome);
         self.end = connection.serve(&self.target.address, &self.node).await;
+        if self.end == Error::Dead {
+            // It was dialled in vain, too.
+            self.note_failure();
+        }
         context.scope.stats.closes.add(&self.end, 1);
     }
 
@@ -72,15 +76,16 @@ impl<T: Handles> Tenancy<T> {
         let Context { scope, dialer, .. } = &*self.shared.context;
         scope.stats.dials.add(1);
         let outcome = dialer.dial(&self.target.address, &self.node).await;
-        let mut slots = self.shared.lock();
         match outcome {
-            Ok(_) => slots.backoff.succeeded(&self.node),
-            Err(_) => {
-                let (node, given) = (self.node.clone(), self.target.given.clone());
-                slots.backoff.failed(node, given, Instant::now());
-            }
+            Ok(_) => self.shared.lock().backoff.succeeded(&self.node),
+            Err(_) => self.note_failure(),
         }
         outcome
+    }
+
+    fn note_failure(&self) {
+        let (node, given) = (self.node.clone(), self.target.given.clone());
+        self.shared.lock().backoff.failed(node, given, Instant::now());
     }
 
     /// Resolves when nobody wants the dial any more: its slot was removed, and no message waits
