@@ -15,6 +15,8 @@
     another_address_is_dialled_at_once_during_the_back_off/1,
     a_killed_peer_is_noticed_while_something_is_outstanding/1,
     what_was_not_sent_to_a_dead_peer_reaches_its_successor_over_a_fresh_connection/1,
+    with_redelivery_what_was_on_its_way_to_a_dead_peer_is_sent_again/1,
+    who_waits_for_a_message_to_a_killed_peer_is_told_that_it_may_have_arrived/1,
     a_peer_that_stands_still_for_a_moment_keeps_its_connection/1,
     a_slow_reader_is_never_suspected/1,
     an_idle_peer_is_never_suspected/1,
@@ -39,6 +41,8 @@ all() ->
         another_address_is_dialled_at_once_during_the_back_off,
         a_killed_peer_is_noticed_while_something_is_outstanding,
         what_was_not_sent_to_a_dead_peer_reaches_its_successor_over_a_fresh_connection,
+        with_redelivery_what_was_on_its_way_to_a_dead_peer_is_sent_again,
+        who_waits_for_a_message_to_a_killed_peer_is_told_that_it_may_have_arrived,
         a_peer_that_stands_still_for_a_moment_keeps_its_connection,
         a_slow_reader_is_never_suspected,
         an_idle_peer_is_never_suspected,
@@ -92,7 +96,8 @@ a_peer_that_restarts_resets_the_connections_of_the_one_before_it(Config) ->
     {Successor, Node} = start_node(Config, element(2, Address)),
     %% The question of the pool that the successor cannot understand.
     ok = macula_quic:send(Old, mesh_peer:frame(2, 8)),
-    mesh_ct:poll_until(fun() -> mesh_ct:stat(closes) =:= #{reset => 1} end),
+    mesh_ct:poll_until(fun() -> mesh_ct:stat(tasks) =:= 0 end),
+    ?assertEqual(#{reset => 1}, mesh_ct:stat(closes)),
     ?assertEqual({error, reset}, macula_quic:send(Old, <<"late">>)),
     ok = ?POOL:send_async(Pool, <<"node">>, Address, mesh_peer:frame(3, 8)),
     mesh_ct:poll_until(fun() -> notified(Successor, Node) =:= 1 end),
@@ -163,12 +168,12 @@ a_killed_peer_is_noticed_while_something_is_outstanding(_Config) ->
     Stream = mesh_ct:connect(Pool, Peer),
     ok = mesh_peer:kill(Peer),
     ok = macula_quic:send(Stream, mesh_peer:frame(0, 8)),
-    mesh_ct:poll_until(fun() -> mesh_ct:stat(closes) =:= #{dead => 1} end),
+    mesh_ct:poll_until(fun() -> mesh_ct:stat(tasks) =:= 0 end),
+    ?assertEqual(#{dead => 1}, mesh_ct:stat(closes)),
     ?assertEqual({error, {dead, ack_timeout}}, macula_quic:send(Stream, <<"late">>)),
     ?assertEqual(1, mesh_ct:stat(messages_unconfirmed)),
     ?assertMatch({1, 0}, {mesh_ct:stat(suspicions), mesh_ct:stat(recoveries)}),
-    ?assertEqual(#{refused => 1}, mesh_ct:stat(dial_failures)),
-    mesh_ct:poll_until(fun() -> mesh_ct:stat(tasks) =:= 0 end).
+    ?assertEqual(#{refused => 1}, mesh_ct:stat(dial_failures)).
 
 what_was_not_sent_to_a_dead_peer_reaches_its_successor_over_a_fresh_connection(_Config) ->
     %% Exactly as many messages as it gave stream credits are on their way when the peer dies. They
@@ -195,6 +200,33 @@ what_was_not_sent_to_a_dead_peer_reaches_its_successor_over_a_fresh_connection(_
     ok = macula_quic:send(Stream, mesh_peer:frame(500, 8)),
     ?assertEqual(Stream, mesh_ct:connect(Pool, Peer)),
     ?assertMatch(#{distinct := 401}, mesh_peer:wait(Successor, messages, 401)).
+
+with_redelivery_what_was_on_its_way_to_a_dead_peer_is_sent_again(_Config) ->
+    %% As above, for those who would rather have a message twice than not at all.
+    Pool = mesh_ct:start_pool(#{ack_timeout_ms => 1_000, redelivery => at_least_once}),
+    Peer = mesh_ct:start_peer(["--bidi-streams", "100"]),
+    Stream = mesh_ct:connect(Pool, Peer),
+    ok = mesh_load:pause(Peer),
+    [ok = macula_quic:send(Stream, mesh_peer:frame(N, 8)) || N <- lists:seq(0, 499)],
+    ok = mesh_peer:kill(Peer),
+    Successor = mesh_ct:start_peer(["--port", integer_to_list(mesh_peer:port(Peer))]),
+    ?assertMatch(#{distinct := 500}, mesh_peer:wait(Successor, messages, 500)),
+    ?assertMatch(
+        #{messages_delivered := 500, messages_unconfirmed := 0, messages_redelivered := 100},
+        mesh_load:assert_accounted(Pool, 500)
+    ).
+
+who_waits_for_a_message_to_a_killed_peer_is_told_that_it_may_have_arrived(_Config) ->
+    %% It need not wait for its own time-out, and knows not to expect anything more.
+    Pool = mesh_ct:start_pool(#{ack_timeout_ms => 200}),
+    Peer = mesh_ct:start_peer(),
+    _ = mesh_ct:connect(Pool, Peer),
+    ok = mesh_peer:kill(Peer),
+    {NodeId, Address} = {mesh_ct:node_id(Peer), mesh_peer:address(Peer)},
+    ?assertEqual(
+        {error, {unconfirmed, {dead, ack_timeout}}},
+        ?POOL:send(Pool, NodeId, Address, mesh_peer:frame(0, 8), 60_000)
+    ).
 
 a_peer_that_stands_still_for_a_moment_keeps_its_connection(_Config) ->
     %% Collecting garbage, a debugger, a busy machine: suspicion is no death sentence.

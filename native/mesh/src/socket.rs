@@ -222,3 +222,61 @@ fn socket_address(storage: &SockaddrStorage) -> Option<SocketAddr> {
     let v4 = storage.as_sockaddr_in().map(|address| SocketAddr::V4((*address).into()));
     v4.or_else(|| storage.as_sockaddr_in6().map(|address| SocketAddr::V6((*address).into())))
 }
+
+#[cfg(test)]
+#[allow(clippy::disallowed_methods, reason = "tokio's test macro blocks, on a thread of the test")]
+mod tests {
+    use std::future::poll_fn;
+    use std::net::Ipv4Addr;
+
+    use futures_util::FutureExt;
+
+    use super::*;
+
+    fn bound() -> std::net::UdpSocket {
+        std::net::UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).expect("a socket")
+    }
+
+    fn transmit(destination: SocketAddr) -> Transmit<'static> {
+        Transmit { destination, ecn: None, contents: b"hello", segment_size: None, src_ip: None }
+    }
+
+    /// A socket, and an address where nobody listens.
+    fn socket() -> (Arc<Socket>, Listening, SocketAddr) {
+        let (socket, listening) = Socket::new(bound(), Arc::default()).expect("a socket");
+        (socket, listening, bound().local_addr().expect("an address"))
+    }
+
+    /// Each message of the network is an error of the next call, and is about another peer.
+    #[tokio::test]
+    async fn a_datagram_gets_out_right_after_one_that_nobody_took() {
+        let (socket, _listening, closed) = socket();
+        let peer = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a peer");
+        let live = transmit(peer.local_addr().expect("its address"));
+        socket.io.writable().await.expect("room");
+        for _ in 0..10 {
+            socket.try_send(&transmit(closed)).expect("sent");
+            socket.try_send(&live).expect("sent");
+            let mut buffer = [0; 16];
+            assert_eq!(peer.recv(&mut buffer).await.expect("a datagram"), b"hello".len());
+        }
+    }
+
+    /// The error that the network's message leaves in tokio is there for good. Whoever took it for
+    /// room in the kernel's buffer would turn round and round as long as there is none.
+    #[tokio::test]
+    async fn a_full_socket_is_waited_for_although_the_network_has_spoken() {
+        let (socket, _listening, closed) = socket();
+        while !socket.io.ready(Interest::WRITABLE).await.expect("a state").is_write_closed() {
+            socket.try_send(&transmit(closed)).expect("sent");
+            yield_now().await;
+        }
+        let full = || Err::<(), _>(ErrorKind::WouldBlock.into());
+        socket.io.try_io(Interest::WRITABLE, full).expect_err("full, as it is told");
+        socket.is_full.store(true, Ordering::Relaxed);
+        let mut poller = socket.create_io_poller();
+        let mut room = poll_fn(|context| poller.as_mut().poll_writable(context));
+        assert!((&mut room).now_or_never().is_none(), "no room yet");
+        room.await.expect("looked at again");
+    }
+}
