@@ -11,12 +11,12 @@ export MACULA_PEER := $(CARGO_TARGET_DIR)/$(if $(CARGO_BUILD_TARGET),$(CARGO_BUI
 
 .DEFAULT_GOAL := help
 .PHONY: help setup setup-build build peer demo bench build-bench test test-rust test-erlang test-facade
-.PHONY: interop interop-aioquic lint docs clean
+.PHONY: test-mix mix fuzz sanitize otp27 otp29 interop interop-aioquic lint docs clean
 # The targets share cargo's and rebar3's folders.
 .NOTPARALLEL:
 
 help: ## list the targets
-	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
+	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' Makefile | expand -t 14
 
 setup: ## check the machine for all that tests need; install what is missing
 	@sh erlang/scripts/setup.sh test
@@ -44,7 +44,7 @@ build-bench: build
 	mkdir -p _build/bench/ebin
 	erlc -Werror -o _build/bench/ebin bench/erlang/*.erl
 
-test: setup test-rust test-erlang test-facade interop-aioquic ## all tests
+test: setup test-rust test-erlang test-facade test-mix interop-aioquic ## all tests
 
 # The NIF crate has no tests of its own: outside a VM it does not link.
 test-rust: ## tests of the core crate, and of the benchmark's check
@@ -61,6 +61,31 @@ FACADE = cd facade/quicer && ERL_LIBS="$(CURDIR)/_build/default/lib" \
 test-facade: build ## tests of the facade of the C library's Erlang module
 	$(FACADE) ct
 	$(FACADE) as test xref
+
+# Not everybody has Elixir: `make mix` installs it, and fails without.
+test-mix: peer
+	@if command -v mix >/dev/null; then sh test/mix.sh; else echo "no mix here: see make mix"; fi
+
+mix: ## use as a dependency of a Mix project
+	@WITH_ELIXIR=1 sh erlang/scripts/setup.sh test
+	@$(MAKE) test-mix
+
+# Short forms of these are in `make test`: the fuzz targets' functions on their seeds, and fewer terms.
+FUZZ_TERMS ?= 50000
+fuzz: setup peer ## fuzz every decoder, FUZZ_SECONDS (60) each, and functions with FUZZ_TERMS calls
+	sh fuzz/run.sh
+	TERM_FUZZ_CALLS=$(FUZZ_TERMS) $(REBAR3) ct --suite test/term_fuzz_SUITE
+
+# No short form: it builds everything a second time, which takes minutes.
+sanitize: setup peer ## suites under AddressSanitizer and LeakSanitizer, then under valgrind
+	sh test/sanitize.sh address
+	sh test/sanitize.sh valgrind
+
+otp27: build peer ## all suites on Debian 13's Erlang, in a folder; as root
+	sh test/otp.sh trixie 27
+
+otp29: build peer ## all suites on the Erlang of the Debian after that; as root
+	sh test/otp.sh forky 29
 
 interop: setup ## peers on three other QUIC stacks, which it builds; minutes
 	sh interop/run.sh aioquic msquic s2n

@@ -22,7 +22,7 @@ complain() {
 }
 
 files() {
-    find rebar.config .ci bench erlang facade test interop native \
+    find rebar.config .ci bench erlang facade test interop native fuzz \
         \( -name target -o -name _build \) -prune -o -type f "$@" -print
 }
 

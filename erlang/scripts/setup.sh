@@ -123,6 +123,11 @@ check_compiler() {
     has make || missing "make" make
 }
 
+# The suites make their certificates with it.
+check_openssl() {
+    has openssl || missing "openssl" openssl
+}
+
 # The peer on aioquic has an environment of its own (interop/run.sh). Debian packs pip for it apart.
 check_python() {
     python3 -c 'import ensurepip, sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null ||
@@ -146,6 +151,7 @@ install_packages() {
 check_erlang
 check_cargo
 check_compiler
+[ "$scope" != test ] || check_openssl
 [ "$scope" != test ] || check_python
 
 if [ -n "$packages" ]; then

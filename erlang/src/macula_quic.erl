@@ -44,6 +44,12 @@
     connect_error/0, listen_error/0, accept_error/0, active/0
 ]).
 
+%% What `receive' takes, checked before anything is asked for.
+-define(IS_TIMEOUT(Timeout),
+    (Timeout =:= infinity orelse
+        (is_integer(Timeout) andalso Timeout >= 0 andalso Timeout =< 16#ffffffff))
+).
+
 -type listener() :: macula_gateway_mesh_nif:listener().
 -type connection() :: macula_gateway_mesh_nif:connection().
 -type stream() :: macula_gateway_mesh_nif:stream().
@@ -151,7 +157,7 @@ listen(Place, Options) ->
 %% caller is there for the next.
 -spec accept(listener(), timeout()) ->
     {ok, connection()} | {error, timeout | cancelled | accept_error()}.
-accept(Listener, Timeout) ->
+accept(Listener, Timeout) when ?IS_TIMEOUT(Timeout) ->
     {Id, Token} = request(),
     ok = macula_gateway_mesh_nif:listener_accept(Listener, Id, Token),
     Cancel = fun() -> macula_gateway_mesh_nif:listener_cancel_accept(Listener, Id) end,
@@ -214,7 +220,7 @@ handshake(Connection) ->
 %% for the next.
 -spec accept_stream(connection(), timeout()) ->
     {ok, stream()} | {error, timeout | cancelled | not_accepting | accept_error()}.
-accept_stream(Connection, Timeout) ->
+accept_stream(Connection, Timeout) when ?IS_TIMEOUT(Timeout) ->
     {Id, Token} = request(),
     case macula_gateway_mesh_nif:connection_accept_stream(Connection, Id, Token) of
         ok ->
@@ -254,7 +260,7 @@ close_connection(Connection) ->
 %% (`send_oct', `recv_oct'), and bytes queued for its streams (`send_pend').
 -spec getstat(connection(), [atom()]) ->
     {ok, [{atom(), non_neg_integer()}]} | {error, closed | {unknown_key, term()}}.
-getstat(Connection, Keys) ->
+getstat(Connection, Keys) when length(Keys) >= 0 ->
     case macula_gateway_mesh_nif:connection_traffic(Connection) of
         {ok, Traffic} -> select(Keys, Traffic);
         {error, Reason} -> {error, Reason}
@@ -291,7 +297,7 @@ async_send(Stream, Data) ->
 %% @doc The next data: of an active stream from its next message, of a passive one by reading.
 %% What comes too late for one call is there for the next.
 -spec recv(stream(), timeout()) -> {ok, binary()} | {error, recv_error()}.
-recv(Stream, Timeout) ->
+recv(Stream, Timeout) when ?IS_TIMEOUT(Timeout) ->
     Token = make_ref(),
     case macula_gateway_mesh_nif:stream_receive(Stream, Token) of
         wait ->
@@ -373,7 +379,7 @@ sockname(Handle) ->
     ok | {error, not_owner | noproc | closed}.
 controlling_process(_Handle, Pid) when Pid =:= self() ->
     ok;
-controlling_process(Handle, Pid) when is_pid(Pid) ->
+controlling_process(Handle, Pid) when is_pid(Pid), node(Pid) =:= node() ->
     try macula_gateway_mesh_nif:stream_pause(Handle) of
         ok -> give_stream(Handle, Pid);
         {error, Reason} -> {error, Reason}

@@ -68,6 +68,13 @@ impl Address {
     }
 }
 
+#[cfg(any(test, feature = "fuzzing"))]
+impl Address {
+    pub(crate) fn port(&self) -> u16 {
+        self.port
+    }
+}
+
 impl From<SocketAddr> for Address {
     fn from(address: SocketAddr) -> Self {
         Self { host: Host::Ip(address.ip()), port: address.port() }

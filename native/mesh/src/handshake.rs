@@ -42,7 +42,7 @@ impl PeerParameters {
             .map_or_else(Self::default, |parameters| *parameters)
     }
 
-    fn read(parameters: &TransportParameters) -> Self {
+    pub(crate) fn read(parameters: &TransportParameters) -> Self {
         let mut encoded = Vec::new();
         parameters.write(&mut encoded);
         let mut found = Self::default();

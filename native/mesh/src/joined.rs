@@ -104,7 +104,7 @@ impl Encoder {
 
 /// How a peer has broken the protocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Breach {
+pub(crate) enum Breach {
     UnknownKind,
     TooLong(u64),
     Malformed,
@@ -112,7 +112,7 @@ enum Breach {
 
 /// Cuts the bytes of one stream into messages. Pure data.
 #[derive(Debug)]
-struct Cutter {
+pub(crate) struct Cutter {
     max_bytes: usize,
     parts: std::collections::VecDeque<Bytes>,
     held: usize,
@@ -121,11 +121,11 @@ struct Cutter {
 }
 
 impl Cutter {
-    fn new(max_bytes: usize) -> Self {
+    pub(crate) fn new(max_bytes: usize) -> Self {
         Self { max_bytes, parts: std::collections::VecDeque::new(), held: 0, expected: None }
     }
 
-    fn push(&mut self, data: Bytes) {
+    pub(crate) fn push(&mut self, data: Bytes) {
         if !data.is_empty() {
             self.held += data.len();
             self.parts.push_back(data);
@@ -133,7 +133,7 @@ impl Cutter {
     }
 
     /// The next whole message, in parts to be joined.
-    fn next(&mut self) -> Result<Option<Vec<Bytes>>, Breach> {
+    pub(crate) fn next(&mut self) -> Result<Option<Vec<Bytes>>, Breach> {
         let expected = match self.expected {
             Some(expected) => expected,
             None => match self.length()? {
@@ -149,7 +149,7 @@ impl Cutter {
     }
 
     /// Whether a message has begun and not ended.
-    fn is_within_message(&self) -> bool {
+    pub(crate) fn is_within_message(&self) -> bool {
         self.held > 0 || self.expected.is_some()
     }
 

@@ -23,6 +23,9 @@ mod endpoint;
 mod error;
 mod flight;
 mod frames;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod handshake;
 mod joined;
 mod listener;

@@ -1,7 +1,8 @@
 //! Certificate files, and the rustls configurations of connections. What the other side has to
 //! prove is the business of `verify`.
 
-use std::io;
+use std::fs::File;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -19,6 +20,10 @@ use crate::verify::{self, Fault, Servers, Verdict};
 
 /// The application protocol that every node of the mesh understands (RFC 7301).
 pub const ALPN: &[u8] = b"macula";
+
+/// Bytes of a certificate or key file at most: the roots of a whole system take a fraction of it. A
+/// path may also name a device, which never ends.
+const MAX_FILE_BYTES: usize = 16 * 1024 * 1024;
 
 /// A certificate chain and its private key: what we show when a peer asks who we are.
 #[derive(Debug)]
@@ -75,13 +80,17 @@ impl Identity {
     /// # Errors
     /// [`BadCertificate`] names the file at fault.
     pub fn load(cert_file: &Path, key_file: &Path) -> Result<Self, BadCertificate> {
-        let chain = CertificateDer::pem_file_iter(cert_file)
-            .and_then(Iterator::collect::<Result<Vec<_>, _>>)
-            .map_err(|error| bad(cert_file, fault(&error, CertificateFault::NoCertificate)))?;
-        if chain.is_empty() {
-            return Err(bad(cert_file, CertificateFault::NoCertificate));
-        }
-        let key = PrivateKeyDer::from_pem_file(key_file)
+        Self::from_pem((&read(cert_file)?, cert_file), (&read(key_file)?, key_file))
+    }
+
+    /// The same of what the files say.
+    pub(crate) fn from_pem(
+        cert: (&[u8], &Path),
+        key: (&[u8], &Path),
+    ) -> Result<Self, BadCertificate> {
+        let ((cert, cert_file), (key, key_file)) = (cert, key);
+        let chain = certificates(cert, cert_file)?;
+        let key = PrivateKeyDer::from_pem_slice(key)
             .map_err(|error| bad(key_file, fault(&error, CertificateFault::NoPrivateKey)))?;
         let identity = Self { chain, key };
         identity.check(cert_file, key_file)?;
@@ -121,13 +130,35 @@ impl Identity {
     }
 }
 
+fn read(path: &Path) -> Result<Vec<u8>, BadCertificate> {
+    let unreadable = |kind| bad(path, CertificateFault::Unreadable(kind));
+    let mut text = Vec::new();
+    File::open(path)
+        .and_then(|file| file.take(MAX_FILE_BYTES as u64 + 1).read_to_end(&mut text))
+        .map_err(|error| unreadable(error.kind()))?;
+    if text.len() > MAX_FILE_BYTES {
+        return Err(unreadable(io::ErrorKind::FileTooLarge));
+    }
+    Ok(text)
+}
+
+/// The certificates of a PEM text, one at least.
+fn certificates(text: &[u8], path: &Path) -> Result<Vec<CertificateDer<'static>>, BadCertificate> {
+    let certificates = CertificateDer::pem_slice_iter(text)
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(|error| bad(path, fault(&error, CertificateFault::NoCertificate)))?;
+    if certificates.is_empty() {
+        return Err(bad(path, CertificateFault::NoCertificate));
+    }
+    Ok(certificates)
+}
+
 fn bad(path: &Path, fault: CertificateFault) -> BadCertificate {
     BadCertificate { path: path.to_owned(), fault }
 }
 
 fn fault(error: &pem::Error, missing: CertificateFault) -> CertificateFault {
     match error {
-        pem::Error::Io(error) => CertificateFault::Unreadable(error.kind()),
         pem::Error::NoItemsFound => missing,
         _ => CertificateFault::NotPem,
     }
@@ -213,15 +244,14 @@ pub(crate) fn server_config(settings: &Settings) -> Result<ServerConfig, Fault> 
 /// # Errors
 /// [`BadCertificate`] names the file.
 pub fn load_roots(ca_file: &Path) -> Result<RootCertStore, BadCertificate> {
+    roots_from_pem(&read(ca_file)?, ca_file)
+}
+
+/// The same of what the file says.
+pub(crate) fn roots_from_pem(text: &[u8], path: &Path) -> Result<RootCertStore, BadCertificate> {
     let mut roots = RootCertStore::empty();
-    let certificates = CertificateDer::pem_file_iter(ca_file)
-        .and_then(Iterator::collect::<Result<Vec<_>, _>>)
-        .map_err(|error| bad(ca_file, fault(&error, CertificateFault::NoCertificate)))?;
-    for certificate in certificates {
-        roots.add(certificate).map_err(|_| bad(ca_file, CertificateFault::InvalidCertificate))?;
-    }
-    if roots.is_empty() {
-        return Err(bad(ca_file, CertificateFault::NoCertificate));
+    for certificate in certificates(text, path)? {
+        roots.add(certificate).map_err(|_| bad(path, CertificateFault::InvalidCertificate))?;
     }
     Ok(roots)
 }

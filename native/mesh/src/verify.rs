@@ -104,7 +104,10 @@ impl PeerIdentity {
     /// Of the other side of `connection`, if it showed a certificate.
     pub(crate) fn of(connection: &quinn::Connection) -> Option<Self> {
         let chain = connection.peer_identity()?.downcast::<Vec<CertificateDer<'static>>>().ok()?;
-        let certificate = chain.first()?;
+        Self::read(chain.first()?)
+    }
+
+    pub(crate) fn read(certificate: &CertificateDer<'_>) -> Option<Self> {
         let spki = ParsedCertificate::try_from(certificate).ok()?.subject_public_key_info();
         let ed25519 = spki.strip_prefix(&ED25519_SPKI_PREFIX);
         Some(Self {

@@ -143,6 +143,7 @@ rustler::atoms! {
     eaddrinuse,
     eaddrnotavail,
     econnrefused,
+    efbig,
     emfile,
     enetunreach,
     ehostunreach,

@@ -7,6 +7,8 @@
 mod address;
 mod atoms;
 mod data;
+#[cfg(feature = "defects")]
+mod defects;
 mod events;
 mod inlet;
 mod nifs;

@@ -117,6 +117,7 @@ fn posix(kind: ErrorKind) -> Atom {
         ErrorKind::AddrNotAvailable => atoms::eaddrnotavail(),
         ErrorKind::ConnectionRefused => atoms::econnrefused(),
         ErrorKind::QuotaExceeded => atoms::emfile(),
+        ErrorKind::FileTooLarge => atoms::efbig(),
         ErrorKind::NetworkUnreachable => atoms::enetunreach(),
         ErrorKind::HostUnreachable => atoms::ehostunreach(),
         ErrorKind::NotConnected => atoms::enotconn(),

@@ -159,6 +159,8 @@ fn pool_stats<'a>(env: Env<'a>, pool: Pool) -> NifResult<Term<'a>> {
 /// `pool_size(Pool) -> non_neg_integer()`.
 #[rustler::nif]
 fn pool_size(pool: Pool) -> usize {
+    #[cfg(feature = "defects")]
+    crate::defects::commit();
     pool.0.size()
 }
 

@@ -1,0 +1,408 @@
+//! What holds of every decoder, whatever it is given: one function each, which panics where it does
+//! not. They are the bodies of the fuzz targets in `fuzz/`, and `cargo test` runs them on the seeds
+//! there and on what it makes of them. They are here because the decoders are private.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::str::from_utf8;
+use std::time::Duration;
+
+use bytes::Bytes;
+use quinn::Side;
+use quinn_proto::transport_parameters::TransportParameters;
+use rustls::pki_types::CertificateDer;
+
+use crate::address::Address;
+use crate::config::{BadOption, Bounds, Config};
+use crate::frames::{Frames, Packet};
+use crate::handshake::PeerParameters;
+use crate::joined::{Breach, Cutter, encode};
+use crate::settings::{Settings, Transport};
+use crate::tls::{self, Identity};
+use crate::verify::{PeerIdentity, Servers, Verdict, Verification};
+
+/// All of them, by the names of their folders of seeds.
+pub const TARGETS: &[(&str, fn(&[u8]))] = &[
+    ("address", address),
+    ("options", options),
+    ("frames", frames),
+    ("messages", messages),
+    ("parameters", parameters),
+    ("pem", pem),
+    ("der", der),
+];
+
+/// An address that was read is the one that its parts spell, in every form.
+pub fn address(data: &[u8]) {
+    let Some(address) = from_utf8(data).ok().and_then(Address::parse) else {
+        return;
+    };
+    let (host, port) = (address.server_name(), address.port());
+    assert!(port > 0 && !host.is_empty() && host.len() <= 255, "{address:?}");
+    assert!(host.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._:".contains(&b)), "{host}");
+    let authority =
+        if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") };
+    let expected = Some(address);
+    assert_eq!(Address::new(&host, port), expected);
+    assert_eq!(Address::parse(&authority), expected);
+    assert_eq!(Address::parse(&format!("https://{authority}/a?b#c")), expected);
+    // No other machine can be meant by it, nor anybody's name in front of it.
+    assert_eq!(Address::parse(&format!("http://{authority}")), None);
+    assert_eq!(Address::parse(&format!("somebody@{authority}")), None);
+    assert_eq!(Address::parse(&format!("{authority}x")), None);
+}
+
+/// Every value by its key: what `Debug` shows is all there is.
+macro_rules! values_of {
+    ($options:ty, $value:expr) => {{
+        let shown = format!("{:?}", $value);
+        <$options>::OPTIONS
+            .iter()
+            .filter_map(|bounds| Some((bounds.key, shown_value(&shown, bounds.key)?)))
+            .collect::<BTreeMap<&str, u64>>()
+    }};
+}
+
+macro_rules! options_of {
+    ($options:ty, $input:expr) => {{
+        let mut options = <$options>::default();
+        let mut expected = values_of!($options, options);
+        let has_keep_alive = $input.byte() % 2 == 1;
+        while let Some(which) = $input.next() {
+            let value = $input.number();
+            let Some(bounds) = <$options>::OPTIONS.get(usize::from(which)) else {
+                assert_eq!(options.set(&which.to_string(), value), Ok(false));
+                continue;
+            };
+            let is_within = (bounds.min..=bounds.max).contains(&value);
+            let refusal = BadOption { key: bounds.key, value };
+            let outcome = if is_within { Ok(true) } else { Err(refusal) };
+            assert_eq!(options.set(bounds.key, value), outcome);
+            if is_within {
+                expected.insert(bounds.key, value);
+            }
+        }
+        assert_eq!(values_of!($options, options), expected);
+        check_settled(options.settle(has_keep_alive), has_keep_alive, &mut expected);
+        assert_eq!(values_of!($options, options), expected);
+        check_bounds(<$options>::OPTIONS, &expected);
+        options
+    }};
+}
+
+/// An option takes what is within its bounds and nothing else, and no other option with it.
+pub fn options(data: &[u8]) {
+    let mut input = Input(data);
+    if input.byte() % 2 == 0 {
+        let config = options_of!(Config, input);
+        config.transport().quinn();
+    } else {
+        let transport = options_of!(Transport, input);
+        transport.quinn();
+    }
+}
+
+fn shown_value(shown: &str, key: &str) -> Option<u64> {
+    let (_, rest) = shown.split_once(&format!(" {key}: "))?;
+    rest.split([',', ' ']).next()?.parse().ok()
+}
+
+fn check_settled(
+    outcome: Result<(), BadOption>,
+    is_given: bool,
+    values: &mut BTreeMap<&'static str, u64>,
+) {
+    let (key, idle) = ("keep_alive_interval_ms", values.get("idle_timeout_ms").copied());
+    let (idle, value) = (idle.unwrap_or(0), values.get(key).copied().unwrap_or(0));
+    match outcome {
+        Ok(()) if value < idle => {}
+        Ok(()) => {
+            assert!(!is_given, "an interval that was asked for was changed");
+            values.insert(key, idle / 3);
+        }
+        Err(bad) => {
+            assert!(is_given && value >= idle);
+            assert_eq!(bad, BadOption { key, value });
+        }
+    }
+}
+
+fn check_bounds(options: &[Bounds], values: &BTreeMap<&str, u64>) {
+    assert_eq!(options.len(), values.len());
+    for bounds in options {
+        let value = values.get(bounds.key).copied().unwrap_or(u64::MAX);
+        assert!((bounds.min..=bounds.max).contains(&value), "{bounds:?}: {value}");
+    }
+}
+
+/// However a stream is cut, its frames come out as they went in, no byte is lost or made up, and
+/// what is too long is told once its header is there.
+pub fn frames(data: &[u8]) {
+    let mut input = Input(data);
+    let max_bytes = usize::from(input.byte()) + 8;
+    let cuts = input.cuts();
+    let stream = input.0;
+    let mut expected = Vec::new();
+    let mut rest = stream;
+    let mut too_long = None;
+    while let [1, _, _, _, a, b, c, d, ..] = rest {
+        let length = 8 + u64::from(u32::from_be_bytes([*a, *b, *c, *d]));
+        let frame = usize::try_from(length).ok().filter(|length| *length <= max_bytes);
+        let Some(frame) = frame else {
+            too_long = Some(length);
+            break;
+        };
+        let Some((first, others)) = rest.split_at_checked(frame) else { break };
+        expected.push(first.to_vec());
+        rest = others;
+    }
+    let is_raw = rest.first().is_some_and(|first| *first != 1);
+
+    let mut frames = Frames::new(Packet::Macula, max_bytes);
+    let mut delivered = Vec::new();
+    let mut refused = None;
+    for part in parts(stream, &cuts) {
+        frames.push(part);
+        while refused.is_none() {
+            match frames.next() {
+                Ok(Some(parts)) => delivered.push(parts.concat()),
+                Ok(None) => break,
+                Err(bad) => refused = Some(bad.0),
+            }
+        }
+    }
+    let passed = delivered.split_off(expected.len().min(delivered.len())).concat();
+    assert_eq!(delivered, expected);
+    assert_eq!(refused, too_long);
+    if is_raw {
+        assert_eq!(passed, rest);
+    } else {
+        assert!(passed.is_empty());
+        assert_eq!(frames.held(), rest.len());
+        assert_eq!(frames.rest().concat(), rest);
+    }
+}
+
+/// The same of joined messages; and a stream that was written by us is read as what was written.
+pub fn messages(data: &[u8]) {
+    let mut input = Input(data);
+    let max_bytes = usize::from(input.byte());
+    let cuts = input.cuts();
+    let stream = input.0;
+    let mut expected = Vec::new();
+    let mut rest = stream;
+    let mut too_long = None;
+    while let Some((length, behind)) = variable_length(rest) {
+        let message = usize::try_from(length).ok().filter(|length| *length <= max_bytes);
+        let Some(message) = message else {
+            too_long = Some(Breach::TooLong(length));
+            break;
+        };
+        let Some((first, others)) = behind.split_at_checked(message) else { break };
+        expected.push(Bytes::copy_from_slice(first));
+        rest = others;
+    }
+    let (delivered, breach, is_within) = cut(stream, &cuts, max_bytes);
+    assert_eq!(delivered, expected);
+    assert_eq!(breach, too_long);
+    assert!(breach.is_some() || is_within != rest.is_empty());
+
+    let chunks = encode(expected.clone(), false).concat();
+    let (kind, written) = chunks.split_first().unwrap_or((&0, &[]));
+    assert_eq!(*kind, 0);
+    assert_eq!(cut(written, &cuts, max_bytes), (expected, None, false));
+}
+
+fn cut(stream: &[u8], cuts: &[u8], max_bytes: usize) -> (Vec<Bytes>, Option<Breach>, bool) {
+    let mut cutter = Cutter::new(max_bytes);
+    let mut delivered = Vec::new();
+    for part in parts(stream, cuts) {
+        cutter.push(part);
+        loop {
+            match cutter.next() {
+                Ok(Some(parts)) => delivered.push(Bytes::from(parts.concat())),
+                Ok(None) => break,
+                Err(breach) => return (delivered, Some(breach), true),
+            }
+        }
+    }
+    (delivered, None, cutter.is_within_message())
+}
+
+/// A variable-length integer and what follows it (RFC 9000, section 16).
+fn variable_length(bytes: &[u8]) -> Option<(u64, &[u8])> {
+    let size = 1_usize << (bytes.first()? >> 6);
+    let (encoded, rest) = bytes.split_at_checked(size)?;
+    let value = encoded.iter().fold(0_u64, |value, byte| (value << 8) | u64::from(*byte));
+    // Without the two bits that tell the size.
+    let mask = (1_u64 << (8 * size - 2)) - 1;
+    Some((value & mask, rest))
+}
+
+/// What we read of a peer's transport parameters is what it has sent (RFC 9000, section 18), by way
+/// of a stack that takes them apart and puts them together again.
+pub fn parameters(data: &[u8]) {
+    let mut input = Input(data);
+    let side = if input.byte() % 2 == 0 { Side::Client } else { Side::Server };
+    let sent = input.0;
+    let Ok(read) = TransportParameters::read(side, &mut &*sent) else {
+        return;
+    };
+    let found = PeerParameters::read(&read);
+    let mut expected = PeerParameters::default();
+    let mut rest = sent;
+    while let Some((id, behind)) = variable_length(rest) {
+        let Some((length, behind)) = variable_length(behind) else { break };
+        let Some((value, others)) =
+            usize::try_from(length).ok().and_then(|length| behind.split_at_checked(length))
+        else {
+            break;
+        };
+        match (id, variable_length(value)) {
+            (0x01, Some((idle, _))) if idle > 0 => {
+                expected.idle_timeout = Some(Duration::from_millis(idle));
+            }
+            (0x08, Some((streams, _))) => expected.bidi_streams = streams,
+            _ => {}
+        }
+        rest = others;
+    }
+    assert_eq!(found, expected);
+}
+
+/// A certificate and key that were accepted can be shown, also as DER; roots that were accepted can
+/// be trusted.
+pub fn pem(data: &[u8]) {
+    let mut input = Input(data);
+    let size = usize::from(input.byte()) * 256 + usize::from(input.byte());
+    let (cert, key) = input.0.split_at_checked(size).unwrap_or((input.0, &[]));
+    let path = Path::new("text");
+    if let Ok(identity) = Identity::from_pem((cert, path), (key, path)) {
+        assert_shown(identity);
+    }
+    if let Ok(roots) = tls::roots_from_pem(cert, path) {
+        assert!(!roots.is_empty());
+        let verification =
+            Verification::Peer { roots: roots.into(), check_name: true, max_depth: 1 };
+        let provider = std::sync::Arc::new(rustls::crypto::ring::default_provider());
+        assert!(Servers::new(&verification, &provider, Verdict::default()).is_ok());
+        assert!(crate::verify::clients(&verification, &provider).is_ok());
+    }
+}
+
+/// The same of DER; and whose key a certificate names is what its public key says.
+pub fn der(data: &[u8]) {
+    let mut input = Input(data);
+    let size = usize::from(input.byte()) * 256 + usize::from(input.byte());
+    let (cert, key) = input.0.split_at_checked(size).unwrap_or((input.0, &[]));
+    if let Ok(identity) = Identity::from_der(vec![cert.to_vec()], key.to_vec()) {
+        assert_shown(identity);
+    }
+    if let Some(peer) = PeerIdentity::read(&CertificateDer::from(cert)) {
+        assert_eq!(peer.certificate, cert);
+        if let Some(ed25519) = peer.ed25519 {
+            assert!(cert.windows(ed25519.len()).any(|window| window == ed25519));
+        }
+    }
+}
+
+fn assert_shown(identity: Identity) {
+    let settings = Settings { identity: Some(identity), ..Settings::default() };
+    assert!(tls::server_config(&settings).is_ok());
+    assert!(tls::client_config(&settings, Verdict::default()).is_ok());
+}
+
+/// `stream` in parts of these sizes, over and over; whole without any.
+fn parts(stream: &[u8], cuts: &[u8]) -> Vec<Bytes> {
+    let mut rest = Bytes::copy_from_slice(stream);
+    let mut parts = Vec::new();
+    for size in cuts.iter().map(|cut| usize::from(*cut) + 1).cycle() {
+        if rest.len() <= size {
+            break;
+        }
+        parts.push(rest.split_to(size));
+    }
+    parts.push(rest);
+    parts
+}
+
+/// Takes decisions from the front of the data.
+struct Input<'a>(&'a [u8]);
+
+impl<'a> Input<'a> {
+    fn next(&mut self) -> Option<u8> {
+        let (first, rest) = self.0.split_first()?;
+        self.0 = rest;
+        Some(*first)
+    }
+
+    fn byte(&mut self) -> u8 {
+        self.next().unwrap_or(0)
+    }
+
+    fn number(&mut self) -> u64 {
+        (0..size_of::<u64>()).fold(0, |number, _| (number << 8) | u64::from(self.byte()))
+    }
+
+    /// Sizes of parts, led by how many.
+    fn cuts(&mut self) -> Vec<u8> {
+        let count = self.byte() % 16;
+        (0..count).map_while(|_| self.next()).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use proptest::prelude::*;
+    use proptest::sample::Index;
+
+    use super::*;
+
+    /// One change of an input: at a place, to a byte; in place of the one there, before it, or
+    /// without it.
+    type Edit = (Index, u8, u8);
+
+    fn seeds(target: &str) -> Vec<Vec<u8>> {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/seeds").join(target);
+        let files = fs::read_dir(&folder).expect("a folder of seeds");
+        let seeds = files.map(|file| fs::read(file.expect("a seed").path()).expect("a seed"));
+        seeds.chain([vec![]]).collect()
+    }
+
+    fn edit(mut input: Vec<u8>, edits: Vec<Edit>) -> Vec<u8> {
+        for (place, kind, byte) in edits {
+            let place = place.index(input.len() + 1);
+            match kind {
+                0 if place < input.len() => input[place] = byte,
+                1 if place < input.len() => drop(input.remove(place)),
+                2 => input.truncate(place),
+                _ => input.insert(place, byte),
+            }
+        }
+        input
+    }
+
+    #[test]
+    fn every_seed_holds() {
+        for (name, target) in TARGETS {
+            seeds(name).iter().for_each(|seed| target(seed));
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(16_000))]
+
+        #[test]
+        fn what_becomes_of_a_seed_holds(
+            target in prop::sample::select(TARGETS),
+            seed in any::<Index>(),
+            edits in prop::collection::vec((any::<Index>(), 0..5_u8, any::<u8>()), 0..12),
+        ) {
+            let seeds = seeds(target.0);
+            let seed = seed.get(&seeds).clone();
+            (target.1)(&edit(seed, edits));
+        }
+    }
+}

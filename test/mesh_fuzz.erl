@@ -1,0 +1,379 @@
+%% Calls of every exported function with terms of every type, for a VM of their own: they may end
+%% it. Each call is made in a process of its own; what it was and which terms it got follows from a
+%% seed and a number.
+-module(mesh_fuzz).
+
+-export([functions/0, start/1, round/3, figures/0, atoms/0]).
+
+-define(POOL, macula_gateway_mesh).
+-define(NIF, macula_gateway_mesh_nif).
+-define(TLS, macula_gateway_mesh_tls).
+%% Calls under way at once, and calls of one round: with what they have closed, all ends.
+-define(AT_ONCE, 8).
+-define(CALLS, 64).
+%% Characters of a call that went wrong, and of what came of it.
+-define(SHOWN, 300).
+%% Who waits longer than this is left waiting until the round ends, and dies then, mid-call.
+-define(PATIENCE_MS, 10).
+%% For what is to be there before a round: only a failing test waits so long.
+-define(SET_UP_MS, 20_000).
+
+%% Every exported function but the callbacks of gen_server, which get what is sent to the server,
+%% and what each argument is for. What does not return a value says so by `badarg' or
+%% `function_clause'.
+functions() ->
+    [
+        {?POOL, child_spec, [configuration]},
+        {?POOL, get_connection_info, [server, node_id]},
+        {?POOL, get_or_create_connection, [server, node_id, address]},
+        {?POOL, get_stats, [server]},
+        {?POOL, list_connections, [server]},
+        {?POOL, pool_size, [server]},
+        {?POOL, remove_connection, [server, node_id]},
+        {?POOL, send_async, [server, node_id, address, data]},
+        {?POOL, set_max_connections, [server, number]},
+        {?POOL, start_link, [configuration]},
+        {?POOL, stop, [nobody]},
+        {macula_quic, accept, [listener, timeout]},
+        {macula_quic, accept_stream, [connection, timeout]},
+        {macula_quic, async_accept, [listener, any]},
+        {macula_quic, async_accept_stream, [connection, any]},
+        {macula_quic, async_send, [stream, data]},
+        {macula_quic, async_shutdown_connection, [connection, number, number]},
+        {macula_quic, async_shutdown_stream, [stream, number, number]},
+        {macula_quic, close, [handle]},
+        {macula_quic, close_connection, [connection]},
+        {macula_quic, close_listener, [listener]},
+        {macula_quic, close_stream, [stream]},
+        {macula_quic, connect, [host, port, options, timeout]},
+        {macula_quic, controlling_process, [handle, process]},
+        {macula_quic, getstat, [connection, keys]},
+        {macula_quic, handshake, [connection]},
+        {macula_quic, listen, [place, options]},
+        {macula_quic, listener_stats, [listener]},
+        {macula_quic, open_stream, [connection]},
+        {macula_quic, peername, [handle]},
+        {macula_quic, recv, [stream, timeout]},
+        {macula_quic, reload_certificates, [listener]},
+        {macula_quic, send, [stream, data]},
+        {macula_quic, setopt, [stream, option, mode]},
+        {macula_quic, sockname, [handle]},
+        {?TLS, dialling, [options]},
+        {?TLS, pool, [configuration]},
+        {?NIF, connection_accept_stream, [connection, number, any]},
+        {?NIF, connection_async_accept_stream, [connection]},
+        {?NIF, connection_cancel_accept, [connection, number]},
+        {?NIF, connection_open_stream, [connection, any]},
+        {?NIF, connection_shutdown, [connection, number]},
+        {?NIF, connection_traffic, [connection]},
+        {?NIF, handle_close, [handle]},
+        {?NIF, handle_give, [handle, process]},
+        {?NIF, handle_peername, [handle]},
+        {?NIF, handle_sockname, [handle]},
+        {?NIF, listener_accept, [listener, number, any]},
+        {?NIF, listener_async_accept, [listener]},
+        {?NIF, listener_cancel_accept, [listener, number]},
+        {?NIF, listener_reload, [listener]},
+        {?NIF, listener_stats, [listener]},
+        {?NIF, pool_checkout, [pool, node_id]},
+        {?NIF, pool_close, [pool, any]},
+        {?NIF, pool_connect, [pool, node_id, address, any]},
+        {?NIF, pool_info, [pool, node_id]},
+        {?NIF, pool_list, [pool]},
+        {?NIF, pool_open, [configuration]},
+        {?NIF, pool_remove, [pool, node_id]},
+        {?NIF, pool_send, [pool, node_id, address, data]},
+        {?NIF, pool_set_limit, [pool, number]},
+        {?NIF, pool_size, [pool]},
+        {?NIF, pool_stats, [pool]},
+        {?NIF, quic_connect, [address, options, number, any]},
+        {?NIF, quic_listen, [place, options]},
+        {?NIF, stream_async_send, [stream, data]},
+        {?NIF, stream_cancel_receive, [stream]},
+        {?NIF, stream_give, [stream, process]},
+        {?NIF, stream_pause, [stream]},
+        {?NIF, stream_receive, [stream, any]},
+        {?NIF, stream_resume, [stream]},
+        {?NIF, stream_send, [stream, data]},
+        {?NIF, stream_send_wait, [stream, data, any]},
+        {?NIF, stream_set_active, [stream, mode]},
+        {?NIF, stream_set_packet, [stream, mode]},
+        {?NIF, stream_shutdown, [stream, number, number]}
+    ].
+
+%% What the server itself is sent.
+messages() ->
+    [
+        {gen_server, call, [the_server, request, {exactly, 50}]},
+        {gen_server, cast, [the_server, request]},
+        {erlang, send, [the_server, request]}
+    ].
+
+%%% In the other VM
+
+%% `Files': certificate and key of listeners.
+start({CertFile, KeyFile}) ->
+    %% Refused options are warned of, and that is not what is tested here.
+    ok = logger:set_primary_config(level, none),
+    persistent_term:put(?MODULE, [{certfile, CertFile}, {keyfile, KeyFile}]),
+    ok = mesh_vm:start_pool(#{linger_ms => 20, connect_timeout_ms => 300}),
+    %% So that the sockets of outgoing connections are there, the server's and that of connect/4.
+    {error, _} = ?POOL:get_or_create_connection(?POOL, <<1:256>>, {{127, 0, 0, 1}, 1}),
+    {error, _} = macula_quic:connect({127, 0, 0, 1}, 1, [], 1),
+    ok.
+
+%% Makes the calls of one round, and returns those that went wrong.
+round(Seed, Round, Among) ->
+    Before = whereis(?POOL),
+    {Calls, Monitor} = spawn_monitor(fun() -> exit({wrong, calls(Seed, Round, Among)}) end),
+    receive
+        {'DOWN', Monitor, process, Calls, {wrong, Wrong}} -> Wrong ++ server(Before);
+        {'DOWN', Monitor, process, Calls, Reason} -> [{round_failed, Reason}]
+    end.
+
+%% What must be as it was once everything has ended. Each socket has a task.
+figures() ->
+    lists:foreach(fun erlang:garbage_collect/1, processes()),
+    {ok, Stats} = ?POOL:get_stats(?POOL),
+    Ours = maps:with([size, dialing, tasks, runtime_tasks, panics], Stats),
+    Ours#{
+        processes => erlang:system_info(process_count),
+        ports => erlang:system_info(port_count)
+    }.
+
+atoms() -> erlang:system_info(atom_count).
+
+server(Before) ->
+    case whereis(?POOL) of
+        Before when is_pid(Before) -> [];
+        Other -> [{the_server_was, Before, and_is, Other}]
+    end.
+
+calls(Seed, Round, Among) ->
+    _ = process_flag(trap_exit, true),
+    Things = things(),
+    Numbers = lists:seq(Round * ?CALLS, (Round + 1) * ?CALLS - 1),
+    Wrong = waves(Numbers, fun(Number) -> start_call(Seed, Number, Among, Things) end),
+    lists:foreach(fun(Thing) -> exit(Thing, kill) end, maps:get(process, Things)),
+    Wrong.
+
+waves([], _Start) ->
+    [];
+waves(Numbers, Start) ->
+    {Now, Later} = lists:split(min(?AT_ONCE, length(Numbers)), Numbers),
+    Calls = [Start(Number) || Number <- Now],
+    Deadline = erlang:monotonic_time(millisecond) + ?PATIENCE_MS,
+    Wrong = lists:append([outcome(Call, Deadline) || Call <- Calls]),
+    Rest = waves(Later, Start),
+    [exit(Pid, kill) || {Pid, _, _} <- Calls],
+    Wrong ++ Rest.
+
+start_call(Seed, Number, Among, Things) ->
+    ok = mesh_terms:seed(Seed, Number),
+    {Module, Function, Kinds} = mesh_terms:pick(Among ++ messages()),
+    Arguments = [argument(Kind, Things) || Kind <- Kinds],
+    Call = {Module, Function, Arguments},
+    {Pid, Monitor} = spawn_monitor(fun() -> exit({outcome, made(Call)}) end),
+    {Pid, Monitor, {Number, Call}}.
+
+made({Module, Function, Arguments}) ->
+    try
+        {returned, apply(Module, Function, Arguments)}
+    catch
+        Class:Reason:Stack ->
+            {AtModule, AtFunction, Arity, _} = hd(Stack),
+            {Class, Reason, {AtModule, AtFunction, arity(Arity)}}
+    end.
+
+arity(Arguments) when is_list(Arguments) -> length(Arguments);
+arity(Arity) -> Arity.
+
+outcome({Pid, Monitor, {Number, {Module, Function, Arguments} = Call}}, Deadline) ->
+    Left = max(0, Deadline - erlang:monotonic_time(millisecond)),
+    receive
+        {'DOWN', Monitor, process, Pid, {outcome, Outcome}} ->
+            case is_right({Module, Function, length(Arguments)}, Outcome) of
+                true -> [];
+                false -> [{Number, shown(Call), shown(Outcome)}]
+            end;
+        {'DOWN', Monitor, process, Pid, Reason} ->
+            [{Number, shown(Call), {died, shown(Reason)}}]
+    after Left ->
+        []
+    end.
+
+shown(Term) -> lists:sublist(lists:flatten(io_lib:format("~0P", [Term, 60])), ?SHOWN).
+
+is_right(_Function, {returned, {error, Reason}}) -> is_reason(Reason);
+is_right(_Function, {returned, _}) -> true;
+is_right(_Function, {error, badarg, _At}) -> true;
+is_right(Function, {error, function_clause, At}) -> At =:= Function orelse is_otp(At);
+%% A server that is none, has gone, or is elsewhere.
+is_right(_Function, {exit, _Reason, At}) -> is_otp(At);
+is_right(_Function, _Outcome) -> false.
+
+is_reason(Reason) when is_atom(Reason) -> true;
+is_reason(Reason) when is_tuple(Reason), tuple_size(Reason) > 0 -> is_atom(element(1, Reason));
+is_reason(_Reason) -> false.
+
+is_otp({Module, _, _}) -> lists:member(Module, [gen, gen_server, proc_lib, sys]).
+
+%%% The arguments
+
+%% As it should be or nearly so, or anything at all.
+argument({exactly, Value}, _Things) ->
+    Value;
+argument(the_server, _Things) ->
+    ?POOL;
+argument(Kind, Things) ->
+    case rand:uniform(3) of
+        1 when Kind =/= request -> mesh_terms:term(maps:get(any, Things));
+        _ -> fitting(Kind, Things)
+    end.
+
+fitting(any, #{any := Any}) ->
+    mesh_terms:term(Any);
+fitting(Kind, Things) when is_map_key(Kind, Things) ->
+    mesh_terms:pick(maps:get(Kind, Things));
+fitting(handle, #{stream := Streams, connection := Connections, listener := Listeners}) ->
+    mesh_terms:pick(Streams ++ Connections ++ Listeners);
+fitting(server, #{process := Processes}) ->
+    Names = [?POOL, {?POOL, node()}, {?POOL, elsewhere@nowhere}],
+    mesh_terms:pick([whereis(?POOL) | Names ++ Processes]);
+fitting(nobody, #{process := Processes}) ->
+    mesh_terms:pick([a_name_that_nobody_has, {?POOL, elsewhere@nowhere} | Processes]);
+fitting(node_id, _Things) ->
+    mesh_terms:pick([<<1:256>>, <<2:256>>, <<>>, binary:copy(<<7>>, 70_000)]);
+fitting(address, #{port := [Port]}) ->
+    mesh_terms:address(Port);
+fitting(host, #{port := [Port]}) ->
+    mesh_terms:pick([{127, 0, 0, 1}, "127.0.0.1", <<"localhost">>, mesh_terms:address(Port)]);
+fitting(place, _Things) ->
+    mesh_terms:pick([0, {{127, 0, 0, 1}, 0}, [{{127, 0, 0, 1}, 0}, {{0, 0, 0, 0, 0, 0, 0, 1}, 0}]]);
+fitting(data, Things) ->
+    mesh_terms:pick([<<>>, <<1, 2, 0, 0, 3:32, "abc">>, [<<"a">>, [$b | <<"c">>]], large(Things)]);
+fitting(timeout, _Things) ->
+    mesh_terms:pick([0, 1, 10, infinity, -1, 1 bsl 32 - 1, 1 bsl 32, 1.0]);
+fitting(number, _Things) ->
+    mesh_terms:pick([0, 1, 2, 4, 8, 15, 1_000, 1 bsl 32, 1 bsl 62 - 1, 1 bsl 62, -1]);
+fitting(option, _Things) ->
+    mesh_terms:pick([active, packet]);
+fitting(mode, _Things) ->
+    mesh_terms:pick([true, false, once, 1, 3, 0, 65_535, 65_536, macula, raw]);
+fitting(keys, _Things) ->
+    mesh_terms:pick([[send_cnt, recv_cnt], [], [send_pend, nothing], [send_oct | recv_oct]]);
+fitting(options, Things) ->
+    Files = persistent_term:get(?MODULE),
+    mesh_terms:pick([Files, Files ++ pairs(option_keys(), Things), pairs(option_keys(), Things)]);
+fitting(configuration, Things) ->
+    Pairs = pairs(configuration_keys(), Things),
+    mesh_terms:pick([maps:from_list(Pairs), Pairs]);
+fitting(request, #{any := Any, port := [Port]}) ->
+    Term = fun() -> mesh_terms:term(Any) end,
+    mesh_terms:pick([
+        Term(),
+        {get_or_create_connection, Term(), Term()},
+        {get_or_create_connection, <<1:256>>, mesh_terms:address(Port)},
+        {send_async, Term(), Term(), Term()},
+        {send_async, <<1:256>>, mesh_terms:address(Port), <<"text">>},
+        {remove_connection, Term()},
+        {get_connection_info, Term()},
+        {set_max_connections, Term()},
+        {mesh_connected, {make_ref(), Term()}, Term()},
+        {mesh_connected, Term(), Term()},
+        {mesh_event, Term()},
+        {mesh_closed, Term(), Term()},
+        {'EXIT', self(), Term()}
+    ]).
+
+large(_Things) -> binary:copy(<<"large">>, 60_000).
+
+%% Right and wrong values of these keys, and one key of any kind.
+pairs(Keys, #{any := Any}) ->
+    Value = fun() ->
+        mesh_terms:pick([mesh_terms:term(Any), mesh_terms:path(), 1_000, "macula", [<<"macula">>]])
+    end,
+    [{mesh_terms:pick(Keys), Value()} || _ <- lists:seq(1, rand:uniform(3))] ++
+        [{mesh_terms:term(Any), Value()} || rand:uniform(4) =:= 1].
+
+option_keys() ->
+    [
+        cert, key, certfile, keyfile, cacertfile, alpn, verify, depth, server_name_indication,
+        idle_timeout_ms, keep_alive_interval_ms, handshake_idle_timeout_ms, peer_bidi_stream_count,
+        peer_unidi_stream_count, max_frame_bytes, udp_buffer_bytes, backlog, max_connections,
+        max_connections_per_address, max_handshakes, retry_above_handshakes, verify_fun
+    ].
+
+configuration_keys() ->
+    [
+        cert_file, key_file, verify, cacertfile, verify_hostname, certificate, runtime_workers,
+        max_mesh_connections, connect_timeout_ms, idle_timeout_ms, keep_alive_interval_ms,
+        linger_ms, queue_max_messages, queue_max_bytes, pool_queue_max_messages,
+        pool_queue_max_bytes, send_watermark_bytes, max_concurrent_dials, max_pending_dials,
+        stream_credit_timeout_ms, udp_buffer_bytes
+    ].
+
+%%% What there is to call them with
+
+%% Handles of each kind, open and closed, and processes. All belong to the calling process.
+things() ->
+    Options = persistent_term:get(?MODULE),
+    {ok, Listener} = macula_quic:listen({{127, 0, 0, 1}, 0}, Options),
+    {ok, Closed} = macula_quic:listen({{127, 0, 0, 1}, 0}, Options),
+    ok = macula_quic:close(Closed),
+    {ok, {_, Port}} = macula_quic:sockname(Listener),
+    {Clients, Servers} = lists:unzip([pair(Listener, Port) || _ <- lists:seq(1, 3)]),
+    [Dead, Client | _] = Clients,
+    ok = macula_quic:close(Dead),
+    [_, Server | _] = Servers,
+    Streams = [stream(Client, Server) || _ <- lists:seq(1, 4)],
+    ok = macula_quic:setopt(hd(Streams), active, true),
+    ok = macula_quic:close(lists:last(Streams)),
+    {Pool, Pooled, Connection} = pool(Port),
+    {OldPool, _, _} = pool(Port),
+    ok = ?NIF:pool_close(OldPool, done),
+    Processes = [spawn(fun idle/0), self_owned(), gone()],
+    Handles = #{
+        listener => [Listener, Closed],
+        connection => [Connection | Clients ++ Servers],
+        stream => [Pooled | Streams],
+        pool => [Pool, OldPool],
+        process => Processes
+    },
+    Handles#{port => [Port], any => lists:append(maps:values(Handles))}.
+
+pair(Listener, Port) ->
+    {ok, Client} = macula_quic:connect({127, 0, 0, 1}, Port, [{verify, none}], ?SET_UP_MS),
+    {ok, Server} = macula_quic:accept(Listener, ?SET_UP_MS),
+    {Client, Server}.
+
+stream(Client, Server) ->
+    {ok, Near} = macula_quic:open_stream(Client),
+    ok = macula_quic:send(Near, <<1, 1, 0, 0, 1:32, 0>>),
+    {ok, Far} = macula_quic:accept_stream(Server, ?SET_UP_MS),
+    mesh_terms:pick([Near, Far]).
+
+%% A pool of the library's own, beneath any server, with one connection.
+pool(Port) ->
+    {ok, Pool, _LingerMs} = ?NIF:pool_open(#{linger_ms => 20, connect_timeout_ms => 300}),
+    ok = ?NIF:pool_connect(Pool, <<1:256>>, {{127, 0, 0, 1}, Port}, token),
+    receive
+        {mesh_connected, token, {ok, Stream}} ->
+            {ok, #{connection := Connection}} = ?NIF:pool_info(Pool, <<1:256>>),
+            {Pool, Stream, Connection}
+    after ?SET_UP_MS -> error(pool_did_not_connect)
+    end.
+
+%% The round itself owns the handles; it must survive its own calls.
+self_owned() -> spawn(fun idle/0).
+
+gone() ->
+    {Pid, Monitor} = spawn_monitor(fun() -> ok end),
+    receive
+        {'DOWN', Monitor, process, Pid, _} -> Pid
+    end.
+
+idle() ->
+    receive
+        {never, _} -> ok
+    end.
