@@ -1,7 +1,7 @@
 #!/bin/sh
 # Fuzzes every decoder for FUZZ_SECONDS (60) each, or only the targets named. What was found before
-# is in _build/fuzz/corpus, and is where the next run begins; an input for which a target does not hold
-# is left in _build/fuzz/found, and ends the run.
+# is in _build/fuzz/corpus, and is where the next run begins; an input for which a target does not
+# hold is left in _build/fuzz/found, and ends the run.
 set -eu
 
 seconds=${FUZZ_SECONDS:-60}

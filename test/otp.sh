@@ -1,7 +1,7 @@
 #!/bin/sh
-# Runs the suites, the facade's too, and the Mix project on the Erlang/OTP of another Debian release,
-# in a folder of its own. The library and the peer program are those of this machine: that a
-# library built on an older system loads on newer ones is part of the claim.
+# Runs the suites, the facade's too, and the Mix project on the Erlang/OTP of another Debian
+# release, in a folder of its own. The library and the peer program are those of this machine: that
+# a library built on an older system loads on newer ones is part of the claim.
 #
 #   otp.sh RELEASE OTP    for example: otp.sh trixie 27
 #

@@ -1,7 +1,7 @@
 #!/bin/sh
 # Runs Common Test suites with the library under AddressSanitizer and LeakSanitizer, or under
-# valgrind, and fails when a report names the library. First it makes sure that it can fail: a build with
-# defects on purpose (native/nif/src/defects.rs) has to be reported.
+# valgrind, and fails when a report names the library. First it makes sure that it can fail: a build
+# with defects on purpose (native/nif/src/defects.rs) has to be reported.
 #
 #   sanitize.sh address [SUITE...]
 #   sanitize.sh valgrind [SUITE...]

@@ -11,6 +11,7 @@
     a_time_that_is_none_asks_for_nothing/1,
     a_stream_that_cannot_be_handed_over_goes_on/1,
     a_certificate_file_that_never_ends_is_refused/1,
+    a_dial_ends_with_its_caller/1,
     no_term_crashes_a_function_the_server_or_the_vm/1
 ]).
 
@@ -23,6 +24,8 @@
 -define(ATOMS_OF_CODE, 500).
 %% Sockets of outgoing connections in the other VM: of the pool's, and of a process's own.
 -define(SOCKETS, 2).
+%% Less than any deadline or idle time of a dial that goes on.
+-define(SOON_MS, 20_000).
 %% Handles that were closed and connections whose peer has gone need their idle time.
 -define(REST_MS, 30_000).
 
@@ -34,6 +37,7 @@ all() ->
         a_time_that_is_none_asks_for_nothing,
         a_stream_that_cannot_be_handed_over_goes_on,
         a_certificate_file_that_never_ends_is_refused,
+        a_dial_ends_with_its_caller,
         no_term_crashes_a_function_the_server_or_the_vm
     ].
 
@@ -93,6 +97,19 @@ a_certificate_file_that_never_ends_is_refused(_Config) ->
     [?assertEqual(Refused, macula_quic:listen(0, With(Key))) || Key <- [certfile, keyfile]],
     Verify = [{verify, peer}, {cacertfile, Endless}],
     ?assertEqual(Refused, macula_quic:connect("localhost", 4433, Verify, 0)).
+
+a_dial_ends_with_its_caller(_Config) ->
+    %% A caller may give any deadline, and die long before it.
+    {ok, Pool} = macula_gateway_mesh:start_link(#{}),
+    {error, timeout} = macula_quic:connect({127, 0, 0, 1}, 1, [], 1),
+    Rest = mesh_load:stat(Pool, runtime_tasks),
+    Caller = quic_ct:agent(),
+    {Address, Port} = mesh_peer:silent(),
+    _ = quic_ct:tell(Caller, fun() -> macula_quic:connect(Address, Port, [], ?CALL_MS) end),
+    _ = quic_ct:poll_until(fun() -> mesh_load:stat(Pool, runtime_tasks) > Rest end),
+    ok = quic_ct:give_up(Caller),
+    mesh_load:eventually(Rest, fun() -> mesh_load:stat(Pool, runtime_tasks) end, ?SOON_MS),
+    ok = macula_gateway_mesh:stop(Pool).
 
 no_term_crashes_a_function_the_server_or_the_vm(Config) ->
     %% The library shares the node's fate: a term that ends the VM ends everything on it.

@@ -19,10 +19,13 @@ use crate::handshake::PeerParameters;
 use crate::joined::{Breach, Cutter, encode};
 use crate::settings::{Settings, Transport};
 use crate::tls::{self, Identity};
-use crate::verify::{PeerIdentity, Servers, Verdict, Verification};
+use crate::verify::{PeerIdentity, Verification};
+
+/// What a target does with an input: it panics where its claim does not hold.
+pub type Claim = fn(&[u8]);
 
 /// All of them, by the names of their folders of seeds.
-pub const TARGETS: &[(&str, fn(&[u8]))] = &[
+pub const TARGETS: &[(&str, Claim)] = &[
     ("address", address),
     ("options", options),
     ("frames", frames),
@@ -284,9 +287,8 @@ pub fn pem(data: &[u8]) {
         assert!(!roots.is_empty());
         let verification =
             Verification::Peer { roots: roots.into(), check_name: true, max_depth: 1 };
-        let provider = std::sync::Arc::new(rustls::crypto::ring::default_provider());
-        assert!(Servers::new(&verification, &provider, Verdict::default()).is_ok());
-        assert!(crate::verify::clients(&verification, &provider).is_ok());
+        let settings = Settings { verification, ..Settings::default() };
+        assert!(tls::Client::new(&settings).is_ok());
     }
 }
 
@@ -309,7 +311,7 @@ pub fn der(data: &[u8]) {
 fn assert_shown(identity: Identity) {
     let settings = Settings { identity: Some(identity), ..Settings::default() };
     assert!(tls::server_config(&settings).is_ok());
-    assert!(tls::client_config(&settings, Verdict::default()).is_ok());
+    assert!(tls::Client::new(&settings).is_ok());
 }
 
 /// `stream` in parts of these sizes, over and over; whole without any.

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use mesh::{Connection, Error, Handles, Listener, Mesh, PooledConnection, Stream};
 use rustler::{Encoder, Env, LocalPid, Monitor, Resource, ResourceArc};
+use tokio::sync::Notify;
 
 use crate::inlet::Inlet;
 use crate::settings::Files;
@@ -184,6 +185,16 @@ impl Drop for StreamResource {
         if let Some(inlet) = &self.inlet {
             inlet.close(None, NO_ERROR);
         }
+    }
+}
+
+/// Who waits for a dial of his own, which ends with him.
+pub(crate) struct Caller(pub(crate) Notify);
+
+#[rustler::resource_impl]
+impl Resource for Caller {
+    fn down<'a>(&'a self, _env: Env<'a>, _caller: LocalPid, _monitor: Monitor) {
+        self.0.notify_one();
     }
 }
 

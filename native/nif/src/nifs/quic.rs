@@ -7,11 +7,12 @@ use std::time::Duration;
 use mesh::{Client, Error, Identity, ListenerEvent, Place, Refusal, Request, Waiter};
 use once_cell::sync::OnceCell;
 use rustler::{Atom, Encoder, Env, LocalPid, NifResult, ResourceArc, Term};
+use tokio::sync::Notify;
 
 use super::{Connection, Listener, spawn};
 use crate::events;
 use crate::reply::{Quiet, Reply};
-use crate::resources::{ConnectionResource, ListenerResource, Owner, StreamResource, lock};
+use crate::resources::{Caller, ConnectionResource, ListenerResource, Owner, StreamResource, lock};
 use crate::{address, atoms, runtime, settings, terms};
 
 /// Dials all connections of processes' own.
@@ -135,8 +136,13 @@ fn quic_connect<'a>(
     let owner = env.pid();
     let reply = Reply::new(atoms::mesh_opened(), owner, token);
     let timeout = Duration::from_millis(timeout_ms);
+    let caller = ResourceArc::new(Caller(Notify::new()));
+    env.monitor(&caller, &owner);
     spawn(async move {
-        let outcome = client.connect(&target.address, settings, timeout).await;
+        let outcome = tokio::select! {
+            outcome = client.connect(&target.address, settings, timeout) => outcome,
+            () = caller.0.notified() => return reply.forget(),
+        };
         let outcome =
             outcome.and_then(|connection| watched(connection, owner).ok_or(Error::Cancelled));
         reply.send(|env| match outcome {
