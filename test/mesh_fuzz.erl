@@ -3,7 +3,7 @@
 %% seed and a number.
 -module(mesh_fuzz).
 
--export([functions/0, start/1, round/3, figures/0, atoms/0]).
+-export([functions/0, start/1, round/3, figures/0, atoms/0, begin_dial/2, kill_caller/0]).
 
 -define(POOL, macula_gateway_mesh).
 -define(NIF, macula_gateway_mesh_nif).
@@ -30,6 +30,7 @@ functions() ->
         {?POOL, list_connections, [server]},
         {?POOL, pool_size, [server]},
         {?POOL, remove_connection, [server, node_id]},
+        {?POOL, send, [server, node_id, address, data, timeout]},
         {?POOL, send_async, [server, node_id, address, data]},
         {?POOL, set_max_connections, [server, number]},
         {?POOL, start_link, [configuration]},
@@ -78,6 +79,7 @@ functions() ->
         {?NIF, pool_checkout, [pool, node_id]},
         {?NIF, pool_close, [pool, any]},
         {?NIF, pool_connect, [pool, node_id, address, any]},
+        {?NIF, pool_deliver, [pool, node_id, address, data, number, any]},
         {?NIF, pool_info, [pool, node_id]},
         {?NIF, pool_list, [pool]},
         {?NIF, pool_open, [configuration]},
@@ -142,6 +144,16 @@ figures() ->
     }.
 
 atoms() -> erlang:system_info(atom_count).
+
+%% A dial that only its caller's death can end in time.
+begin_dial(Port, Ms) ->
+    Caller = spawn(fun() -> macula_quic:connect({127, 0, 0, 1}, Port, [{verify, none}], Ms) end),
+    application:set_env(?MODULE, caller, Caller).
+
+kill_caller() ->
+    {ok, Caller} = application:get_env(?MODULE, caller),
+    true = exit(Caller, kill),
+    ok.
 
 server(Before) ->
     case whereis(?POOL) of
@@ -276,11 +288,14 @@ fitting(request, #{any := Any, port := [Port]}) ->
         {get_or_create_connection, <<1:256>>, mesh_terms:address(Port)},
         {send_async, Term(), Term(), Term()},
         {send_async, <<1:256>>, mesh_terms:address(Port), <<"text">>},
+        {send, Term(), Term(), Term(), Term()},
+        {send, <<1:256>>, mesh_terms:address(Port), <<"text">>, 10},
         {remove_connection, Term()},
         {get_connection_info, Term()},
         {set_max_connections, Term()},
         {mesh_connected, {make_ref(), Term()}, Term()},
         {mesh_connected, Term(), Term()},
+        {mesh_delivered, {make_ref(), Term()}, Term()},
         {mesh_event, Term()},
         {mesh_closed, Term(), Term()},
         {'EXIT', self(), Term()}
@@ -310,7 +325,7 @@ configuration_keys() ->
         max_mesh_connections, connect_timeout_ms, idle_timeout_ms, keep_alive_interval_ms,
         linger_ms, queue_max_messages, queue_max_bytes, pool_queue_max_messages,
         pool_queue_max_bytes, send_watermark_bytes, max_concurrent_dials, max_pending_dials,
-        stream_credit_timeout_ms, udp_buffer_bytes
+        stream_credit_timeout_ms, udp_buffer_bytes, redelivery
     ].
 
 %%% What there is to call them with

@@ -1,5 +1,6 @@
 %% Terms of every type, at random, for functions that have to bear all of them. Nothing made here
-%% names a host beyond loopback, a port that somebody may listen at, or a file.
+%% names a host beyond loopback, a port that somebody may listen at, a file, or a process that must
+%% not be stopped.
 -module(mesh_terms).
 
 -export([seed/2, term/1, pick/1, path/0, address/1, remote_pid/0]).
@@ -106,7 +107,6 @@ atom() ->
         closed,
         '\x{20ac}\x{1f600}',
         list_to_atom(lists:duplicate(255, $a)),
-        macula_gateway_mesh,
         a_name_that_nobody_has
     ]).
 
@@ -136,7 +136,7 @@ list(Things, Depth) ->
         Elements ++ improper_end,
         [],
         [{pick([active, verify, alpn, cert, certfile, depth]), Element} || Element <- Elements],
-        lists:duplicate(3_000, pick([$a, 1, hd(Elements)])),
+        lists:duplicate(3_000, pick([$a, 1, <<"element">>])),
         [pick(Things) | Elements]
     ]).
 

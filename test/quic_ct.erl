@@ -141,10 +141,17 @@ agent() ->
 agent_loop(Monitor) ->
     receive
         {Ref, From, Work} ->
-            From ! {Ref, catch Work()},
+            From ! {Ref, outcome(Work)},
             agent_loop(Monitor);
         {'DOWN', Monitor, process, _, _} ->
             ok
+    end.
+
+outcome(Work) ->
+    try
+        Work()
+    catch
+        Class:Reason:Stack -> {failed, Class, Reason, Stack}
     end.
 
 %% What `Work' returns in the agent.

@@ -98,18 +98,20 @@ a_certificate_file_that_never_ends_is_refused(_Config) ->
     Verify = [{verify, peer}, {cacertfile, Endless}],
     ?assertEqual(Refused, macula_quic:connect("localhost", 4433, Verify, 0)).
 
-a_dial_ends_with_its_caller(_Config) ->
+a_dial_ends_with_its_caller(Config) ->
     %% A caller may give any deadline, and die long before it.
-    {ok, Pool} = macula_gateway_mesh:start_link(#{}),
-    {error, timeout} = macula_quic:connect({127, 0, 0, 1}, 1, [], 1),
-    Rest = mesh_load:stat(Pool, runtime_tasks),
-    Caller = quic_ct:agent(),
-    {Address, Port} = mesh_peer:silent(),
-    _ = quic_ct:tell(Caller, fun() -> macula_quic:connect(Address, Port, [], ?CALL_MS) end),
-    _ = quic_ct:poll_until(fun() -> mesh_load:stat(Pool, runtime_tasks) > Rest end),
-    ok = quic_ct:give_up(Caller),
-    mesh_load:eventually(Rest, fun() -> mesh_load:stat(Pool, runtime_tasks) end, ?SOON_MS),
-    ok = macula_gateway_mesh:stop(Pool).
+    {ok, Socket} = gen_udp:open(0, [{ip, {127, 0, 0, 1}}, {active, false}]),
+    {ok, Port} = inet:port(Socket),
+    mesh_vm:with(fun(Vm) ->
+        ok = call(Vm, start, [proplists:get_value(files, Config)]),
+        _ = at_rest(Vm, undefined),
+        ok = call(Vm, begin_dial, [Port, ?CALL_MS]),
+        {ok, _} = gen_udp:recv(Socket, 0, ?CALL_MS),
+        ok = call(Vm, kill_caller, []),
+        Look = fun() -> is_at_rest(call(Vm, figures, []), undefined) end,
+        mesh_load:eventually(true, Look, ?SOON_MS)
+    end),
+    ok = gen_udp:close(Socket).
 
 no_term_crashes_a_function_the_server_or_the_vm(Config) ->
     %% The library shares the node's fate: a term that ends the VM ends everything on it.

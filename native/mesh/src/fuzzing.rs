@@ -14,9 +14,10 @@ use rustls::pki_types::CertificateDer;
 
 use crate::address::Address;
 use crate::config::{BadOption, Bounds, Config};
+use crate::flight::Kind;
 use crate::frames::{Frames, Packet};
 use crate::handshake::PeerParameters;
-use crate::joined::{Breach, Cutter, encode};
+use crate::joined::{Breach, Cutter, Encoder};
 use crate::settings::{Settings, Transport};
 use crate::tls::{self, Identity};
 use crate::verify::{PeerIdentity, Verification};
@@ -210,7 +211,9 @@ pub fn messages(data: &[u8]) {
     assert_eq!(breach, too_long);
     assert!(breach.is_some() || is_within != rest.is_empty());
 
-    let chunks = encode(expected.clone(), false).concat();
+    let mut encoder = Encoder::new(Kind::Piece);
+    expected.iter().for_each(|message| encoder.add(message.clone()));
+    let chunks = encoder.finish().concat();
     let (kind, written) = chunks.split_first().unwrap_or((&0, &[]));
     assert_eq!(*kind, 0);
     assert_eq!(cut(written, &cuts, max_bytes), (expected, None, false));
