@@ -22,8 +22,9 @@
 -define(CALL_MS, 60_000).
 %% Atoms of modules that are loaded on the way. Ours make none of what they are given.
 -define(ATOMS_OF_CODE, 500).
-%% Sockets of outgoing connections in the other VM: of the pool's, and of a process's own.
--define(SOCKETS, 2).
+%% Tasks of the other VM at rest. It has two sockets of outgoing connections, the pool's and that of
+%% processes' own: each has a task that drives it, and one that reads its errors.
+-define(RESTING_TASKS, 4).
 %% Less than any deadline or idle time of a dial that goes on.
 -define(SOON_MS, 20_000).
 %% Handles that were closed and connections whose peer has gone need their idle time.
@@ -155,7 +156,7 @@ at_rest(Vm, Before) ->
     mesh_load:eventually(true, fun() -> is_at_rest(call(Vm, figures, []), Before) end, ?REST_MS),
     call(Vm, figures, []).
 
-is_at_rest(#{runtime_tasks := ?SOCKETS, panics := 0}, undefined) -> true;
+is_at_rest(#{runtime_tasks := ?RESTING_TASKS, panics := 0}, undefined) -> true;
 is_at_rest(Before, Before) -> true;
 is_at_rest(Other, Before) -> {Other, instead_of, Before}.
 
