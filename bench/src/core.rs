@@ -54,7 +54,7 @@ async fn send(stream: Stream, work: Arc<Work>, until: Instant) -> Result<u64, me
     while Instant::now() < until {
         for turn in work.messages.chunks(TURN) {
             for message in turn {
-                if let Sent::Waiting(accepted) = stream.send(message.clone())? {
+                if let Sent::Waiting(accepted) = stream.send(message.clone().into())? {
                     accepted.await.map_err(|_| mesh::Error::Cancelled)??;
                 }
                 sent += 1;

@@ -4,14 +4,16 @@
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
+use futures_util::FutureExt;
 use quinn::{ReadError, VarInt};
 use tokio::sync::watch;
 
 use crate::Error;
+use crate::config::Load;
 use crate::frames::{Frames, Packet, TooLong};
 use crate::joined::MessageReader;
-use crate::outbox::{Budget, Next, Outbox};
+use crate::outbox::{Budget, Entry, Next, Outbox};
 use crate::scope::Scope;
 
 /// The code of a stream that we give up (RESET_STREAM and STOP_SENDING, RFC 9000, sections 19.4
@@ -19,6 +21,9 @@ use crate::scope::Scope;
 const GIVEN_UP: VarInt = VarInt::from_u32(0);
 /// Chunks taken from the stack in one go, to be joined into one delivery.
 const CHUNKS_PER_READ: usize = 64;
+
+/// Bytes handed to the stack in one go.
+const WRITE_BYTES: usize = 64 * 1024;
 
 /// The bit of a stream's number that says that only its opener sends (RFC 9000, section 2.1).
 const UNIDIRECTIONAL: u64 = 0x2;
@@ -221,12 +226,40 @@ async fn reset_code(resets: &mut watch::Receiver<Option<VarInt>>) -> VarInt {
 
 async fn write_all(stream: &mut Outgoing, outbox: &Outbox) -> Result<(), Error> {
     while outbox.next().await == Next::Message {
-        let Some(data) = outbox.take() else { break };
-        let load = data.load();
-        stream.write(data.into_parts().0).await?;
+        let (load, chunks) = chunks(outbox);
+        stream.write_chunks(chunks).await?;
         outbox.settle(load);
     }
-    stream.finish().await
+    stream.finish();
+    stream.acknowledged().await
+}
+
+/// What is queued, up to a limit; small writes are joined, for quinn's send buffer is slow with
+/// many small chunks.
+fn chunks(outbox: &Outbox) -> (Load, Vec<Bytes>) {
+    let mut load = Load::default();
+    let mut chunks = Vec::new();
+    let mut joined = BytesMut::new();
+    for entry in outbox.take_piece(WRITE_BYTES, WRITE_BYTES) {
+        load += entry.load();
+        match entry {
+            Entry::Batch(mut batch) => {
+                while let Some(data) = batch.pop() {
+                    joined.extend_from_slice(&data);
+                }
+            }
+            Entry::Single(message) => {
+                if !joined.is_empty() {
+                    chunks.push(joined.split().freeze());
+                }
+                chunks.push(message.into_parts().0);
+            }
+        }
+    }
+    if !joined.is_empty() {
+        chunks.push(joined.freeze());
+    }
+    (load, chunks)
 }
 
 /// The sending half of a stream. Dropped before it is finished, it resets the stream, where quinn
@@ -242,24 +275,40 @@ impl Outgoing {
         Self { stream, is_finished: false }
     }
 
-    /// Hands all of `data` to the stack; waits while flow control does.
-    pub(crate) async fn write(&mut self, data: Bytes) -> Result<(), Error> {
-        Ok(self.stream.write_chunk(data).await?)
-    }
-
     /// Hands all chunks to the stack; waits while flow control does.
     pub(crate) async fn write_chunks(&mut self, mut chunks: Vec<Bytes>) -> Result<(), Error> {
         Ok(self.stream.write_all_chunks(&mut chunks).await?)
     }
 
-    /// Sends FIN and waits until the peer has acknowledged everything.
-    pub(crate) async fn finish(&mut self) -> Result<(), Error> {
+    /// Hands chunks to the stack as far as it takes them at once. `true`: it has taken all.
+    pub(crate) fn try_write(&mut self, chunks: &mut Vec<Bytes>) -> bool {
+        loop {
+            chunks.retain(|chunk| !chunk.is_empty());
+            if chunks.is_empty() {
+                return true;
+            }
+            // An error is told again by what follows.
+            let Some(Ok(_)) = self.stream.write_chunks(chunks).now_or_never() else {
+                return false;
+            };
+        }
+    }
+
+    /// Sends FIN behind all that was written.
+    pub(crate) fn finish(&mut self) {
         // An error here is told again, and better, by what follows.
         self.stream.finish().ok();
         self.is_finished = true;
-        match self.stream.stopped().await? {
-            None => Ok(()),
-            Some(code) => Err(Error::Stopped(code.into_inner())),
+    }
+
+    /// Resolves when the peer has acknowledged everything, FIN too.
+    pub(crate) fn acknowledged(&self) -> impl Future<Output = Result<(), Error>> + Send + use<> {
+        let stopped = self.stream.stopped();
+        async move {
+            match stopped.await? {
+                None => Ok(()),
+                Some(code) => Err(Error::Stopped(code.into_inner())),
+            }
         }
     }
 

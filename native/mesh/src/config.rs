@@ -2,6 +2,7 @@
 //! from here; whoever documents one copies it from here.
 
 use std::num::NonZeroUsize;
+use std::ops::{AddAssign, SubAssign};
 use std::time::Duration;
 
 use thiserror::Error;
@@ -253,6 +254,20 @@ pub struct Load {
     pub messages: usize,
     /// Their payload bytes.
     pub bytes: usize,
+}
+
+impl AddAssign for Load {
+    fn add_assign(&mut self, more: Self) {
+        self.messages += more.messages;
+        self.bytes += more.bytes;
+    }
+}
+
+impl SubAssign for Load {
+    fn sub_assign(&mut self, less: Self) {
+        self.messages -= less.messages;
+        self.bytes -= less.bytes;
+    }
 }
 
 pub(crate) fn size(value: u64) -> usize {

@@ -1,10 +1,25 @@
 //! Messages under way over one QUIC connection: from the queue to the peer's acknowledgement.
 
+use std::collections::VecDeque;
+use std::pin::Pin;
+
+use bytes::Bytes;
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use tokio::time::{Duration, Instant, Sleep, sleep};
+
 use crate::Error;
 use crate::byte_stream::Outgoing;
 use crate::config::Load;
 use crate::joined::Encoder;
 use crate::message::{Message, Receipt, Undelivered};
+use crate::outbox::Entry;
+
+/// When to look at all flights that wait for their acknowledgement, though the oldest has not got
+/// its own: first after so long, then each time after twice as long.
+const FIRST_LOOK: Duration = Duration::from_millis(10);
+/// The longest time between two such looks.
+const LAST_LOOK: Duration = Duration::from_secs(1);
 
 /// The kinds of flights, each with its own bound.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,15 +40,16 @@ pub(crate) struct Aloft {
     pub(crate) large: usize,
 }
 
-/// Messages and the stream for them.
+/// Messages, written for the wire, and the stream for them.
 pub(crate) struct Flight {
     pub(crate) kind: Kind,
-    pub(crate) messages: Vec<Message>,
-    pub(crate) stream: Outgoing,
+    load: Load,
     /// Its place in the order of departure.
-    pub(crate) number: u64,
-    /// Whether the messages are kept until it lands, to be sent again if it does not.
-    pub(crate) keeps: bool,
+    number: u64,
+    cargo: Cargo,
+    /// What is still to be handed to the stack.
+    chunks: Vec<Bytes>,
+    stream: Outgoing,
 }
 
 /// How messages fared.
@@ -51,10 +67,14 @@ pub(crate) enum Cargo {
     /// Who is to be told.
     Receipts(Vec<Receipt>),
     /// The messages themselves.
-    Messages(Vec<Message>),
+    Entries(Vec<Entry>),
 }
 
 impl Aloft {
+    pub(crate) fn is_none(self) -> bool {
+        self.singles + self.pieces + self.large == 0
+    }
+
     pub(crate) fn of(&mut self, kind: Kind) -> &mut usize {
         match kind {
             Kind::Single => &mut self.singles,
@@ -65,30 +85,185 @@ impl Aloft {
 }
 
 impl Flight {
-    /// Takes the messages all the way: written, finished, and acknowledged whole.
-    pub(crate) async fn fly(self) -> Landing {
-        let Self { kind, messages, mut stream, number, keeps } = self;
-        let load =
-            Load { messages: messages.len(), bytes: messages.iter().map(Message::len).sum() };
+    /// `keeps`: the messages are kept until it lands, to be sent again if it does not.
+    pub(crate) fn new(
+        kind: Kind,
+        number: u64,
+        entries: Vec<Entry>,
+        keeps: bool,
+        stream: Outgoing,
+    ) -> Self {
+        let mut load = Load::default();
         let mut encoder = Encoder::new(kind);
         let mut receipts = Vec::new();
         let mut kept = Vec::new();
-        for message in messages {
-            let (data, receipt) = message.into_parts();
-            if keeps {
-                encoder.add(data.clone());
-                kept.push(Message::from_parts(data, receipt));
-            } else {
-                encoder.add(data);
-                receipts.extend(receipt);
+        for entry in entries {
+            load += entry.load();
+            match entry {
+                Entry::Batch(mut batch) => {
+                    encoder.add_batch(batch.seal());
+                    if keeps {
+                        kept.push(Entry::Batch(batch));
+                    }
+                }
+                Entry::Single(message) => {
+                    let (data, receipt) = message.into_parts();
+                    encoder.add(data.clone());
+                    if keeps {
+                        kept.push(Entry::Single(Message::from_parts(data, receipt)));
+                    } else {
+                        receipts.extend(receipt);
+                    }
+                }
             }
         }
-        let cargo = if keeps { Cargo::Messages(kept) } else { Cargo::Receipts(receipts) };
+        let cargo = if keeps { Cargo::Entries(kept) } else { Cargo::Receipts(receipts) };
+        Self { kind, load, number, cargo, chunks: encoder.finish(), stream }
+    }
+
+    /// Payload bytes of its messages.
+    pub(crate) fn bytes(&self) -> usize {
+        self.load.bytes
+    }
+
+    /// Takes the messages all the way: written, finished, and acknowledged whole.
+    pub(crate) async fn fly(mut self) -> Landing {
         let outcome = async {
-            stream.write_chunks(encoder.finish()).await?;
-            stream.finish().await
+            self.stream.write_chunks(std::mem::take(&mut self.chunks)).await?;
+            self.stream.finish();
+            self.stream.acknowledged().await
         };
-        Landing { kind, load, number, cargo, outcome: outcome.await }
+        let outcome = outcome.await;
+        self.land(outcome)
+    }
+
+    /// Writes and finishes, if that can be done at once; it is still to be acknowledged.
+    fn take_off(&mut self) -> bool {
+        let is_away = self.stream.try_write(&mut self.chunks);
+        if is_away {
+            self.stream.finish();
+        }
+        is_away
+    }
+
+    fn land(self, outcome: Result<(), Error>) -> Landing {
+        let Self { kind, load, number, cargo, .. } = self;
+        Landing { kind, load, number, cargo, outcome }
+    }
+}
+
+/// Flights that are written whole and wait for their acknowledgement, in the order of departure.
+///
+/// A future that waits for each would cost more than its message does, so only the oldest is waited
+/// for. Acknowledgements mostly come in order; when the oldest has landed, the next are looked at.
+/// Now and then all are, so that one that is late holds up nobody's account for long.
+pub(crate) struct Trail {
+    flights: VecDeque<Flight>,
+    oldest: Option<BoxFuture<'static, Result<(), Error>>>,
+    /// Goes off when it is time for a look, or to see that it is not yet: setting it anew for each
+    /// flight would cost more than that.
+    timer: Pin<Box<Sleep>>,
+    patience: Duration,
+    /// Or the last look.
+    last_landing: Instant,
+}
+
+impl Trail {
+    pub(crate) fn new() -> Self {
+        Self {
+            flights: VecDeque::new(),
+            oldest: None,
+            timer: Box::pin(sleep(FIRST_LOOK)),
+            patience: FIRST_LOOK,
+            last_landing: Instant::now(),
+        }
+    }
+
+    /// Sends a flight off. It comes back if the stack does not take all of it at once.
+    pub(crate) fn send_off(&mut self, mut flight: Flight) -> Option<Flight> {
+        if !flight.take_off() {
+            return Some(flight);
+        }
+        if self.flights.is_empty() {
+            self.patience = FIRST_LOOK;
+            self.last_landing = Instant::now();
+            if self.timer.is_elapsed() {
+                self.timer.as_mut().reset(self.last_landing + FIRST_LOOK);
+            }
+        }
+        self.flights.push_back(flight);
+        None
+    }
+
+    /// Resolves with the flights that have landed, once some have. Cancelled, it loses none.
+    pub(crate) async fn landed(&mut self) -> Vec<Landing> {
+        loop {
+            let Some(first) = self.flights.front() else { return std::future::pending().await };
+            let oldest = self.oldest.get_or_insert_with(|| first.stream.acknowledged().boxed());
+            let landings = tokio::select! {
+                biased;
+                outcome = oldest => {
+                    self.oldest = None;
+                    let mut landings = Vec::new();
+                    landings.extend(self.flights.pop_front().map(|first| first.land(outcome)));
+                    self.follow(&mut landings);
+                    landings
+                }
+                () = self.timer.as_mut() => self.look_if_due(),
+            };
+            if !landings.is_empty() {
+                self.patience = FIRST_LOOK;
+                self.last_landing = Instant::now();
+                return landings;
+            }
+        }
+    }
+
+    /// All that are left, once the connection is over: each has landed by now, or never will.
+    pub(crate) fn end(&mut self) -> Vec<Landing> {
+        self.oldest = None;
+        let lost = |flight: Flight| {
+            let outcome = flight.stream.acknowledged().now_or_never();
+            flight.land(outcome.unwrap_or(Err(Error::Cancelled)))
+        };
+        self.flights.drain(..).map(lost).collect()
+    }
+
+    /// Lands those behind the oldest that are acknowledged, too.
+    fn follow(&mut self, landings: &mut Vec<Landing>) {
+        while let Some(next) = self.flights.front() {
+            let Some(outcome) = next.stream.acknowledged().now_or_never() else { return };
+            landings.extend(self.flights.pop_front().map(|next| next.land(outcome)));
+        }
+    }
+
+    fn look_if_due(&mut self) -> Vec<Landing> {
+        let now = Instant::now();
+        let landings = if now < self.last_landing + self.patience {
+            Vec::new()
+        } else {
+            self.patience = (self.patience * 2).min(LAST_LOOK);
+            self.last_landing = now;
+            self.look()
+        };
+        self.timer.as_mut().reset(self.last_landing + self.patience);
+        landings
+    }
+
+    /// Lands all that are acknowledged, but for the oldest, which is waited for.
+    fn look(&mut self) -> Vec<Landing> {
+        let mut landings = Vec::new();
+        let oldest = self.flights.pop_front();
+        for flight in std::mem::take(&mut self.flights) {
+            match flight.stream.acknowledged().now_or_never() {
+                Some(outcome) => landings.push(flight.land(outcome)),
+                None => self.flights.push_back(flight),
+            }
+        }
+        if let Some(oldest) = oldest {
+            self.flights.push_front(oldest);
+        }
+        landings
     }
 }
 
@@ -110,9 +285,14 @@ impl Cargo {
     fn receipts(self) -> Vec<Receipt> {
         match self {
             Self::Receipts(receipts) => receipts,
-            Self::Messages(messages) => {
-                messages.into_iter().filter_map(|message| message.into_parts().1).collect()
-            }
+            Self::Entries(entries) => entries.into_iter().filter_map(receipt).collect(),
         }
+    }
+}
+
+fn receipt(entry: Entry) -> Option<Receipt> {
+    match entry {
+        Entry::Batch(_) => None,
+        Entry::Single(message) => message.into_parts().1,
     }
 }

@@ -19,6 +19,7 @@ use quinn_proto::coding::Codec;
 use tokio::sync::mpsc;
 
 use crate::Error;
+use crate::batch::put_prefix;
 use crate::byte_stream::Received;
 use crate::connection::Connection;
 use crate::flight::Kind;
@@ -40,8 +41,8 @@ pub(crate) const STREAMS_PER_KIND: usize = 4;
 pub(crate) const LARGE_BYTES: usize = 64 * 1024;
 /// Payload bytes of one ordered stream at most: a piece that is acknowledged at once.
 pub(crate) const PIECE_BYTES: usize = 512 * 1024;
-/// Payload bytes from which on a message is handed to the stack as it is. Smaller ones are copied
-/// into common buffers: quinn's send buffer is slow with many small chunks.
+/// Bytes from which on a message or a batch is handed to the stack as it is. Smaller ones are
+/// copied into common buffers: quinn's send buffer is slow with many small chunks.
 const COPY_BELOW_BYTES: usize = 2 * 1024;
 /// Bytes of a common buffer.
 const BUFFER_BYTES: usize = 16 * 1024;
@@ -72,27 +73,36 @@ impl Encoder {
         Self { kind, chunks: Vec::new(), buffer }
     }
 
+    /// Adds one message.
     pub(crate) fn add(&mut self, message: Bytes) {
-        if self.kind == Kind::Single {
-            return self.chunks.push(message);
+        if self.kind != Kind::Single {
+            put_prefix(&mut self.buffer, message.len());
         }
-        let length = u64::try_from(message.len()).unwrap_or(u64::MAX);
-        // A message is held in memory, and no memory is as large as the largest such integer.
-        VarInt::from_u64(length).unwrap_or(VarInt::MAX).encode(&mut self.buffer);
-        if message.len() >= COPY_BELOW_BYTES {
-            self.cut();
-            return self.chunks.push(message);
-        }
-        self.buffer.reserve(message.len());
-        self.buffer.extend_from_slice(&message);
-        if self.buffer.len() >= BUFFER_BYTES {
-            self.cut();
-        }
+        self.push(message);
+    }
+
+    /// Adds messages that are led by their lengths already.
+    pub(crate) fn add_batch(&mut self, messages: Bytes) {
+        self.push(messages);
     }
 
     pub(crate) fn finish(mut self) -> Vec<Bytes> {
         self.cut();
         self.chunks
+    }
+
+    /// What is small is copied: quinn's send buffer is slow with many small chunks.
+    fn push(&mut self, data: Bytes) {
+        let is_copied = data.len() < COPY_BELOW_BYTES && self.kind != Kind::Single;
+        if is_copied {
+            self.buffer.extend_from_slice(&data);
+        }
+        if !is_copied || self.buffer.len() >= BUFFER_BYTES {
+            self.cut();
+        }
+        if !is_copied {
+            self.chunks.push(data);
+        }
     }
 
     fn cut(&mut self) {

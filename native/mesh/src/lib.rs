@@ -15,9 +15,11 @@
 
 mod address;
 mod backoff;
+mod batch;
 mod byte_stream;
 mod config;
 mod connection;
+mod credit;
 mod dial;
 mod endpoint;
 mod error;
@@ -60,7 +62,7 @@ pub use joined::{MESH_ALPN, MessageReader};
 pub use listener::{Listener, ListenerEvent, ListenerStats, Place};
 pub use mesh::{Delivery, Event, Handles, Info, Mesh, NodeId, Plain, Target};
 pub use message::Undelivered;
-pub use outbox::Sent;
+pub use outbox::{Payload, Sent};
 pub use pooled::{Figures, PooledConnection};
 pub use rendezvous::{Refusal, Request, RequestId, Waiter};
 pub use settings::{Settings, Transport};

@@ -457,7 +457,7 @@ mod tests {
         let connection = dialled.expect("a connection");
         // What is acknowledged shows that the handshake is over for both.
         let first = connection.open_stream().await.expect("a stream");
-        first.send(Bytes::from_static(b"hello")).expect("taken");
+        first.send(Bytes::from_static(b"hello").into()).expect("taken");
         first.close();
         assert_eq!(first.bytes().expect("of bytes").sending_ended().await, SendEnd::Finished);
         listener.set_identity(identity()).expect("another certificate");
@@ -466,7 +466,7 @@ mod tests {
         assert_eq!(told.recv().await, Some(ListenerEvent::SocketLost(address)));
         assert_eq!(told.recv().await, Some(ListenerEvent::SocketRebuilt(address)));
         let stream = connection.open_stream().await.expect("a stream");
-        stream.send(Bytes::from_static(b"still there?")).expect("taken");
+        stream.send(Bytes::from_static(b"still there?").into()).expect("taken");
         assert_eq!(connection.ended().await, Error::Reset);
     }
 }

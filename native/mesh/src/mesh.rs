@@ -5,7 +5,6 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
-use bytes::Bytes;
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, watch};
 use tokio::time::timeout;
@@ -17,7 +16,7 @@ use crate::dial::Dialer;
 use crate::endpoint::Endpoint;
 use crate::joined::MESH_ALPN;
 use crate::message::{Confirmation, Message, Undelivered};
-use crate::outbox::Outbox;
+use crate::outbox::{Entry, Outbox, Payload};
 use crate::pool::{self, Pool, Slot};
 use crate::pooled::{Context, Figures, PooledConnection};
 use crate::scope::Scope;
@@ -147,7 +146,6 @@ pub(crate) struct Resident<T: Handles> {
     given: Box<[u8]>,
     /// Notes that a stream of the connection was used.
     usage: Usage,
-    pub(crate) last_used: SystemTime,
 }
 
 /// What a request for a connection found.
@@ -168,7 +166,6 @@ impl<T: Handles> Resident<T> {
             stream,
             given,
             usage,
-            last_used: SystemTime::now(),
         }
     }
 
@@ -178,7 +175,7 @@ impl<T: Handles> Resident<T> {
             self.stream = Stream::messages(self.connection.clone(), self.usage.clone());
             self.stream_handle = T::stream(self.stream.clone());
         }
-        self.last_used = SystemTime::now();
+        self.connection.note_use();
         self.stream_handle.clone()
     }
 
@@ -193,7 +190,6 @@ impl<T: Handles> Resident<T> {
             connection_handle: self.connection_handle.clone(),
             stream_handle: self.stream_handle.clone(),
             given: self.given.clone(),
-            last_used: self.last_used,
         }
     }
 }
@@ -204,7 +200,6 @@ struct Card<T: Handles> {
     connection_handle: T::Connection,
     stream_handle: T::Stream,
     given: Box<[u8]>,
-    last_used: SystemTime,
 }
 
 impl<T: Handles> Card<T> {
@@ -214,7 +209,7 @@ impl<T: Handles> Card<T> {
             connection: self.connection_handle,
             stream: self.stream_handle,
             given: self.given,
-            last_used: self.last_used,
+            last_used: self.connection.last_used(),
         })
     }
 }
@@ -326,7 +321,7 @@ impl<T: Handles> Mesh<T> {
     pub fn send(
         &self,
         node: &[u8],
-        message: Bytes,
+        message: Payload<'_>,
         target: impl FnOnce() -> Option<Target>,
     ) -> Result<(), Error> {
         let outcome = self.0.send(node, &message, target);
@@ -348,10 +343,10 @@ impl<T: Handles> Mesh<T> {
     pub fn deliver(
         &self,
         node: &[u8],
-        data: Bytes,
+        message: Payload<'_>,
         target: impl FnOnce() -> Option<Target>,
     ) -> Result<Delivery, Undelivered> {
-        let (message, confirmation) = Message::confirmed(data);
+        let (message, confirmation) = Message::confirmed(message.into_bytes());
         let stats = &self.0.context.scope.stats;
         match self.0.place(node, message, target) {
             Ok(outbox) => Ok(Delivery { outbox, confirmation, stats: stats.clone() }),
@@ -516,7 +511,7 @@ impl<T: Handles> Shared<T> {
     fn send(
         self: &Arc<Self>,
         node: &[u8],
-        message: &Bytes,
+        message: &Payload<'_>,
         target: impl FnOnce() -> Option<Target>,
     ) -> Result<(), Error> {
         let mut target = Some(target);
@@ -577,7 +572,7 @@ impl<T: Handles> Shared<T> {
         let mut slots = self.lock();
         match slots.pool.lookup(node) {
             Slot::Ready(resident) if resident.is_alive() => {
-                resident.last_used = SystemTime::now();
+                resident.connection.note_use();
                 return Ok(Some(resident.connection.shared_outbox()));
             }
             Slot::Dialing(dial) => {
@@ -666,7 +661,7 @@ impl<T: Handles> Shared<T> {
         self: &Arc<Self>,
         node: &[u8],
         target: Target,
-        queued: VecDeque<Message>,
+        queued: VecDeque<Entry>,
         cause: &Error,
     ) {
         if queued.is_empty() {
@@ -680,15 +675,16 @@ impl<T: Handles> Shared<T> {
     }
 
     /// Counts messages of which nothing was sent, and ends them.
-    pub(crate) fn give_up(
-        &self,
-        messages: VecDeque<Message>,
-        end: impl Fn(Message),
-        cause: &Error,
-    ) {
+    pub(crate) fn give_up(&self, entries: VecDeque<Entry>, end: impl Fn(Message), cause: &Error) {
+        let mut count = 0;
         // Those that were withdrawn have been counted then.
-        let wanted = messages.into_iter().filter(Message::is_wanted);
-        self.context.scope.stats.dropped.add(cause, wanted.map(end).count());
+        for entry in entries.into_iter().filter(Entry::is_wanted) {
+            count += entry.load().messages;
+            if let Entry::Single(message) = entry {
+                end(message);
+            }
+        }
+        self.context.scope.stats.dropped.add(cause, count);
     }
 
     async fn close(self: Arc<Self>) {

@@ -160,18 +160,20 @@ impl Drop for Receipt {
 impl Confirmation {
     /// What became of the message, within `patience`. If nothing has been sent of it by then, it
     /// is withdrawn.
-    pub(crate) async fn within(self, patience: Duration) -> Result<(), Undelivered> {
-        let Self { stage, mut outcome } = self;
-        match timeout(patience, &mut outcome).await {
+    pub(crate) async fn within(mut self, patience: Duration) -> Result<(), Undelivered> {
+        match timeout(patience, &mut self.outcome).await {
             // A receipt tells even when it is dropped.
             Ok(told) => told.unwrap_or(Err(Undelivered::Unconfirmed(Error::Cancelled))),
-            Err(_) if exchange(&stage, WAITS, WITHDRAWN) => {
-                Err(Undelivered::NotSent(Error::SendTimeout))
-            }
+            Err(_) if self.withdraw() => Err(Undelivered::NotSent(Error::SendTimeout)),
             Err(_) => {
-                outcome.try_recv().unwrap_or(Err(Undelivered::Unconfirmed(Error::SendTimeout)))
+                self.outcome.try_recv().unwrap_or(Err(Undelivered::Unconfirmed(Error::SendTimeout)))
             }
         }
+    }
+
+    /// Takes the message back. `false`: it is under way.
+    pub(crate) fn withdraw(&self) -> bool {
+        exchange(&self.stage, WAITS, WITHDRAWN)
     }
 }
 

@@ -1,6 +1,7 @@
 //! The bounded queue of messages to one peer. Erlang schedulers put messages in without ever
 //! waiting; one task takes them out. It outlives the dial before it and the change from one QUIC
-//! connection to the next behind it, so a message is queued once and never moved.
+//! connection to the next behind it, so a message is queued once and never moved. Small messages
+//! join a batch as they come in: one copy each, and nothing to be allocated or freed.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -8,8 +9,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use tokio::sync::{Notify, oneshot};
+use tokio::time::{Instant, timeout_at};
 
 use crate::Error;
+use crate::batch::Batch;
 use crate::config::Load;
 use crate::message::{Message, Undelivered};
 use crate::stats::Stats;
@@ -17,6 +20,79 @@ use crate::stats::Stats;
 /// Senders that may wait for room at one peer. Each is a process that waits, so this is reached
 /// only by a leak of such processes.
 const MAX_WAITING: usize = 65_536;
+
+/// Bytes below which a message joins a batch.
+const SMALL_BYTES: usize = 2 * 1024;
+
+/// A message as its sender has it.
+#[derive(Clone, Debug)]
+pub enum Payload<'a> {
+    /// To be copied.
+    Borrowed(&'a [u8]),
+    /// To be kept as it is.
+    Shared(Bytes),
+}
+
+impl From<Bytes> for Payload<'_> {
+    fn from(bytes: Bytes) -> Self {
+        Self::Shared(bytes)
+    }
+}
+
+impl Payload<'_> {
+    fn len(&self) -> usize {
+        self.as_slice().len()
+    }
+
+    fn as_slice(&self) -> &[u8] {
+        match self {
+            Self::Borrowed(bytes) => bytes,
+            Self::Shared(bytes) => bytes,
+        }
+    }
+
+    /// The message in a form that outlives the call.
+    pub(crate) fn into_bytes(self) -> Bytes {
+        match self {
+            Self::Borrowed(bytes) => Bytes::copy_from_slice(bytes),
+            Self::Shared(bytes) => bytes,
+        }
+    }
+}
+
+/// What waits to be sent, or is under way: one message or many.
+#[derive(Debug)]
+pub(crate) enum Entry {
+    /// Small messages of which nobody waits for what becomes of them.
+    Batch(Batch),
+    /// One message.
+    Single(Message),
+}
+
+impl Entry {
+    /// How many messages, and their payload bytes.
+    pub(crate) fn load(&self) -> Load {
+        match self {
+            Self::Batch(batch) => batch.load(),
+            Self::Single(message) => message.load(),
+        }
+    }
+
+    /// Whether its sender has not withdrawn it.
+    pub(crate) fn is_wanted(&self) -> bool {
+        match self {
+            Self::Batch(_) => true,
+            Self::Single(message) => message.is_wanted(),
+        }
+    }
+
+    fn set_off(&self) -> bool {
+        match self {
+            Self::Batch(_) => true,
+            Self::Single(message) => message.set_off(),
+        }
+    }
+}
 
 /// What all outboxes of a pool may hold together.
 #[derive(Debug)]
@@ -38,21 +114,23 @@ impl Budget {
         }
     }
 
-    /// Reserves room for one message, unless there is none. Two senders may both see the last
+    /// Reserves room, unless there is none. Two senders may both see the last
     /// room as taken for a moment; the bound itself is never exceeded.
-    fn reserve(&self, bytes: usize) -> bool {
-        self.force(bytes);
-        let used = self.used();
+    fn reserve(&self, load: Load) -> bool {
+        let used = self.force(load);
         let fits = used.messages <= self.limit.messages && used.bytes <= self.limit.bytes;
         if !fits {
-            self.release(Load { messages: 1, bytes });
+            self.release(load);
         }
         fits
     }
 
-    fn force(&self, bytes: usize) {
-        self.messages.fetch_add(1, Ordering::Relaxed);
-        self.bytes.fetch_add(bytes, Ordering::Relaxed);
+    /// Takes the room, and tells how much is used then.
+    fn force(&self, load: Load) -> Load {
+        Load {
+            messages: self.messages.fetch_add(load.messages, Ordering::Relaxed) + load.messages,
+            bytes: self.bytes.fetch_add(load.bytes, Ordering::Relaxed) + load.bytes,
+        }
     }
 
     fn release(&self, load: Load) {
@@ -93,7 +171,7 @@ pub(crate) enum Next {
 #[derive(Debug, Default)]
 pub(crate) struct Remains {
     /// Messages of which nothing was sent, the oldest first.
-    pub(crate) queued: VecDeque<Message>,
+    pub(crate) queued: VecDeque<Entry>,
     /// How many were taken out and never settled.
     pub(crate) taken: usize,
 }
@@ -113,7 +191,11 @@ pub(crate) struct Outbox {
 
 #[derive(Debug)]
 struct State {
-    queue: VecDeque<Message>,
+    queue: VecDeque<Entry>,
+    /// What the queue holds.
+    queued: Load,
+    /// Bytes in the queue at which the task is woken.
+    alarm_bytes: usize,
     /// At most how many of the queue have been withdrawn by their senders.
     withdrawn: usize,
     waiting: VecDeque<Waiting>,
@@ -127,6 +209,13 @@ struct Waiting {
     message: Message,
     /// Who is to be told that the message is queued, unless he waits for what becomes of it.
     turn: Option<oneshot::Sender<Result<(), Error>>>,
+}
+
+impl State {
+    fn push_front(&mut self, entry: Entry) {
+        self.queued += entry.load();
+        self.queue.push_front(entry);
+    }
 }
 
 impl Waiting {
@@ -150,6 +239,8 @@ impl Outbox {
     pub(crate) fn new(limits: Limits, budget: Arc<Budget>, stats: Option<Arc<Stats>>) -> Self {
         let state = State {
             queue: VecDeque::new(),
+            queued: Load::default(),
+            alarm_bytes: 0,
             withdrawn: 0,
             waiting: VecDeque::new(),
             outstanding: Load::default(),
@@ -166,53 +257,59 @@ impl Outbox {
     }
 
     /// Queues a message up to the outbox's full limits. Never waits.
-    pub(crate) fn push(&self, message: Bytes) -> Result<(), Error> {
-        let message = Message::from(message);
-        let mut state = self.open(&message)?;
-        self.fits(&state, &message, self.limits.outstanding.bytes)?;
-        self.accept(&mut state, message);
+    pub(crate) fn push(&self, message: Payload<'_>) -> Result<(), Error> {
+        let load = Load { messages: 1, bytes: message.len() };
+        let mut state = self.open(load)?;
+        self.fits(&state, load, self.limits.outstanding.bytes)?;
+        self.accept(load);
+        self.join(&mut state, message);
         Ok(())
     }
 
     /// Takes over the unsent messages of another outbox, which were accepted there, up to the
     /// limits, and returns those that found no room.
-    pub(crate) fn inherit(&self, messages: VecDeque<Message>) -> VecDeque<Message> {
+    pub(crate) fn inherit(&self, entries: VecDeque<Entry>) -> VecDeque<Entry> {
         let mut refused = VecDeque::new();
         let mut state = self.lock();
-        for message in messages {
+        for entry in entries {
+            let load = entry.load();
             if state.phase == Phase::Open
-                && self.fits(&state, &message, self.limits.outstanding.bytes).is_ok()
+                && self.fits(&state, load, self.limits.outstanding.bytes).is_ok()
             {
-                self.enqueue(&mut state, message);
+                self.enqueue(&mut state, entry);
             } else {
-                refused.push_back(message);
+                refused.push_back(entry);
             }
         }
         refused
     }
 
     /// Queues a message up to the watermark. Never waits.
-    pub(crate) fn try_send(&self, message: Bytes) -> Result<(), Error> {
-        let message = Message::from(message);
-        let mut state = self.open(&message)?;
+    pub(crate) fn try_send(&self, message: Payload<'_>) -> Result<(), Error> {
+        let load = Load { messages: 1, bytes: message.len() };
+        let mut state = self.open(load)?;
         if !state.waiting.is_empty() {
             return Err(Error::QueueFull);
         }
-        self.fits(&state, &message, self.limits.watermark_bytes)?;
-        self.accept(&mut state, message);
+        self.fits(&state, load, self.limits.watermark_bytes)?;
+        self.accept(load);
+        self.join(&mut state, message);
         Ok(())
     }
 
     /// Queues a message up to the watermark, or puts it in line for the room behind that.
-    pub(crate) fn send(&self, message: Bytes) -> Result<Sent, Error> {
-        let message = Message::from(message);
-        let mut state = self.open(&message)?;
-        if self.has_room(&state, &message) {
-            self.accept(&mut state, message);
+    pub(crate) fn send(&self, message: Payload<'_>) -> Result<Sent, Error> {
+        let load = Load { messages: 1, bytes: message.len() };
+        let mut state = self.open(load)?;
+        if self.has_room(&state, load) {
+            self.accept(load);
+            self.join(&mut state, message);
             return Ok(Sent::Accepted);
         }
         let (turn, outcome) = oneshot::channel();
-        line_up(&mut state, Waiting { message, turn: Some(turn) }).map_err(|(error, _)| error)?;
+        let message = message.into_bytes().into();
+        self.line_up(&mut state, Waiting { message, turn: Some(turn) })
+            .map_err(|(error, _)| error)?;
         Ok(Sent::Waiting(outcome))
     }
 
@@ -222,28 +319,30 @@ impl Outbox {
     /// # Errors
     /// Why it was not taken, and the message itself.
     pub(crate) fn deliver(&self, message: Message) -> Result<(), (Error, Message)> {
-        let mut state = match self.open(&message) {
+        let mut state = match self.open(message.load()) {
             Ok(state) => state,
             Err(error) => return Err((error, message)),
         };
-        if self.has_room(&state, &message) {
-            self.accept(&mut state, message);
+        if self.has_room(&state, message.load()) {
+            self.accept(message.load());
+            self.enqueue(&mut state, Entry::Single(message));
             return Ok(());
         }
-        line_up(&mut state, Waiting { message, turn: None })
+        self.line_up(&mut state, Waiting { message, turn: None })
     }
 
-    /// One message in the queue was withdrawn by its sender. Once most are, they are taken out.
+    /// One message in the queue was withdrawn by its sender. Once half of them are, they are taken out.
     pub(crate) fn note_withdrawal(&self) {
         let mut state = self.lock();
         state.withdrawn += 1;
-        if state.withdrawn * 2 > state.queue.len() {
+        if state.withdrawn * 2 >= state.queue.len() {
             let (wanted, withdrawn): (VecDeque<_>, VecDeque<_>) =
-                std::mem::take(&mut state.queue).into_iter().partition(Message::is_wanted);
+                std::mem::take(&mut state.queue).into_iter().partition(Entry::is_wanted);
             state.queue = wanted;
             state.withdrawn = 0;
-            for message in &withdrawn {
-                self.release(&mut state, message.load());
+            for entry in &withdrawn {
+                state.queued -= entry.load();
+                self.release(&mut state, entry.load());
             }
         }
     }
@@ -251,22 +350,32 @@ impl Outbox {
     /// Takes the oldest queued message out; it stays outstanding until it is settled.
     pub(crate) fn take(&self) -> Option<Message> {
         let mut state = self.lock();
-        while let Some(message) = state.queue.pop_front() {
-            if message.set_off() {
+        loop {
+            let Entry::Batch(batch) = state.queue.front_mut()? else {
+                match self.depart(&mut state).flatten() {
+                    Some(Entry::Single(message)) => return Some(message),
+                    _ => continue, // Withdrawn.
+                }
+            };
+            let message = batch.pop().map(Message::from);
+            if batch.load().messages == 0 {
+                state.queue.pop_front();
+            }
+            if let Some(message) = message {
+                state.queued -= message.load();
                 return Some(message);
             }
-            self.discard(&mut state, &message);
         }
-        None
     }
 
-    /// Puts messages back that had been taken and not settled, before all others, to be sent
-    /// again.
-    pub(crate) fn restore(&self, messages: impl DoubleEndedIterator<Item = Message>) {
+    /// Puts back what had been taken and not settled, before all others, to be sent again.
+    pub(crate) fn restore(&self, entries: impl DoubleEndedIterator<Item = Entry>) {
         let mut state = self.lock();
-        for message in messages.rev() {
-            message.turn_back();
-            state.queue.push_front(message);
+        for entry in entries.rev() {
+            if let Entry::Single(message) = &entry {
+                message.turn_back();
+            }
+            state.push_front(entry);
         }
     }
 
@@ -275,7 +384,8 @@ impl Outbox {
     pub(crate) async fn next(&self) -> Next {
         loop {
             {
-                let state = self.lock();
+                let mut state = self.lock();
+                state.alarm_bytes = 0;
                 if !state.queue.is_empty() {
                     return Next::Message;
                 }
@@ -296,22 +406,21 @@ impl Outbox {
 
     /// Takes the oldest queued messages out, to travel together; the oldest alone if it is large.
     /// They stay outstanding until they are settled. `large_bytes`: which are.
-    pub(crate) fn take_piece(&self, large_bytes: usize, most_bytes: usize) -> Vec<Message> {
+    pub(crate) fn take_piece(&self, large_bytes: usize, most_bytes: usize) -> Vec<Entry> {
         let mut state = self.lock();
         let mut piece = Vec::new();
         let mut bytes = 0;
-        while let Some(message) = state.queue.front() {
-            let is_large = message.len() >= large_bytes;
-            if !piece.is_empty() && (is_large || bytes + message.len() > most_bytes) {
+        while let Some(next) = state.queue.front().map(|entry| entry.load().bytes) {
+            // A batch is never that large: it stops growing before.
+            let is_large = next >= large_bytes;
+            if !piece.is_empty() && (is_large || bytes + next > most_bytes) {
                 break;
             }
-            let Some(message) = state.queue.pop_front() else { break };
-            if !message.set_off() {
-                self.discard(&mut state, &message);
-                continue;
-            }
-            bytes += message.len();
-            piece.push(message);
+            let Some(entry) = self.depart(&mut state).flatten() else {
+                continue; // Withdrawn.
+            };
+            bytes += next;
+            piece.push(entry);
             if is_large {
                 break;
             }
@@ -321,7 +430,28 @@ impl Outbox {
 
     /// Payload bytes of the message that is next.
     pub(crate) fn next_bytes(&self) -> Option<usize> {
-        self.lock().queue.front().map(Message::len)
+        Some(match self.lock().queue.front()? {
+            Entry::Batch(batch) => batch.first_bytes(),
+            Entry::Single(message) => message.len(),
+        })
+    }
+
+    /// Lets messages pile up until `deadline`, or until `enough_bytes` are there. Cancelled, it
+    /// leaves no trace but that [`Outbox::next`] is called before the next sleep.
+    pub(crate) async fn pile(&self, enough_bytes: usize, deadline: Instant) {
+        let piling = async {
+            while self.is_piling(enough_bytes) {
+                self.wake.notified().await;
+            }
+        };
+        // The deadline is as good as the alarm.
+        timeout_at(deadline, piling).await.ok();
+    }
+
+    fn is_piling(&self, enough_bytes: usize) -> bool {
+        let mut state = self.lock();
+        state.alarm_bytes = enough_bytes;
+        state.phase == Phase::Open && state.waiting.is_empty() && state.queued.bytes < enough_bytes
     }
 
     /// Messages that were taken are done with; lets the next in line in.
@@ -368,6 +498,7 @@ impl Outbox {
         let load = std::mem::take(&mut state.outstanding);
         self.budget.release(load);
         let queued = std::mem::take(&mut state.queue);
+        let left = std::mem::take(&mut state.queued);
         let waiting = std::mem::take(&mut state.waiting);
         drop(state);
         for Waiting { message, turn } in waiting {
@@ -377,7 +508,7 @@ impl Outbox {
             }
             message.fail(Undelivered::NotSent(reason.clone()));
         }
-        Remains { taken: load.messages.saturating_sub(queued.len()), queued }
+        Remains { taken: load.messages.saturating_sub(left.messages), queued }
     }
 
     /// Whether nothing is queued, in flight, or waiting.
@@ -391,10 +522,10 @@ impl Outbox {
         self.lock().outstanding
     }
 
-    fn open(&self, message: &Message) -> Result<MutexGuard<'_, State>, Error> {
+    fn open(&self, message: Load) -> Result<MutexGuard<'_, State>, Error> {
         let state = self.lock();
         match &state.phase {
-            Phase::Open if message.len() > self.limits.outstanding.bytes => {
+            Phase::Open if message.bytes > self.limits.outstanding.bytes => {
                 Err(Error::MessageTooLarge)
             }
             Phase::Open => Ok(state),
@@ -402,38 +533,43 @@ impl Outbox {
         }
     }
 
-    /// Reserves room for `message`. An outbox with nothing in it has room for any one message
-    /// that is not too large: so every sender gets its turn, even below a low watermark or
-    /// beside outboxes that have used the pool's budget up.
-    fn fits(&self, state: &State, message: &Message, bytes: usize) -> Result<(), Error> {
+    /// Reserves room. An outbox with nothing in it has room for anything that is not too large: so
+    /// every sender gets its turn, even below a low watermark or beside outboxes that have used the
+    /// pool's budget up.
+    fn fits(&self, state: &State, load: Load, bytes: usize) -> Result<(), Error> {
         if state.outstanding.messages == 0 {
-            self.budget.force(message.len());
+            self.budget.force(load);
             return Ok(());
         }
         let limit = self.limits.outstanding;
-        if state.outstanding.messages >= limit.messages
-            || state.outstanding.bytes.saturating_add(message.len()) > bytes.min(limit.bytes)
+        if state.outstanding.messages.saturating_add(load.messages) > limit.messages
+            || state.outstanding.bytes.saturating_add(load.bytes) > bytes.min(limit.bytes)
         {
             return Err(Error::QueueFull);
         }
-        if self.budget.reserve(message.len()) { Ok(()) } else { Err(Error::PoolQueueFull) }
+        if self.budget.reserve(load) { Ok(()) } else { Err(Error::PoolQueueFull) }
     }
 
     /// Whether a message may be queued now, before nobody who waits.
-    fn has_room(&self, state: &State, message: &Message) -> bool {
-        state.waiting.is_empty() && self.fits(state, message, self.limits.watermark_bytes).is_ok()
+    fn has_room(&self, state: &State, load: Load) -> bool {
+        state.waiting.is_empty() && self.fits(state, load, self.limits.watermark_bytes).is_ok()
     }
 
-    /// A message that came to the front of the queue had been withdrawn.
-    fn discard(&self, state: &mut State, message: &Message) {
+    /// Takes the oldest entry out of the queue; `Some(None)`: it had been withdrawn.
+    fn depart(&self, state: &mut State) -> Option<Option<Entry>> {
+        let entry = state.queue.pop_front()?;
+        state.queued -= entry.load();
+        if entry.set_off() {
+            return Some(Some(entry));
+        }
         state.withdrawn = state.withdrawn.saturating_sub(1);
-        self.release(state, message.load());
+        self.release(state, entry.load());
+        Some(None)
     }
 
     /// Gives room back, and lets the next in line have it.
     fn release(&self, state: &mut State, load: Load) {
-        state.outstanding.messages -= load.messages;
-        state.outstanding.bytes -= load.bytes;
+        state.outstanding -= load;
         self.budget.release(load);
         self.admit(state);
         // The last in line may have gone unserved, and with it what the task was waiting for.
@@ -442,22 +578,55 @@ impl Outbox {
         }
     }
 
-    fn accept(&self, state: &mut State, message: Message) {
+    fn accept(&self, load: Load) {
         if let Some(stats) = &self.stats {
-            stats.accepted.add(1);
-            stats.accepted_bytes.add(message.len());
+            stats.accepted.add(load.messages);
+            stats.accepted_bytes.add(load.bytes);
         }
-        self.enqueue(state, message);
     }
 
-    fn enqueue(&self, state: &mut State, message: Message) {
-        state.outstanding.messages += 1;
-        state.outstanding.bytes += message.len();
-        state.queue.push_back(message);
-        // The task drains the queue before it sleeps: only the first message has to wake it.
-        if state.queue.len() == 1 {
+    /// Queues a message of which nobody waits for what becomes of it.
+    fn join(&self, state: &mut State, message: Payload<'_>) {
+        let bytes = message.len();
+        if bytes >= SMALL_BYTES {
+            let message = Message::from(message.into_bytes());
+            return self.enqueue(state, Entry::Single(message));
+        }
+        if let Some(Entry::Batch(batch)) = state.queue.back_mut()
+            && batch.add(message.as_slice())
+        {
+            return self.book(state, Load { messages: 1, bytes });
+        }
+        self.enqueue(state, Entry::Batch(Batch::of(message.as_slice())));
+    }
+
+    fn enqueue(&self, state: &mut State, entry: Entry) {
+        let load = entry.load();
+        state.queue.push_back(entry);
+        self.book(state, load);
+    }
+
+    /// Notes what has been queued, and wakes the task if it waits for so much.
+    fn book(&self, state: &mut State, load: Load) {
+        let was_enough = state.queued.messages > 0 && state.queued.bytes >= state.alarm_bytes;
+        state.outstanding += load;
+        state.queued += load;
+        // The task empties the queue before it sleeps: only the first message has to wake it.
+        if !was_enough && state.queued.bytes >= state.alarm_bytes {
             self.wake.notify_one();
         }
+    }
+
+    /// Puts a sender in line for room; the task has to make some.
+    fn line_up(&self, state: &mut State, sender: Waiting) -> Result<(), (Error, Message)> {
+        if state.waiting.len() >= MAX_WAITING {
+            return Err((Error::QueueFull, sender.message));
+        }
+        state.waiting.push_back(sender);
+        if state.alarm_bytes > 0 {
+            self.wake.notify_one();
+        }
+        Ok(())
     }
 
     /// Lets waiting senders in, in their order, as far as there is room.
@@ -466,11 +635,13 @@ impl Outbox {
             if !next.is_wanted() {
                 continue; // Its sender has gone, and the message was never accepted.
             }
-            if self.fits(state, &next.message, self.limits.watermark_bytes).is_err() {
+            let load = next.message.load();
+            if self.fits(state, load, self.limits.watermark_bytes).is_err() {
                 state.waiting.push_front(next);
                 return;
             }
-            self.accept(state, next.message);
+            self.accept(load);
+            self.enqueue(state, Entry::Single(next.message));
             if let Some(turn) = next.turn {
                 turn.send(Ok(())).ok();
             }
@@ -483,15 +654,6 @@ impl Outbox {
     }
 }
 
-/// Puts a sender in line for room.
-fn line_up(state: &mut State, sender: Waiting) -> Result<(), (Error, Message)> {
-    if state.waiting.len() >= MAX_WAITING {
-        return Err((Error::QueueFull, sender.message));
-    }
-    state.waiting.push_back(sender);
-    Ok(())
-}
-
 impl Drop for Outbox {
     fn drop(&mut self) {
         self.close(Error::Cancelled);
@@ -499,6 +661,7 @@ impl Drop for Outbox {
 }
 
 #[cfg(test)]
+#[allow(clippy::disallowed_methods, reason = "tokio's test macro blocks, on a thread of the test")]
 mod tests {
     use super::*;
 
@@ -509,8 +672,12 @@ mod tests {
         (Outbox::new(Limits { outstanding: limit, watermark_bytes }, budget.clone(), None), budget)
     }
 
-    fn message(bytes: usize) -> Bytes {
-        Bytes::from(vec![0; bytes])
+    fn message(bytes: usize) -> Payload<'static> {
+        Bytes::from(vec![0; bytes]).into()
+    }
+
+    fn count(entries: &VecDeque<Entry>) -> usize {
+        entries.iter().map(|entry| entry.load().messages).sum()
     }
 
     #[test]
@@ -588,12 +755,65 @@ mod tests {
         };
         assert!(outbox.take().is_some());
         let remains = outbox.close(Error::Reset);
-        assert_eq!((remains.queued.len(), remains.taken), (2, 1));
+        assert_eq!((count(&remains.queued), remains.taken), (2, 1));
         assert_eq!(turn.try_recv(), Ok(Err(Error::Reset)));
         assert_eq!(budget.used(), Load::default());
         // The task may still settle what it had taken.
         outbox.settle(Load { messages: 1, bytes: 1 });
         assert_eq!(budget.used(), Load::default());
         assert_eq!(outbox.push(message(1)), Err(Error::Reset));
+    }
+
+    #[test]
+    fn small_messages_join_a_batch_and_come_out_in_their_order() {
+        let (outbox, _) = outbox(ROOMY, 1_000, ROOMY);
+        for bytes in [3, 0, 5] {
+            assert_eq!(outbox.push(message(bytes)), Ok(()));
+        }
+        assert_eq!(outbox.next_bytes(), Some(3));
+        assert_eq!(outbox.take().map(|m| m.len()), Some(3));
+        let piece = outbox.take_piece(1_000, 1_000);
+        assert_eq!(piece.len(), 1);
+        assert_eq!(piece[0].load(), Load { messages: 2, bytes: 5 });
+        outbox.restore(piece.into_iter());
+        assert_eq!(outbox.take().map(|m| m.len()), Some(0));
+        assert_eq!(outbox.take().map(|m| m.len()), Some(5));
+        assert!(outbox.take().is_none());
+    }
+
+    #[test]
+    fn a_withdrawn_message_is_passed_over_and_gives_its_room_back() {
+        let (outbox, budget) = outbox(Load { messages: 2, bytes: 100 }, 100, ROOMY);
+        let (first, confirmation) = Message::confirmed(Bytes::from_static(b"first"));
+        assert!(outbox.deliver(first).is_ok());
+        assert_eq!(outbox.push(message(1)), Ok(()));
+        assert_eq!(outbox.push(message(1)), Err(Error::QueueFull));
+        assert!(confirmation.withdraw());
+        outbox.note_withdrawal();
+        assert_eq!(outbox.push(message(1)), Ok(()));
+        assert_eq!(outbox.take_piece(100, 100)[0].load(), Load { messages: 2, bytes: 2 });
+        assert_eq!(budget.used(), Load { messages: 2, bytes: 2 });
+    }
+
+    #[tokio::test]
+    async fn messages_pile_up_until_enough_are_there_or_somebody_waits() {
+        let (outbox, _) = outbox(ROOMY, 10, ROOMY);
+        let outbox = Arc::new(outbox);
+        let late = Instant::now() + std::time::Duration::from_secs(60);
+        assert_eq!(outbox.push(message(1)), Ok(()));
+        let piling = tokio::spawn({
+            let outbox = outbox.clone();
+            async move { outbox.pile(5, late).await }
+        });
+        tokio::task::yield_now().await;
+        assert_eq!(outbox.push(message(4)), Ok(()));
+        piling.await.expect("piled up");
+        let piling = tokio::spawn({
+            let outbox = outbox.clone();
+            async move { outbox.pile(100, late).await }
+        });
+        tokio::task::yield_now().await;
+        assert!(matches!(outbox.send(message(9)), Ok(Sent::Waiting(_))));
+        piling.await.expect("somebody waits");
     }
 }

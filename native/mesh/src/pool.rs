@@ -5,6 +5,8 @@
 use std::collections::HashMap;
 use std::hash::Hash;
 use std::num::NonZeroUsize;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use lru::LruCache;
 
@@ -41,6 +43,23 @@ pub(crate) struct Pool<K: Hash + Eq, D, R> {
     /// Unbounded here, because it must hold one too many while a victim is chosen.
     ready: LruCache<K, (Ticket, R)>,
     issued: u64,
+    latest: Latest,
+}
+
+/// Which slot was used last: who uses that again changes nothing in the order of use, and need not
+/// come to the pool to say so.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Latest(Arc<AtomicU64>);
+
+impl Latest {
+    /// Whether no other slot has been used since this one.
+    pub(crate) fn is(&self, ticket: Ticket) -> bool {
+        self.0.load(Ordering::Relaxed) == ticket.0
+    }
+
+    fn set(&self, ticket: Ticket) {
+        self.0.store(ticket.0, Ordering::Relaxed);
+    }
 }
 
 /// How many of the least recently used connections are looked at for an idle one. Beyond that
@@ -50,7 +69,13 @@ pub(crate) const VICTIM_SEARCH: usize = 128;
 impl<K: Hash + Eq + Clone, D, R: Resident> Pool<K, D, R> {
     /// An empty pool that keeps at most `limit` ready slots.
     pub(crate) fn new(limit: NonZeroUsize) -> Self {
-        Self { limit, dialing: HashMap::new(), ready: LruCache::unbounded(), issued: 0 }
+        Self {
+            limit,
+            dialing: HashMap::new(),
+            ready: LruCache::unbounded(),
+            issued: 0,
+            latest: Latest::default(),
+        }
     }
 
     /// What is there for `key`; a ready slot becomes the most recently used.
@@ -59,7 +84,8 @@ impl<K: Hash + Eq + Clone, D, R: Resident> Pool<K, D, R> {
         K: std::borrow::Borrow<Q>,
         Q: Hash + Eq + ?Sized,
     {
-        if let Some((_, resident)) = self.ready.get_mut(key) {
+        if let Some((ticket, resident)) = self.ready.get_mut(key) {
+            self.latest.set(*ticket);
             return Slot::Ready(resident);
         }
         match self.dialing.get_mut(key) {
@@ -75,6 +101,7 @@ impl<K: Hash + Eq + Clone, D, R: Resident> Pool<K, D, R> {
         Q: Hash + Eq + ?Sized,
     {
         self.ready.peek(key).filter(|(there, _)| *there == ticket)?;
+        self.latest.set(ticket);
         self.ready.get_mut(key).map(|(_, resident)| resident)
     }
 
@@ -112,6 +139,7 @@ impl<K: Hash + Eq + Clone, D, R: Resident> Pool<K, D, R> {
         }
         self.dialing.remove(key);
         self.ready.put(key.clone(), (ticket, resident));
+        self.latest.set(ticket);
         Ok(self.evict(Some(key)))
     }
 
@@ -155,6 +183,11 @@ impl<K: Hash + Eq + Clone, D, R: Resident> Pool<K, D, R> {
     /// Ready slots, the most recently used first.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (&K, &R)> {
         self.ready.iter().map(|(key, (_, resident))| (key, resident))
+    }
+
+    /// Which slot was used last.
+    pub(crate) fn latest(&self) -> Latest {
+        self.latest.clone()
     }
 
     /// How many slots are ready.

@@ -3,28 +3,28 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt, StreamExt};
 use quinn::{ConnectionError, VarInt};
 use tokio::pin;
 use tokio::sync::Semaphore;
-use tokio::time::{Instant, interval, sleep, sleep_until, timeout};
+use tokio::time::{Instant, interval, sleep, timeout};
 
 use crate::address::{Address, canonical};
 use crate::byte_stream::{ByteStream, Ends, Outgoing, Reader};
 use crate::config::{Load, Redelivery};
 use crate::connection::Traffic;
+use crate::credit::Credit;
 use crate::dial::Dialer;
-use crate::flight::{Aloft, Cargo, Flight, Kind, Landing};
+use crate::flight::{Aloft, Cargo, Flight, Kind, Landing, Trail};
 use crate::handshake::PeerParameters;
 use crate::joined::{LARGE_BYTES, MESH_ALPN, PIECE_BYTES, STREAMS_PER_KIND};
 use crate::liveness::{News, Pulse, Vigil, ping};
-use crate::message::Message;
-use crate::outbox::{Next, Outbox};
+use crate::outbox::{Entry, Next, Outbox};
 use crate::packing::Packing;
 use crate::scope::Scope;
 use crate::stream::Stream;
@@ -41,8 +41,14 @@ const CLOSE_GRACE: Duration = Duration::from_millis(50);
 /// The least time to wait for credit from a peer known to return none: its transport may be late
 /// by the delayed acknowledgement of RFC 9000, section 13.2.1.
 const LEAST_PATIENCE: Duration = Duration::from_millis(5);
-/// The least time between two packets that are sent only to get credit back.
-const LEAST_NUDGE: Duration = Duration::from_millis(1);
+/// Messages of one piece from which on they come in a stream. While they do, waking the task for a
+/// few of them costs their senders more than all the rest: it looks again after a while, or when
+/// enough have piled up.
+const STREAM_MESSAGES: usize = 16;
+/// How long messages of a stream may pile up: the timer's granularity.
+const PILE_TIME: Duration = Duration::from_millis(1);
+/// How many bytes of them are enough.
+const PILE_BYTES: usize = 128 * 1024;
 /// Replaced connections of one peer that linger at once; the next one waits for a place.
 const MAX_RETIRED: usize = 64;
 /// Keep-alives sent within one idle timeout of the peer, so that one may be lost.
@@ -60,6 +66,8 @@ struct Inner {
     carrier: Mutex<Option<quinn::Connection>>,
     remote: SocketAddr,
     opened_at: SystemTime,
+    /// In seconds since the epoch, which is all that is told of it.
+    last_used: AtomicU64,
     user_streams: AtomicUsize,
     has_delivered: AtomicBool,
     pulse: Pulse,
@@ -110,6 +118,21 @@ enum End {
     Superseded(quinn::Connection),
 }
 
+/// When to send, from one turn to the next.
+struct Pace {
+    /// How many flights have departed.
+    departed: u64,
+    credit: Credit,
+    /// Until when messages may pile up, since they come in a stream.
+    piles_until: Option<Instant>,
+}
+
+impl Pace {
+    fn new() -> Self {
+        Self { departed: 0, credit: Credit::new(), piles_until: None }
+    }
+}
+
 /// What can be done next about the queue.
 enum Turn {
     Send(Flight),
@@ -130,6 +153,7 @@ impl PooledConnection {
             remote: canonical(carrier.remote_address()),
             carrier: Mutex::new(Some(carrier)),
             opened_at: SystemTime::now(),
+            last_used: AtomicU64::new(now_seconds()),
             user_streams: AtomicUsize::new(0),
             has_delivered: AtomicBool::new(false),
             pulse: Pulse::new(&context.config),
@@ -199,6 +223,16 @@ impl PooledConnection {
     /// bounded by the linger time.
     pub fn close(&self) {
         self.0.outbox.drain(Error::StreamClosed);
+    }
+
+    /// It was asked for, or sent to.
+    pub(crate) fn note_use(&self) {
+        self.0.last_used.store(now_seconds(), Ordering::Relaxed);
+    }
+
+    /// When it was last used, to the second.
+    pub(crate) fn last_used(&self) -> SystemTime {
+        UNIX_EPOCH + Duration::from_secs(self.0.last_used.load(Ordering::Relaxed))
     }
 
     pub(crate) fn outbox(&self) -> &Outbox {
@@ -311,20 +345,20 @@ impl PooledConnection {
         let mut vigil = Vigil::new(carrier, outbox, pulse, context, address, node);
         let peer = PeerParameters::of(carrier);
         let speaks_mesh = peer.alpn == MESH_ALPN;
-        let mut departed: u64 = 0;
         let mut packet = Packing::default();
-        let mut nudge = Instant::now();
+        let mut pace = Pace::new();
         let mut aloft = Aloft::default();
         let mut last_landing: Option<Instant> = None;
         let mut stranded = BTreeMap::new();
         let mut flights = FuturesUnordered::new();
+        let mut trail = Trail::new();
         let mut is_drained = false;
         let lost = carrier.closed();
         let linger_over = self.linger_over();
         let keep_alive = self.keep_alive(carrier, peer.idle_timeout);
         pin!(lost, linger_over, keep_alive);
         let (error, fresh) = loop {
-            if is_drained && flights.is_empty() && self.is_idle() {
+            if is_drained && aloft.is_none() && self.is_idle() {
                 self.grace(last_landing).await;
                 return End::Drained;
             }
@@ -341,33 +375,38 @@ impl PooledConnection {
                     self.land(landing, &mut stranded);
                     last_landing = Some(Instant::now());
                 }
+                landings = trail.landed() => {
+                    for landing in landings {
+                        *aloft.of(landing.kind) -= 1;
+                        self.land(landing, &mut stranded);
+                    }
+                    last_landing = Some(Instant::now());
+                }
                 // Before the turn, which must not use what may be dead.
                 news = vigil.next() => if let News::Dead(fresh) = news {
                     carrier.close(NO_ERROR, &[]);
                     break (Error::Dead, fresh);
                 },
-                turn = self.turn(carrier, patience, speaks_mesh, &packet, &mut nudge),
+                turn = self.turn(carrier, patience, speaks_mesh, &packet, &mut pace),
                     if !is_drained && !vigil.holds() && self.may_fly(aloft, speaks_mesh) => match turn {
                     Ok(Turn::Send(flight)) => {
                         let mut next = Some(flight);
-                        while let Some(mut flight) = next {
-                            flight.number = departed;
-                            departed += 1;
+                        while let Some(flight) = next {
                             *aloft.of(flight.kind) += 1;
-                            let single = (flight.kind == Kind::Single)
-                                .then(|| flight.messages.iter().map(Message::len).sum());
-                            flights.push(flight.fly());
-                            next = single.and_then(|bytes| {
-                                packet.add(carrier, bytes);
-                                self.follow(carrier, &packet, aloft)
-                            });
+                            if flight.kind != Kind::Single {
+                                flights.push(flight.fly());
+                                break;
+                            }
+                            packet.add(carrier, flight.bytes());
+                            flights.extend(trail.send_off(flight).map(Flight::fly));
+                            next = self.follow(carrier, &packet, aloft, &mut pace);
                         }
                     }
                     Ok(Turn::Nothing) => {}
                     Ok(Turn::Drained) => is_drained = true,
                     // A peer that has ever returned credit is only slow.
                     Ok(Turn::NoCredit)
-                        if !speaks_mesh && flights.is_empty() && departed <= peer.bidi_streams =>
+                        if !speaks_mesh && aloft.is_none() && pace.departed <= peer.bidi_streams =>
                     {
                         return End::Exhausted;
                     }
@@ -378,7 +417,11 @@ impl PooledConnection {
             }
         };
         // The outcome of each flight is known now: acknowledged before, or never.
-        while let Some(mut landing) = flights.next().await {
+        let mut landings = trail.end();
+        while let Some(landing) = flights.next().await {
+            landings.push(landing);
+        }
+        for mut landing in landings {
             if error == Error::Dead {
                 // We closed it, and know why.
                 landing.outcome = landing.outcome.map_err(|_| Error::Dead);
@@ -396,7 +439,7 @@ impl PooledConnection {
         patience: Duration,
         speaks_mesh: bool,
         packet: &Packing,
-        nudge: &mut Instant,
+        pace: &mut Pace,
     ) -> Result<Turn, Error> {
         let outbox = &self.0.outbox;
         if outbox.next().await == Next::Drained {
@@ -404,23 +447,28 @@ impl PooledConnection {
         }
         // Only this task takes messages out, and there was one.
         if speaks_mesh {
+            if let Some(deadline) = pace.piles_until {
+                outbox.pile(PILE_BYTES, deadline).await;
+            }
             let send = carrier.open_uni().await?;
             let piece = outbox.take_piece(LARGE_BYTES, PIECE_BYTES);
-            let is_large = piece.first().is_some_and(|first| first.len() >= LARGE_BYTES);
+            let messages: usize = piece.iter().map(|entry| entry.load().messages).sum();
+            pace.piles_until = (messages >= STREAM_MESSAGES).then(|| Instant::now() + PILE_TIME);
+            let is_large = piece.first().is_some_and(|first| first.load().bytes >= LARGE_BYTES);
             let kind = if is_large { Kind::Large } else { Kind::Piece };
-            return Ok(self.flight(kind, piece, send).map_or(Turn::Nothing, Turn::Send));
+            return Ok(self.flight(kind, piece, send, pace).map_or(Turn::Nothing, Turn::Send));
         }
         if !outbox.next_bytes().is_some_and(|bytes| packet.has_room(bytes)) {
             packet.left(carrier).await;
         }
         let opened = match carrier.open_bi().now_or_never() {
             Some(opened) => opened,
-            None => match timeout(patience, credit(carrier, nudge)).await {
+            None => match timeout(patience, pace.credit.wait(carrier)).await {
                 Ok(opened) => opened,
                 Err(_) => return Ok(Turn::NoCredit),
             },
         };
-        Ok(self.single(opened?).map_or(Turn::Nothing, Turn::Send))
+        Ok(self.single(opened?, pace).map_or(Turn::Nothing, Turn::Send))
     }
 
     /// The next message, if it fits into the packet that is being filled and there is a stream for
@@ -430,32 +478,41 @@ impl PooledConnection {
         carrier: &quinn::Connection,
         packet: &Packing,
         aloft: Aloft,
+        pace: &mut Pace,
     ) -> Option<Flight> {
         let bytes = self.0.outbox.next_bytes()?;
         if aloft.singles >= MAX_IN_FLIGHT || !packet.has_room(bytes) {
             return None;
         }
         // An error is told again by the next turn.
-        self.single(carrier.open_bi().now_or_never()?.ok()?)
+        self.single(carrier.open_bi().now_or_never()?.ok()?, pace)
     }
 
-    fn single(&self, (send, mut recv): (quinn::SendStream, quinn::RecvStream)) -> Option<Flight> {
-        // Nobody reads an answer here; said at once, the peer's credit can return (RFC 9000,
-        // section 3.5).
-        recv.stop(NO_ERROR).ok();
-        self.flight(Kind::Single, self.0.outbox.take().into_iter().collect(), send)
+    fn single(
+        &self,
+        (send, recv): (quinn::SendStream, quinn::RecvStream),
+        pace: &mut Pace,
+    ) -> Option<Flight> {
+        pace.credit.use_up(recv);
+        let message = self.0.outbox.take().map(Entry::Single);
+        self.flight(Kind::Single, message.into_iter().collect(), send, pace)
     }
 
     /// `None`: their senders have withdrawn all messages; the stream is given up.
     fn flight(
         &self,
         kind: Kind,
-        messages: Vec<Message>,
+        entries: Vec<Entry>,
         send: quinn::SendStream,
+        pace: &mut Pace,
     ) -> Option<Flight> {
         let stream = Outgoing::new(send);
+        if entries.is_empty() {
+            return None;
+        }
+        pace.departed += 1;
         let keeps = self.0.context.config.redelivery == Redelivery::AtLeastOnce;
-        (!messages.is_empty()).then_some(Flight { kind, messages, stream, number: 0, keeps })
+        Some(Flight::new(kind, pace.departed, entries, keeps, stream))
     }
 
     /// Whether there is room for one more flight. With none for large messages, those behind one
@@ -470,7 +527,7 @@ impl PooledConnection {
     }
 
     /// Books how messages fared; those that are to be sent again become `stranded`.
-    fn land(&self, landing: Landing, stranded: &mut BTreeMap<u64, Vec<Message>>) {
+    fn land(&self, landing: Landing, stranded: &mut BTreeMap<u64, Vec<Entry>>) {
         let stats = &self.0.context.scope.stats;
         let Landing { load, number, cargo, outcome, .. } = landing;
         match (outcome, cargo) {
@@ -480,9 +537,9 @@ impl PooledConnection {
                 self.0.has_delivered.store(true, Ordering::Relaxed);
                 cargo.delivered();
             }
-            (Err(error), Cargo::Messages(messages)) if error.is_loss() => {
+            (Err(error), Cargo::Entries(entries)) if error.is_loss() => {
                 stats.redelivered.add(load.messages);
-                stranded.insert(number, messages);
+                stranded.insert(number, entries);
                 return; // Outstanding still.
             }
             (Err(error), cargo) => {
@@ -541,22 +598,6 @@ impl Drop for Lease {
     }
 }
 
-/// Waits for stream credit. A peer gives credit back when we have acknowledged the end of its half
-/// of a stream; nothing else being sent, quinn would do that late (RFC 9000, section 13.2.1), so
-/// whoever is starved sends something that carries the acknowledgement. `nudge`: not before then.
-async fn credit(
-    carrier: &quinn::Connection,
-    nudge: &mut Instant,
-) -> Result<(quinn::SendStream, quinn::RecvStream), ConnectionError> {
-    let opening = carrier.open_bi();
-    pin!(opening);
-    loop {
-        tokio::select! {
-            opened = &mut opening => return opened,
-            () = sleep_until(*nudge) => {
-                *nudge = Instant::now() + LEAST_NUDGE.max(carrier.rtt());
-                ping(carrier);
-            }
-        }
-    }
+fn now_seconds() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }

@@ -5,11 +5,9 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use bytes::Bytes;
-
 use crate::Error;
 use crate::byte_stream::ByteStream;
-use crate::outbox::{Outbox, Sent};
+use crate::outbox::{Outbox, Payload, Sent};
 use crate::pooled::PooledConnection;
 
 /// A handle to a stream. A stream of plain bytes is finished when its last handle is gone.
@@ -50,7 +48,7 @@ impl Stream {
     ///
     /// # Errors
     /// Why the stream or its connection is gone, or [`Error::MessageTooLarge`].
-    pub fn send(&self, data: Bytes) -> Result<Sent, Error> {
+    pub fn send(&self, data: Payload<'_>) -> Result<Sent, Error> {
         let sent = self.outbox()?.send(data)?;
         self.note_use();
         Ok(sent)
@@ -61,7 +59,7 @@ impl Stream {
     /// # Errors
     /// [`Error::QueueFull`] or [`Error::PoolQueueFull`] when there is none, else as
     /// [`Stream::send`].
-    pub fn try_send(&self, data: Bytes) -> Result<(), Error> {
+    pub fn try_send(&self, data: Payload<'_>) -> Result<(), Error> {
         self.outbox()?.try_send(data)?;
         self.note_use();
         Ok(())
@@ -99,6 +97,7 @@ impl Stream {
 
     fn note_use(&self) {
         if let Kind::Messages(stream) = &*self.0 {
+            stream.connection.note_use();
             (stream.usage)();
         }
     }

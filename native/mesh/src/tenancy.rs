@@ -1,7 +1,7 @@
 //! One slot's time in the pool: its task, which dials, serves and cleans up.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use tokio::sync::{Notify, watch};
 use tokio::time::{sleep, sleep_until};
@@ -101,11 +101,12 @@ impl<T: Handles> Tenancy<T> {
     /// Makes the connection the most recently used; does nothing when it has left the pool.
     fn usage(&self) -> Usage {
         let (shared, node, ticket) = (Arc::downgrade(&self.shared), self.node.clone(), self.ticket);
+        let latest = self.shared.lock().pool.latest();
         Arc::new(move || {
-            if let Some(shared) = shared.upgrade()
-                && let Some(resident) = shared.lock().pool.touch(&node, ticket)
+            if !latest.is(ticket)
+                && let Some(shared) = shared.upgrade()
             {
-                resident.last_used = SystemTime::now();
+                shared.lock().pool.touch(&node, ticket);
             }
         })
     }

@@ -2,18 +2,22 @@
 //! are, kept alive until the network stack has let go of them.
 
 use bytes::Bytes;
+use mesh::Payload;
 use rustler::{Binary, Env, OwnedEnv};
 
 /// Where keeping a binary becomes cheaper than copying it: an environment to keep it in costs as
 /// much as copying about this many bytes.
 const KEEP_FROM_BYTES: usize = 8 * 1024;
 
-/// The payload in a form that outlives the call.
-pub(crate) fn bytes(binary: &Binary<'_>) -> Bytes {
+/// The payload, to be copied when it is taken, or kept.
+pub(crate) fn payload<'a>(binary: &'a Binary<'_>) -> Payload<'a> {
     if binary.len() < KEEP_FROM_BYTES {
-        return Bytes::copy_from_slice(binary.as_slice());
+        return Payload::Borrowed(binary.as_slice());
     }
-    Kept::new(binary).map_or_else(|| Bytes::copy_from_slice(binary.as_slice()), Bytes::from_owner)
+    match Kept::new(binary) {
+        Some(kept) => Payload::Shared(Bytes::from_owner(kept)),
+        None => Payload::Borrowed(binary.as_slice()),
+    }
 }
 
 /// An Erlang binary in an environment of its own.

@@ -81,7 +81,7 @@ fn pool_connect<'a>(
 #[rustler::nif]
 fn pool_send<'a>(pool: Pool, node: Binary<'a>, address: Term<'a>, message: Binary<'a>) -> Atom {
     let target = || address::target(address);
-    match pool.0.send(node.as_slice(), data::bytes(&message), target) {
+    match pool.0.send(node.as_slice(), data::payload(&message), target) {
         Err(Error::PoolClosed) => atoms::closed(),
         // The pool has counted any other loss, and nobody is waiting to hear of it.
         Ok(()) | Err(_) => atoms::ok(),
@@ -102,7 +102,7 @@ fn pool_deliver<'a>(
     token: Term<'a>,
 ) -> NifResult<Term<'a>> {
     let target = || address::target(address);
-    let delivery = match pool.0.deliver(node.as_slice(), data::bytes(&message), target) {
+    let delivery = match pool.0.deliver(node.as_slice(), data::payload(&message), target) {
         Ok(delivery) => delivery,
         Err(refusal) if *refusal.cause() == Error::PoolClosed => {
             return Ok(atoms::closed().encode(env));

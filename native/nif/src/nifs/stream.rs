@@ -19,7 +19,7 @@ const IMMEDIATE: u32 = 0x8;
 /// is no room now.
 #[rustler::nif]
 fn stream_send<'a>(env: Env<'a>, stream: Stream, data: Binary<'a>) -> Term<'a> {
-    match stream.stream.try_send(data::bytes(&data)) {
+    match stream.stream.try_send(data::payload(&data)) {
         Ok(()) => atoms::ok().encode(env),
         Err(Error::QueueFull | Error::PoolQueueFull) => atoms::wait().encode(env),
         Err(error) => terms::error(env, &error),
@@ -35,7 +35,7 @@ fn stream_send_wait<'a>(
     data: Binary<'a>,
     token: Term<'a>,
 ) -> NifResult<Term<'a>> {
-    let turn = match stream.stream.send(data::bytes(&data)) {
+    let turn = match stream.stream.send(data::payload(&data)) {
         Ok(Sent::Accepted) => return Ok(atoms::ok().encode(env)),
         Ok(Sent::Waiting(turn)) => turn,
         Err(error) => return Ok(terms::error(env, &error)),
@@ -55,7 +55,7 @@ fn stream_send_wait<'a>(
 /// there is no room now, at this peer or in the pool.
 #[rustler::nif]
 fn stream_async_send<'a>(env: Env<'a>, stream: Stream, data: Binary<'a>) -> Term<'a> {
-    match stream.stream.try_send(data::bytes(&data)) {
+    match stream.stream.try_send(data::payload(&data)) {
         Ok(()) => atoms::ok().encode(env),
         Err(Error::PoolQueueFull) => terms::error(env, &Error::QueueFull),
         Err(error) => terms::error(env, &error),

@@ -1,0 +1,176 @@
+//! Small messages in one buffer, each led by its length as a variable-length integer (RFC 9000,
+//! section 16): as they wait to be sent, and as they travel between two of ours. A message that
+//! joins a batch costs one copy and no allocation of its own, and the batch is handed to the stack
+//! as it is. Pure data.
+
+use bytes::{Buf, Bytes, BytesMut};
+use quinn::VarInt;
+use quinn_proto::coding::Codec;
+
+use crate::config::Load;
+
+/// Bytes of a batch from which on it takes no more messages: quinn's send buffer is slow with many
+/// small chunks, and gains nothing from larger ones.
+const FULL_BYTES: usize = 16 * 1024;
+/// Bytes set aside for a new batch; one that gets more messages grows.
+const FIRST_BYTES: usize = 1_024;
+/// Bytes of the longest such integer.
+const LONGEST_PREFIX: usize = 8;
+
+/// Messages in their order.
+#[derive(Debug)]
+pub(crate) struct Batch {
+    buffer: Buffer,
+    load: Load,
+}
+
+#[derive(Debug)]
+enum Buffer {
+    /// More messages may be added.
+    Open(BytesMut),
+    /// Copies of the batch may be under way.
+    Sealed(Bytes),
+}
+
+impl Batch {
+    /// A batch of one message.
+    pub(crate) fn of(message: &[u8]) -> Self {
+        let room = FIRST_BYTES.max(LONGEST_PREFIX + message.len());
+        let mut buffer = BytesMut::with_capacity(room);
+        append(&mut buffer, message);
+        let load = Load { messages: 1, bytes: message.len() };
+        Self { buffer: Buffer::Open(buffer), load }
+    }
+
+    /// Adds a message behind the others. `false`: the batch takes no more.
+    pub(crate) fn add(&mut self, message: &[u8]) -> bool {
+        match &mut self.buffer {
+            Buffer::Open(buffer) if buffer.len() < FULL_BYTES => append(buffer, message),
+            Buffer::Open(_) | Buffer::Sealed(_) => return false,
+        }
+        self.load.messages += 1;
+        self.load.bytes += message.len();
+        true
+    }
+
+    /// How many messages, and their payload bytes.
+    pub(crate) fn load(&self) -> Load {
+        self.load
+    }
+
+    /// Payload bytes of the first message.
+    pub(crate) fn first_bytes(&self) -> usize {
+        prefix(self.buffer.bytes()).1
+    }
+
+    /// Takes the first message out.
+    pub(crate) fn pop(&mut self) -> Option<Bytes> {
+        if self.load.messages == 0 {
+            return None;
+        }
+        let (skipped, length) = prefix(self.buffer.bytes());
+        let message = match &mut self.buffer {
+            Buffer::Open(buffer) => {
+                buffer.advance(skipped);
+                buffer.split_to(length).freeze()
+            }
+            Buffer::Sealed(buffer) => {
+                buffer.advance(skipped);
+                buffer.split_to(length)
+            }
+        };
+        self.load.messages -= 1;
+        self.load.bytes -= length;
+        Some(message)
+    }
+
+    /// Takes no more messages, and gives the bytes of all, each led by its length.
+    pub(crate) fn seal(&mut self) -> Bytes {
+        if let Buffer::Open(buffer) = &mut self.buffer {
+            self.buffer = Buffer::Sealed(buffer.split().freeze());
+        }
+        match &self.buffer {
+            Buffer::Sealed(bytes) => bytes.clone(),
+            Buffer::Open(_) => Bytes::new(),
+        }
+    }
+}
+
+impl Buffer {
+    fn bytes(&self) -> &[u8] {
+        match self {
+            Self::Open(buffer) => buffer,
+            Self::Sealed(buffer) => buffer,
+        }
+    }
+}
+
+/// Writes the length that leads a message.
+pub(crate) fn put_prefix(buffer: &mut BytesMut, length: usize) {
+    let length = u64::try_from(length).unwrap_or(u64::MAX);
+    // A message is held in memory, and no memory is as large as the largest such integer.
+    VarInt::from_u64(length).unwrap_or(VarInt::MAX).encode(buffer);
+}
+
+fn append(buffer: &mut BytesMut, message: &[u8]) {
+    put_prefix(buffer, message.len());
+    buffer.extend_from_slice(message);
+}
+
+/// How long the leading integer is, and the length that it gives; both within what was written.
+fn prefix(bytes: &[u8]) -> (usize, usize) {
+    let mut rest = bytes;
+    let length = VarInt::decode(&mut rest).map_or(0, VarInt::into_inner);
+    let skipped = bytes.len() - rest.len();
+    (skipped, usize::try_from(length).unwrap_or(usize::MAX).min(rest.len()))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn a_batch_is_the_messages_each_led_by_its_length() {
+        let mut batch = Batch::of(b"");
+        assert!(batch.add(b"ab"));
+        assert_eq!(batch.load(), Load { messages: 2, bytes: 2 });
+        assert_eq!(batch.seal(), [0, 2, b'a', b'b'].as_slice());
+        assert!(!batch.add(b"more"));
+    }
+
+    #[test]
+    fn a_full_batch_takes_no_more() {
+        let mut batch = Batch::of(&[0; FULL_BYTES]);
+        assert!(!batch.add(b"more"));
+        assert_eq!(batch.load().messages, 1);
+    }
+
+    proptest! {
+        #[test]
+        fn messages_come_out_as_they_went_in_sealed_or_not(
+            sizes in prop::collection::vec(0..300_usize, 1..60),
+            popped_before in 0..10_usize,
+        ) {
+            let messages: Vec<Vec<u8>> =
+                sizes.iter().zip(0_u8..).map(|(size, fill)| vec![fill; *size]).collect();
+            let mut batch = Batch::of(&messages[0]);
+            for message in &messages[1..] {
+                prop_assert!(batch.add(message));
+            }
+            let mut out: Vec<Vec<u8>> = Vec::new();
+            for _ in 0..popped_before {
+                out.extend(batch.pop().map(|message| message.to_vec()));
+            }
+            batch.seal();
+            while batch.load().messages > 0 {
+                prop_assert_eq!(batch.first_bytes(), messages[out.len()].len());
+                out.extend(batch.pop().map(|message| message.to_vec()));
+            }
+            prop_assert_eq!(batch.load(), Load::default());
+            prop_assert_eq!(batch.pop(), None);
+            prop_assert_eq!(out, messages);
+        }
+    }
+}

@@ -1,0 +1,82 @@
+//! Stream credit of peers that get a stream per message, and what brings it back.
+//!
+//! A peer grants a stream anew when both halves of an old one are over: ours, and its own, once we
+//! have acknowledged the end of that. With all credit used up we send nothing, and quinn delays an
+//! acknowledgement that is all there is to be sent (RFC 9000, section 13.2.1): 25 ms for each
+//! hundred messages. So whoever waits for credit sends a frame, and the acknowledgement goes with
+//! it: at the moment when the peer is seen to have ended its half of some of the streams.
+
+use std::collections::VecDeque;
+
+use quinn::{ConnectionError, RecvStream, SendStream, VarInt};
+use tokio::pin;
+use tokio::time::{Duration, Instant, sleep_until};
+
+use crate::liveness::ping;
+
+/// The code of answers that nobody reads; nodes in the field give it no meaning.
+const NO_ERROR: VarInt = VarInt::from_u32(0);
+/// Of how many streams one shows when the peer has ended its half.
+const MARK_EVERY: u64 = 25;
+/// Such streams at most. Others are refused, and tell nothing.
+const MAX_MARKS: usize = 4;
+/// The least time between two frames that are sent though no stream has shown anything.
+const LEAST_NUDGE: Duration = Duration::from_millis(1);
+
+/// What is known of a peer's credit.
+pub(crate) struct Credit {
+    used: u64,
+    /// The peer's halves of some streams, whose ends are waited for.
+    marks: VecDeque<RecvStream>,
+    /// When the waiting began, or a frame was last sent though no stream had shown anything.
+    waits_since: Option<Instant>,
+}
+
+impl Credit {
+    pub(crate) fn new() -> Self {
+        Self { used: 0, marks: VecDeque::new(), waits_since: None }
+    }
+
+    /// A stream was opened; nobody reads an answer on it. Said at once, the peer's credit can
+    /// return (RFC 9000, section 3.5); of some streams it is said a little later.
+    pub(crate) fn use_up(&mut self, mut answer: RecvStream) {
+        self.used += 1;
+        self.waits_since = None;
+        if self.used.is_multiple_of(MARK_EVERY) && self.marks.len() < MAX_MARKS {
+            self.marks.push_back(answer);
+        } else {
+            answer.stop(NO_ERROR).ok();
+        }
+    }
+
+    /// A stream, once there is credit for one. Cancelled, it loses none.
+    pub(crate) async fn wait(
+        &mut self,
+        carrier: &quinn::Connection,
+    ) -> Result<(SendStream, RecvStream), ConnectionError> {
+        let opening = carrier.open_bi();
+        pin!(opening);
+        loop {
+            let since = *self.waits_since.get_or_insert_with(Instant::now);
+            tokio::select! {
+                biased;
+                opened = &mut opening => return opened,
+                () = marked_end(&mut self.marks) => {}
+                () = sleep_until(since + LEAST_NUDGE.max(carrier.rtt())) => {
+                    // Dropped, they are refused: a peer may wait for that.
+                    self.marks.clear();
+                    self.waits_since = None;
+                }
+            }
+            ping(carrier);
+        }
+    }
+}
+
+/// Resolves when the first of the marked streams has ended, however it has.
+async fn marked_end(marks: &mut VecDeque<RecvStream>) {
+    let Some(first) = marks.front_mut() else { return std::future::pending().await };
+    // An answer is read to its end, and thrown away.
+    while let Ok(Some(_)) = first.read_chunk(usize::MAX, true).await {}
+    marks.pop_front();
+}
