@@ -10,7 +10,8 @@ endif
 export MACULA_PEER := $(CARGO_TARGET_DIR)/$(if $(CARGO_BUILD_TARGET),$(CARGO_BUILD_TARGET)/)release/examples/peer
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-build build peer demo bench build-bench test test-rust test-erlang test-facade
+.PHONY: help setup setup-build build peer demo test test-rust test-erlang test-facade
+.PHONY: bench bench-quick bench-smoke setup-bench build-bench
 .PHONY: test-mix mix fuzz sanitize otp27 otp29 interop interop-aioquic lint docs clean
 # The targets share cargo's and rebar3's folders.
 .NOTPARALLEL:
@@ -36,15 +37,24 @@ demo: build peer ## pool peers, send messages, print the figures
 	ERL_LIBS="$(CURDIR)/_build/default/lib" escript erlang/scripts/demo.escript
 	ERL_LIBS="$(CURDIR)/_build/default/lib" escript erlang/scripts/demo_nodes.escript
 
-bench: build-bench ## the benchmark
+bench: setup-bench build-bench ## the whole benchmark, and docs/benchmarks.md; under 15 minutes
 	bench/run
+
+bench-quick: build-bench ## a part of it, to the terminal; under 2 minutes
+	bench/run --quick
+
+bench-smoke: build-bench ## whether its programs still work, in seconds
+	bench/run --smoke
+
+setup-bench:
+	@sh erlang/scripts/setup.sh bench
 
 build-bench: build
 	$(CARGO) build --release --locked -p mesh-bench
-	mkdir -p _build/bench/ebin
+	@mkdir -p _build/bench/ebin
 	erlc -Werror -o _build/bench/ebin bench/erlang/*.erl
 
-test: setup test-rust test-erlang test-facade test-mix interop-aioquic ## all tests
+test: setup test-rust test-erlang test-facade test-mix interop-aioquic bench-smoke ## all tests
 
 # The NIF crate has no tests of its own: outside a VM it does not link.
 test-rust: ## tests of the core crate, and of the benchmark's check

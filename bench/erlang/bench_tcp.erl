@@ -2,7 +2,7 @@
 %%% A process per connection receives, with `{active, N}'.
 -module(bench_tcp).
 
--export([send/0, 'receive'/0]).
+-export([send/0, 'receive'/0, connect/1]).
 
 -define(ACTIVE, 100).
 -define(TLS, [{versions, ['tlsv1.3']}, {verify, verify_none}]).
@@ -29,6 +29,7 @@ send() ->
     ok = bench_work:expect("quit"),
     halt(0).
 
+-spec connect(inet:port_number()) -> ssl:sslsocket().
 connect(Port) ->
     {ok, Socket} = ssl:connect({127, 0, 0, 1}, Port, ?TCP ++ [{active, false} | ?TLS]),
     Socket.

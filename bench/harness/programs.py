@@ -47,18 +47,41 @@ class Program:
 
     def hear(self, word):
         """The fields of the next line, which must begin with `word`."""
+        first, fields = self.line()
+        if first != word:
+            raise Failed(f"{self}: {word} expected, but: {first} {fields}")
+        return fields
+
+    def lines(self, last):
+        """The lines before one that is `last`; all that there are if that is nothing."""
+        while True:
+            try:
+                word, fields = self.line()
+            except EOFError:
+                if last:
+                    raise Failed(f"{self}: ended before it said {last}") from None
+                return
+            if word == last:
+                return
+            yield word, fields
+
+    def line(self):
         deadline = time.monotonic() + PATIENCE_SECONDS
         while b"\n" not in self.rest:
-            ready, _, _ = select.select([self.process.stdout], [], [], deadline - time.monotonic())
-            more = os.read(self.process.stdout.fileno(), 65536) if ready else b""
+            left = max(0.0, deadline - time.monotonic())
+            if not select.select([self.process.stdout], [], [], left)[0]:
+                raise Failed(f"{self}: silent for too long")
+            more = os.read(self.process.stdout.fileno(), 65536)
             if not more:
-                raise Failed(f"{' '.join(self.words)}: ended or silent; said {self.rest!r}")
+                raise EOFError(f"{self}: ended, having said {self.rest!r}")
             self.rest += more
         line, self.rest = self.rest.split(b"\n", 1)
-        first, *fields = line.decode().split(" ")
-        if first != word:
-            raise Failed(f"{' '.join(self.words)}: {word} expected, but: {line.decode()}")
-        return {key: number(value) for key, value in (field.split("=", 1) for field in fields)}
+        word, *fields = line.decode().split(" ")
+        pairs = [field.split("=", 1) for field in fields if "=" in field]
+        return word, {key: number(value) for key, value in pairs}
+
+    def __str__(self):
+        return " ".join(self.words)
 
     def cpu_seconds(self):
         """User and system time of all threads so far."""

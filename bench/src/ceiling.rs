@@ -3,7 +3,7 @@
 
 use std::collections::VecDeque;
 use std::error::Error;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use bytes::{BufMut, Bytes, BytesMut};
@@ -13,15 +13,16 @@ use tokio::task::{JoinSet, yield_now};
 use crate::args::Args;
 use crate::lines::{Lines, say};
 use crate::quic;
-use crate::work::{Work, put_length};
+use crate::receiver;
+use crate::work::{Checker, Framing, Work, put_length};
 
 type Outcome<T> = Result<T, Box<dyn Error + Send + Sync>>;
 
 /// The kind of an ordered stream (docs/protocol.md).
-const ORDERED: u8 = 0;
+pub(crate) const ORDERED: u8 = 0;
 /// Messages are joined into buffers of so many bytes; from here on they are handed over as they
 /// are (LIMITS: the fewer chunks quinn holds, the faster).
-const JOIN_BYTES: usize = 16 * 1024;
+pub(crate) const JOIN_BYTES: usize = 16 * 1024;
 
 /// Of so many streams, one tells that the receiver has answered.
 const MARK_EVERY: u64 = 25;
@@ -73,6 +74,24 @@ pub(crate) async fn run(args: &Args) -> Result<(), Box<dyn Error>> {
         sent += outcome?.map_err(|error| error as Box<dyn Error>)?;
     }
     say(&format!("sent messages={sent} seconds={:.6}", begin.elapsed().as_secs_f64()))?;
+    lines.expect("quit").await?;
+    Ok(())
+}
+
+/// Asks for `--seconds` of blocks and reads them, on one stream.
+pub(crate) async fn read(args: &Args) -> Result<(), Box<dyn Error>> {
+    let work = Work::new(args.get("size")?)?;
+    let endpoint = quic::client(&args.get::<String>("alpn")?, None)?;
+    let connection = quic::connect(&endpoint, args.get("to")?).await?;
+    let mut lines = Lines::read();
+    say("ready")?;
+    lines.expect("go").await?;
+    let (mut send, mut recv) = connection.open_bi().await?;
+    send.write_all(args.get::<String>("seconds")?.as_bytes()).await?;
+    send.finish()?;
+    let tally = Mutex::default();
+    receiver::read(&mut recv, Checker::new(work.clone(), Framing::Bare), &tally).await;
+    say(&receiver::report(&tally, &work))?;
     lines.expect("quit").await?;
     Ok(())
 }

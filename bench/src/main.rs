@@ -6,6 +6,9 @@
 mod args;
 mod ceiling;
 mod core;
+mod count;
+mod dial;
+mod evict;
 mod lines;
 mod quic;
 mod receiver;
@@ -33,7 +36,12 @@ fn run(args: &Args) -> Result<(), Box<dyn Error>> {
     match args.command.as_str() {
         "receive" => one_thread()?.block_on(receiver::run(args)),
         "ceiling" => one_thread()?.block_on(ceiling::run(args)),
+        "read" => one_thread()?.block_on(ceiling::read(args)),
         "core" => workers()?.block_on(core::run(args)),
+        "dial-ceiling" => one_thread()?.block_on(dial::ceiling(args)),
+        "dial-core" => workers()?.block_on(dial::core(args)),
+        "count" => one_thread()?.block_on(count::run(args)),
+        "evict" => evict::run(),
         other => Err(format!("no command: {other}").into()),
     }
 }

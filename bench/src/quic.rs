@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use quinn::{
-    ClientConfig, Connection, Endpoint, EndpointConfig, ServerConfig, TokioRuntime,
-    TransportConfig, VarInt,
+    ClientConfig, ConnectError, Connecting, Connection, Endpoint, EndpointConfig, ServerConfig,
+    TokioRuntime, TransportConfig, VarInt,
 };
 use rustls::client::Resumption;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -31,7 +31,7 @@ const SERVER_BIDI_STREAMS: VarInt = VarInt::from_u32(100);
 const SERVER_UNI_STREAMS: VarInt = VarInt::from_u32(8);
 /// What the pool grants a peer.
 const CLIENT_BIDI_STREAMS: VarInt = VarInt::from_u32(0);
-const CLIENT_UNI_STREAMS: VarInt = VarInt::from_u32(8);
+const CLIENT_UNI_STREAMS: VarInt = VarInt::from_u32(3);
 /// The name in the certificate, and the one that is asked for.
 const NAME: &str = "localhost";
 
@@ -70,7 +70,12 @@ pub(crate) fn client(alpn: &str, send_window: Option<u64>) -> Result<Endpoint, B
 
 /// A new connection to a server on loopback.
 pub(crate) async fn connect(endpoint: &Endpoint, port: u16) -> Result<Connection, Box<dyn Error>> {
-    Ok(endpoint.connect((Ipv4Addr::LOCALHOST, port).into(), NAME)?.await?)
+    Ok(begin(endpoint, port)?.await?)
+}
+
+/// The same, begun only.
+pub(crate) fn begin(endpoint: &Endpoint, port: u16) -> Result<Connecting, ConnectError> {
+    endpoint.connect((Ipv4Addr::LOCALHOST, port).into(), NAME)
 }
 
 fn bind(server: Option<ServerConfig>) -> Result<Endpoint, Box<dyn Error>> {

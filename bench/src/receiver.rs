@@ -6,6 +6,7 @@
 //!   follow each other (`--bidi blocks`), or bring such bytes when asked (`--bidi source`).
 
 use std::error::Error;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -51,15 +52,21 @@ struct Receiver {
     bidi: Bidi,
     // A std mutex: nothing awaits inside, and there is one thread.
     tally: Mutex<Tally>,
+    connections: AtomicU64,
+    /// Blocks brought.
+    brought: AtomicU64,
 }
 
 /// Serves until the driver says `quit`; answers `await N` when that many messages are there, or
-/// when none has come for too long.
+/// when none has come for too long, and `account` with the connections that have come and the
+/// blocks that were brought.
 pub(crate) async fn run(args: &Args) -> Result<(), Box<dyn Error>> {
     let receiver = Arc::new(Receiver {
         work: Work::new(args.get("size")?)?,
         bidi: args.get_or("bidi", Bidi::Messages)?,
         tally: Mutex::default(),
+        connections: AtomicU64::new(0),
+        brought: AtomicU64::new(0),
     });
     let endpoint = quic::server(&args.get::<String>("alpn")?)?;
     say(&format!("ready port={}", endpoint.local_addr()?.port()))?;
@@ -78,6 +85,7 @@ pub(crate) async fn run(args: &Args) -> Result<(), Box<dyn Error>> {
     while let Some(line) = lines.next().await {
         match line.split_once(' ') {
             Some(("await", count)) => say(&receiver.report(count.parse()?).await)?,
+            _ if line == "account" => say(&receiver.account())?,
             _ => break,
         }
     }
@@ -88,7 +96,7 @@ impl Receiver {
     async fn report(&self, expected: u64) -> String {
         let mut seen = (0, Instant::now());
         loop {
-            let messages = self.tally().messages;
+            let messages = lock(&self.tally).messages;
             if messages > seen.0 {
                 seen = (messages, Instant::now());
             }
@@ -97,21 +105,24 @@ impl Receiver {
             }
             sleep(LOOK).await;
         }
-        let tally = self.tally();
-        format!(
-            "got messages={} wrong={} uneven={} cut={} rate={:.3}",
-            tally.messages,
-            tally.wrong,
-            tally.uneven(self.work.round()),
-            tally.cut,
-            tally.rate()
-        )
+        report(&self.tally, &self.work)
+    }
+
+    fn account(&self) -> String {
+        let [connections, messages] =
+            [&self.connections, &self.brought].map(|count| count.load(Ordering::Relaxed));
+        format!("account connections={connections} messages={messages}")
     }
 
     async fn serve(self: Arc<Self>, connection: Connection) {
+        self.connections.fetch_add(1, Ordering::Relaxed);
         let uni = self.clone().accept_uni(connection.clone());
         tokio::spawn(uni);
         self.accept_bi(connection).await;
+    }
+
+    async fn read(&self, stream: &mut RecvStream, framing: Framing) {
+        read(stream, Checker::new(self.work.clone(), framing), &self.tally).await;
     }
 
     async fn accept_uni(self: Arc<Self>, connection: Connection) {
@@ -142,43 +153,55 @@ impl Receiver {
         }
     }
 
-    async fn read(&self, stream: &mut RecvStream, framing: Framing) {
-        let mut checker = Checker::new(self.work.clone(), framing);
-        let mut arrived = 0;
-        let mut chunks: [Bytes; CHUNKS] = std::array::from_fn(|_| Bytes::new());
-        let ended = loop {
-            match stream.read_chunks(&mut chunks).await {
-                Ok(Some(count)) => {
-                    let mut tally = self.tally();
-                    tally.note_time();
-                    arrived += count;
-                    for chunk in chunks.iter().take(count) {
-                        checker.push(chunk, &mut tally);
-                    }
-                }
-                ended => break ended.is_ok(),
-            }
-        };
-        // A receiver in the field takes each chunk for a message.
-        self.tally().cut += u64::from(arrived > 1);
-        // What a reset or a lost connection cuts off is missed in the account.
-        if ended && !checker.is_between_messages() {
-            self.tally().wrong += 1;
-        }
-    }
-
-    /// Sends blocks for as many milliseconds as are asked for, then FIN.
+    /// Sends blocks for as many seconds as are asked for, then FIN.
     async fn bring(&self, send: SendStream, mut recv: RecvStream) {
         let Ok(request) = recv.read_to_end(CHUNKS).await else { return };
-        let milliseconds =
-            String::from_utf8(request).ok().and_then(|text| text.trim().parse().ok());
-        let Some(milliseconds) = milliseconds else { return };
-        let until = Instant::now() + Duration::from_millis(milliseconds);
-        // The reader sees an end that comes too early.
-        ceiling::write_blocks(send, &self.work, until).await.ok();
+        let seconds = String::from_utf8(request).ok().and_then(|text| text.parse().ok());
+        let Some(seconds) = seconds else { return };
+        let until = Instant::now() + Duration::from_secs_f64(seconds);
+        // What cannot be written the reader misses.
+        let brought = ceiling::write_blocks(send, &self.work, until).await.unwrap_or_default();
+        self.brought.fetch_add(brought, Ordering::Relaxed);
     }
+}
 
-    fn tally(&self) -> MutexGuard<'_, Tally> {
-        self.tally.lock().unwrap_or_else(PoisonError::into_inner)
-    }
+/// Reads a stream to its end.
+pub(crate) async fn read(stream: &mut RecvStream, mut checker: Checker, tally: &Mutex<Tally>) {
+    let mut arrived = 0;
+    let mut chunks: [Bytes; CHUNKS] = std::array::from_fn(|_| Bytes::new());
+    let ended = loop {
+        match stream.read_chunks(&mut chunks).await {
+            Ok(Some(count)) => {
+                let mut tally = lock(tally);
+                tally.note_time();
+                arrived += count;
+                for chunk in chunks.iter().take(count) {
+                    checker.push(chunk, &mut tally);
+                }
+            }
+            ended => break ended.is_ok(),
+        }
+    };
+    let mut tally = lock(tally);
+    // A receiver in the field takes each chunk for a message.
+    tally.cut += u64::from(arrived > 1);
+    // What a reset or a lost connection cuts off is missed in the account.
+    tally.wrong += u64::from(ended && !checker.is_between_messages());
+}
+
+/// What has arrived so far, as the driver reads it.
+pub(crate) fn report(tally: &Mutex<Tally>, work: &Work) -> String {
+    let tally = lock(tally);
+    format!(
+        "got messages={} wrong={} uneven={} cut={} rate={:.3}",
+        tally.messages,
+        tally.wrong,
+        tally.uneven(work.round()),
+        tally.cut,
+        tally.rate()
+    )
+}
+
+fn lock(tally: &Mutex<Tally>) -> MutexGuard<'_, Tally> {
+    tally.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -4,6 +4,7 @@
 #
 #   setup.sh build    what building and the demo need
 #   setup.sh test     the same, and what tests and checks need (the default)
+#   setup.sh bench    what building and the benchmark need
 #
 # NEED=check only reports (exit code 1 when something is missing).
 # WITH_ELIXIR=1 asks for Elixir, too.
@@ -16,12 +17,12 @@ cargo_least=1.88
 applications="crypto public_key ssl"
 scope=${1:-test}
 case $scope in
-    build) ;;
+    build | bench) ;;
     test)
         applications="$applications common_test dialyzer edoc eunit proper runtime_tools tools"
         ;;
     *)
-        echo "usage: $0 [build|test]" >&2
+        echo "usage: $0 [build|test|bench]" >&2
         exit 2
         ;;
 esac
@@ -134,6 +135,13 @@ check_python() {
         missing "Python 3.11 with venv" python3 python3-venv
 }
 
+# The benchmark's driver is in Python; it counts instructions with valgrind.
+check_bench() {
+    python3 -c 'import sys; sys.exit(sys.version_info < (3, 9))' 2>/dev/null ||
+        missing "Python 3.9" python3
+    has valgrind || missing "valgrind" valgrind
+}
+
 install_packages() {
     root=
     if [ "$(id -u)" -ne 0 ]; then
@@ -153,6 +161,7 @@ check_cargo
 check_compiler
 [ "$scope" != test ] || check_openssl
 [ "$scope" != test ] || check_python
+[ "$scope" != bench ] || check_bench
 
 if [ -n "$packages" ]; then
     # Several needs may name one package.

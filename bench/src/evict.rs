@@ -1,0 +1,89 @@
+//! The cost of the pool's own bookkeeping against its size, without any network: `pool.rs` of the
+//! core crate, compiled in a second time, because it is no part of the crate's interface.
+
+use std::error::Error;
+use std::hint::black_box;
+use std::num::NonZeroUsize;
+use std::time::Instant;
+
+use crate::lines::say;
+
+#[allow(dead_code, unused_qualifications, reason = "the other half of the file is not used here")]
+#[path = "../../native/mesh/src/pool.rs"]
+mod pool;
+
+use pool::{Pool, Resident, Slot};
+
+const SIZES: [u32; 5] = [1_000, 3_000, 10_000, 30_000, 100_000];
+const INSERTS: u32 = 200_000;
+/// Sizes take turns so often; the median counts.
+const REPETITIONS: usize = 9;
+/// Keys are looked up in steps of this, so that they are not neighbours in memory. It shares no
+/// factor with the sizes.
+const STRIDE: u32 = 7_919;
+
+type Key = Box<[u8]>;
+
+struct Connection;
+
+impl Resident for Connection {
+    fn is_idle(&self) -> bool {
+        true
+    }
+}
+
+/// For each size, in nanoseconds: an insert into a full pool, which evicts, and a look-up.
+pub(crate) fn run() -> Result<(), Box<dyn Error>> {
+    let mut costs = SIZES.map(|size| (size, Vec::new(), Vec::new()));
+    for _ in 0..REPETITIONS {
+        for (size, inserts, lookups) in &mut costs {
+            let mut pool = full(*size)?;
+            inserts.push(time(|n| insert(&mut pool, *size + n)));
+            let first = INSERTS;
+            lookups.push(time(|n| {
+                let key = key(first + n.wrapping_mul(STRIDE) % *size);
+                assert!(matches!(black_box(pool.lookup(&key)), Slot::Ready(_)), "pooled");
+            }));
+        }
+    }
+    for (size, inserts, lookups) in &mut costs {
+        let line =
+            format!("cost size={size} insert={} lookup={}", median(inserts), median(lookups));
+        say(&line)?;
+    }
+    Ok(())
+}
+
+/// A node id as in practice: 32 bytes.
+fn key(number: u32) -> Key {
+    let mut id = [0; 32];
+    let hash = u64::from(number).wrapping_mul(0x9e37_79b9_7f4a_7c15).to_be_bytes();
+    id.iter_mut()
+        .zip(hash.into_iter().chain(number.to_be_bytes()))
+        .for_each(|(to, from)| *to = from);
+    Box::new(id)
+}
+
+fn full(size: u32) -> Result<Pool<Key, (), Connection>, Box<dyn Error>> {
+    let limit = NonZeroUsize::new(usize::try_from(size)?).ok_or("no pool is that small")?;
+    let mut pool = Pool::new(limit);
+    (0..size).for_each(|number| insert(&mut pool, number));
+    Ok(pool)
+}
+
+fn insert(pool: &mut Pool<Key, (), Connection>, number: u32) {
+    let key = key(number);
+    let ticket = pool.begin(key.clone(), ());
+    black_box(pool.admit(&key, ticket, Connection).is_ok());
+}
+
+fn time(mut work: impl FnMut(u32)) -> f64 {
+    let begin = Instant::now();
+    (0..INSERTS).for_each(&mut work);
+    begin.elapsed().as_secs_f64() * 1e9 / f64::from(INSERTS)
+}
+
+fn median(figures: &mut [f64]) -> f64 {
+    figures.sort_by(f64::total_cmp);
+    figures.get(figures.len() / 2).copied().unwrap_or_default()
+}
