@@ -48,7 +48,7 @@ async fn send(port: u16, times: usize, work: &Arc<Work>) -> Result<(), Box<dyn E
     let pool = core::open(Config::default())?;
     let stream = pool.connect(&NODE, target(port)?).await?;
     for message in work.messages.iter().cycle().take(times) {
-        if let Sent::Waiting(accepted) = stream.send(message.clone())? {
+        if let Sent::Waiting(accepted) = stream.send(message.clone().into())? {
             accepted.await??;
         }
     }
