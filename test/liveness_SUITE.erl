@@ -18,6 +18,8 @@
     with_redelivery_what_was_on_its_way_to_a_dead_peer_is_sent_again/1,
     who_waits_for_a_message_to_a_killed_peer_is_told_that_it_may_have_arrived/1,
     a_peer_that_stands_still_for_a_moment_keeps_its_connection/1,
+    an_idle_connection_whose_port_is_closed_for_good_leaves_the_pool/1,
+    a_connection_outlives_a_moment_in_which_its_port_is_closed/1,
     a_slow_reader_is_never_suspected/1,
     an_idle_peer_is_never_suspected/1,
     a_rested_connection_is_checked_before_it_is_handed_out/1,
@@ -44,6 +46,8 @@ all() ->
         with_redelivery_what_was_on_its_way_to_a_dead_peer_is_sent_again,
         who_waits_for_a_message_to_a_killed_peer_is_told_that_it_may_have_arrived,
         a_peer_that_stands_still_for_a_moment_keeps_its_connection,
+        an_idle_connection_whose_port_is_closed_for_good_leaves_the_pool,
+        a_connection_outlives_a_moment_in_which_its_port_is_closed,
         a_slow_reader_is_never_suspected,
         an_idle_peer_is_never_suspected,
         a_rested_connection_is_checked_before_it_is_handed_out,
@@ -126,7 +130,8 @@ a_caller_may_dial_at_once_during_the_back_off(_Config) ->
     Refused = {error, {connect_failed, refused}},
     ?assertEqual(Refused, ?POOL:get_or_create_connection(Pool, <<"node">>, Address)),
     ?assertEqual(Refused, ?POOL:get_or_create_connection(Pool, <<"node">>, Address)),
-    ?assertEqual(1, mesh_ct:stat(failing)),
+    ?assertEqual(Refused, ?POOL:send(Pool, <<"node">>, Address, <<"confirmed">>, 10_000)),
+    ?assertEqual({3, 1}, {mesh_ct:stat(dials), mesh_ct:stat(failing)}),
     Peer = mesh_ct:start_peer(["--port", integer_to_list(Port)]),
     {ok, _} = ?POOL:get_or_create_connection(Pool, <<"node">>, Address),
     ?assertEqual(0, mesh_ct:stat(failing)),
@@ -247,6 +252,36 @@ a_peer_that_stands_still_for_a_moment_keeps_its_connection(_Config) ->
     ?assertEqual({0, 1}, {mesh_ct:stat(messages_unconfirmed), mesh_ct:stat(connections_opened)}),
     ?assertEqual(Stream, mesh_ct:connect(Pool, Peer)).
 
+an_idle_connection_whose_port_is_closed_for_good_leaves_the_pool(_Config) ->
+    %% The network answers its keep-alives. That is no proof, but reason enough to ask.
+    Pool = mesh_ct:start_pool(#{
+        ack_timeout_ms => 300, probe_after_ms => 0, keep_alive_interval_ms => 100
+    }),
+    Peer = mesh_ct:start_peer(),
+    _ = mesh_ct:connect(Pool, Peer),
+    ok = mesh_peer:kill(Peer),
+    mesh_ct:poll_until(fun() -> mesh_ct:stat(closes) =:= #{dead => 1} end),
+    mesh_ct:poll_until(fun() -> mesh_ct:stat(size) =:= 0 end).
+
+a_connection_outlives_a_moment_in_which_its_port_is_closed(_Config) ->
+    %% Anybody on the way can make the network say that nobody is there, for as long as he likes.
+    Pool = mesh_ct:start_pool(#{
+        ack_timeout_ms => 10_000, probe_after_ms => 0, keep_alive_interval_ms => 50
+    }),
+    Peer = mesh_ct:start_peer(),
+    {Relay, Port} = start_relay(mesh_peer:port(Peer)),
+    Address = {{127, 0, 0, 1}, Port},
+    {ok, Stream} = ?POOL:get_or_create_connection(Pool, <<"node">>, Address),
+    ok = macula_quic:send(Stream, mesh_peer:frame(0, 8)),
+    mesh_ct:poll_until(fun() -> mesh_ct:stat(messages_delivered) =:= 1 end),
+    ok = tell_relay(Relay, close),
+    mesh_ct:poll_until(fun() -> mesh_ct:stat(probes) > 0 end),
+    ok = tell_relay(Relay, open),
+    ok = macula_quic:send(Stream, mesh_peer:frame(1, 8)),
+    mesh_ct:poll_until(fun() -> mesh_ct:stat(messages_delivered) =:= 2 end),
+    ?assertEqual({#{}, 1}, {mesh_ct:stat(closes), mesh_ct:stat(connections_opened)}),
+    ?assertEqual(0, mesh_ct:stat(suspicions)).
+
 a_slow_reader_is_never_suspected(_Config) ->
     %% Its transport answers; its application takes its time, many times as much as we wait for an
     %% answer. Were it taken for dead, it would get everything twice, or never.
@@ -352,6 +387,51 @@ noticing_takes_as_long_as_is_printed(Config) ->
     ]).
 
 %%% Internal
+
+%% Passes datagrams on between one client and the peer at `PeerPort'; its port can be closed, and
+%% opened again.
+start_relay(PeerPort) ->
+    Self = self(),
+    Relay = spawn_link(fun() ->
+        {Front, Port} = open_udp(0),
+        {Back, _} = open_udp(0),
+        Self ! {self(), Port},
+        relay(#{front => Front, back => Back, port => Port, peer => PeerPort, client => undefined})
+    end),
+    receive
+        {Relay, Port} -> {Relay, Port}
+    end.
+
+tell_relay(Relay, Command) ->
+    Relay ! {Command, self()},
+    receive
+        {Relay, done} -> ok
+    end.
+
+relay(#{front := Front, back := Back, port := Port} = State) ->
+    receive
+        {udp, Front, _Ip, Client, Data} ->
+            ok = gen_udp:send(Back, {127, 0, 0, 1}, maps:get(peer, State), Data),
+            relay(State#{client := Client});
+        {udp, Back, _Ip, _Peer, Data} when Front =/= closed ->
+            ok = gen_udp:send(Front, {127, 0, 0, 1}, maps:get(client, State), Data),
+            relay(State);
+        {udp, _Socket, _Ip, _Port, _Data} ->
+            relay(State);
+        {close, From} ->
+            ok = gen_udp:close(Front),
+            From ! {self(), done},
+            relay(State#{front := closed});
+        {open, From} ->
+            {Again, Port} = open_udp(Port),
+            From ! {self(), done},
+            relay(State#{front := Again})
+    end.
+
+open_udp(Port) ->
+    {ok, Socket} = gen_udp:open(Port, [binary, {ip, {127, 0, 0, 1}}, {active, true}]),
+    {ok, Bound} = inet:port(Socket),
+    {Socket, Bound}.
 
 ms(Fun) ->
     {Us, _} = timer:tc(Fun),

@@ -92,6 +92,7 @@
     | pool_closed
     | idle_timeout
     | reset
+    | {dead, ack_timeout}
     | no_stream_credit
     | message_too_large
     | send_queue_full

@@ -15,6 +15,7 @@ use crate::Error;
 use crate::address::{Address, Resolver, canonical};
 use crate::endpoint::{Endpoint, Granted};
 use crate::handshake::Observed;
+use crate::refusals::Hints;
 use crate::settings::Settings;
 use crate::tls;
 use crate::verify::{Verdict, Verification};
@@ -94,6 +95,11 @@ impl Dialer {
         let bound = self.endpoint.local_address()?;
         let ip = connection.local_ip().unwrap_or_else(|| bound.ip());
         Some(canonical(SocketAddr::new(ip, bound.port())))
+    }
+
+    /// Hints that the peer of a connection of ours is not there any more.
+    pub(crate) fn hints(&self, connection: &quinn::Connection) -> Hints {
+        self.endpoint.hints(connection)
     }
 
     /// Closes all connections.

@@ -11,7 +11,7 @@ use quinn::{AsyncUdpSocket, ClientConfig, ConnectError, Connecting, EndpointConf
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::Error;
-use crate::refusals::Refusals;
+use crate::refusals::{Hints, Refusals};
 use crate::reset::ResetKeys;
 #[cfg(target_os = "linux")]
 use crate::socket::Listening;
@@ -97,6 +97,11 @@ impl Endpoint {
             }
             outcome => Ok(outcome?),
         }
+    }
+
+    /// Hints that the peer of `connection` is not there any more.
+    pub(crate) fn hints(&self, connection: &quinn::Connection) -> Hints {
+        self.refusals.hints(connection.remote_address())
     }
 
     /// Closes what is still open and waits a moment for the packets to leave.

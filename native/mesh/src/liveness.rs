@@ -5,7 +5,10 @@
 //! reads slowly owes us nothing but the acknowledgement of a ping. So when something is outstanding
 //! and nothing at all has come for half of `ack_timeout_ms`, the peer is asked; after the whole of
 //! it, the connection is suspect: another is dialled, while this one is still listened to. It is
-//! dead when that dial has an outcome and it is still silent.
+//! dead when that dial has failed, too, or has succeeded and this one is silent even then.
+//!
+//! When the network says that nobody is at the peer's port, the peer is asked, too; but anybody can
+//! make it say so, and no connection ends by it (RFC 9000, section 14.2.1).
 //!
 //! A connection from which nothing has come for `probe_after_ms` is asked before it is used.
 
@@ -24,6 +27,7 @@ use crate::address::Address;
 use crate::config::Config;
 use crate::outbox::Outbox;
 use crate::pooled::Context;
+use crate::refusals::Hints;
 use crate::settings::RECEIVE_WINDOW;
 
 /// Looks within one time of patience: by so much later than due is silence noticed at worst.
@@ -31,6 +35,13 @@ const LOOKS: u32 = 8;
 /// The same within one `probe_after_ms`, while nothing is outstanding. Each is a wake-up of every
 /// pooled connection.
 const RESTING_LOOKS: u32 = 4;
+/// How long a peer that stood still, and has just answered a dial, may take to answer here, too,
+/// besides some round trips: what waits in its socket comes first, and an acknowledgement may be
+/// delayed (by 25 ms as a rule, RFC 9000, section 18.2).
+const LAST_WORD: Duration = Duration::from_millis(200);
+const LAST_ROUND_TRIPS: u32 = 3;
+/// Between looks at a rested connection that nobody wants to be checked: there is nothing to see.
+const SELDOM: Duration = Duration::from_secs(3_600);
 /// The first look for the answer to a ping, on a path of no length at all.
 const FIRST_LOOK: Duration = Duration::from_millis(1);
 /// How much longer each next look for it waits.
@@ -71,14 +82,11 @@ impl Pulse {
     /// Has the peer asked, and resolves when it was heard of or the connection `is_over`. What
     /// bounds that is the connection's task.
     pub(crate) async fn settled(&self, is_over: impl Fn() -> bool) {
-        loop {
-            let settled = self.settled.notified();
-            tokio::pin!(settled);
-            // Before the look, so that no news is missed.
-            settled.as_mut().enable();
-            if !self.is_doubtful() || is_over() {
-                return;
-            }
+        let settled = self.settled.notified();
+        tokio::pin!(settled);
+        // Before the look, so that no news is missed.
+        settled.as_mut().enable();
+        if self.is_doubtful() && !is_over() {
             self.wanted.notify_one();
             settled.await;
         }
@@ -110,6 +118,7 @@ pub(crate) enum News {
 /// The watch over one QUIC connection, kept by the task that sends on it.
 pub(crate) struct Vigil<'a> {
     carrier: &'a quinn::Connection,
+    hints: Hints,
     outbox: &'a Outbox,
     pulse: &'a Pulse,
     context: &'a Context,
@@ -134,6 +143,21 @@ enum Stage<'a> {
     Asked { gap: Duration, holds: bool },
     /// It has not answered in time.
     Suspect(Dial<'a>),
+    /// It answers on another connection, which takes this one's place if it says nothing on this one
+    /// until then.
+    LastWord { fresh: Option<quinn::Connection>, until: Instant },
+}
+
+/// Why rest is over.
+enum Cause {
+    /// Something is outstanding.
+    Owed,
+    /// Somebody wants to use a connection that has rested.
+    Wanted,
+    /// The network says that nobody is there.
+    Hint,
+    /// It is time for a look.
+    None,
 }
 
 type Dial<'a> = Pin<Box<dyn Future<Output = Result<quinn::Connection, Error>> + Send + 'a>>;
@@ -151,6 +175,7 @@ impl<'a> Vigil<'a> {
         pulse.beat();
         let mut vigil = Self {
             carrier,
+            hints: context.dialer.hints(carrier),
             outbox,
             pulse,
             context,
@@ -169,7 +194,7 @@ impl<'a> Vigil<'a> {
 
     /// Whether nothing more may be sent on this connection: it may be dead.
     pub(crate) fn holds(&self) -> bool {
-        matches!(self.stage, Stage::Asked { holds: true, .. } | Stage::Suspect(_))
+        !matches!(self.stage, Stage::Resting | Stage::Listening | Stage::Asked { holds: false, .. })
     }
 
     /// Watches until there are news. Cancelled at any point, nothing is lost.
@@ -182,7 +207,8 @@ impl<'a> Vigil<'a> {
                 Stage::Resting => self.while_resting().await,
                 Stage::Listening => self.while_listening().await,
                 Stage::Asked { gap, holds } => self.while_asked(gap, holds).await,
-                Stage::Suspect(_) => Some(self.while_suspect().await),
+                Stage::Suspect(_) => self.while_suspect().await,
+                Stage::LastWord { until, .. } => self.while_last_word(until).await,
             };
             if let Some(news) = news {
                 return news;
@@ -197,26 +223,25 @@ impl<'a> Vigil<'a> {
             true => Poll::Pending,
             false => Poll::Ready(()),
         });
-        let has_cause = tokio::select! {
+        let cause = tokio::select! {
             biased;
-            () = is_owed => true,
-            () = self.pulse.wanted.notified() => true,
-            () = &mut self.timer => false,
+            () = is_owed => Cause::Owed,
+            () = self.pulse.wanted.notified() => Cause::Wanted,
+            () = self.hints.given() => Cause::Hint,
+            () = &mut self.timer => Cause::None,
         };
-        if self.has_heard() {
-            self.pulse.beat();
-        }
-        if !has_cause {
-            self.rest();
-            return None;
-        }
-        if !self.pulse.is_doubtful() {
-            self.listen();
-            return None;
-        }
+        self.has_heard();
         self.since = Instant::now();
-        self.ask(true);
-        Some(News::Changed)
+        match cause {
+            Cause::None => self.rest(),
+            Cause::Owed | Cause::Wanted if self.pulse.is_doubtful() => {
+                self.ask(true);
+                return Some(News::Changed);
+            }
+            Cause::Owed | Cause::Wanted => self.listen(),
+            Cause::Hint => self.ask(false),
+        }
+        None
     }
 
     async fn while_listening(&mut self) -> Option<News> {
@@ -256,45 +281,69 @@ impl<'a> Vigil<'a> {
         None
     }
 
-    async fn while_suspect(&mut self) -> News {
-        loop {
-            let Stage::Suspect(dial) = &mut self.stage else {
-                return News::Changed;
-            };
-            let outcome = tokio::select! {
-                outcome = dial => Some(outcome),
-                () = &mut self.timer => None,
-            };
-            let stats = &self.context.scope.stats;
-            if self.has_heard() {
-                stats.recoveries.add(1);
-                // The dial, or the connection that it gave, is dropped, and so closed.
-                stats.dial_failures.add(&Error::Cancelled, 1);
-                self.listen();
-                return News::Changed;
+    async fn while_suspect(&mut self) -> Option<News> {
+        let Stage::Suspect(dial) = &mut self.stage else {
+            return None;
+        };
+        let outcome = tokio::select! {
+            outcome = dial => Some(outcome),
+            () = &mut self.timer => None,
+        };
+        if self.has_heard() {
+            return Some(self.recover());
+        }
+        match outcome {
+            Some(Ok(fresh)) => {
+                ping(self.carrier);
+                let until = Instant::now() + LAST_WORD + fresh.rtt() * LAST_ROUND_TRIPS;
+                self.stage = Stage::LastWord { fresh: Some(fresh), until };
+                self.wait(FIRST_LOOK);
+                None
             }
-            match outcome {
-                Some(Ok(fresh)) => {
-                    stats.connections.add(1);
-                    stats.closes.add(&Error::Dead, 1);
-                    return News::Dead(Some(fresh));
-                }
-                Some(Err(error)) => {
-                    stats.dial_failures.add(&error, 1);
-                    return News::Dead(None);
-                }
-                None => self.wait(self.patience / LOOKS),
+            Some(Err(error)) => {
+                self.context.scope.stats.dial_failures.add(&error, 1);
+                Some(News::Dead(None))
+            }
+            None => {
+                self.wait(self.patience / LOOKS);
+                None
             }
         }
+    }
+
+    async fn while_last_word(&mut self, until: Instant) -> Option<News> {
+        self.timer.as_mut().await;
+        if self.has_heard() {
+            return Some(self.recover());
+        }
+        if Instant::now() < until {
+            self.wait(LAST_WORD / LOOKS);
+            return None;
+        }
+        let Stage::LastWord { fresh, .. } = &mut self.stage else {
+            return None;
+        };
+        let stats = &self.context.scope.stats;
+        stats.connections.add(1);
+        stats.closes.add(&Error::Dead, 1);
+        Some(News::Dead(fresh.take()))
+    }
+
+    /// It answers after all. The dial, or the connection that it gave, is dropped, and so closed.
+    fn recover(&mut self) -> News {
+        let stats = &self.context.scope.stats;
+        stats.recoveries.add(1);
+        stats.dial_failures.add(&Error::Cancelled, 1);
+        self.listen();
+        News::Changed
     }
 
     /// The peer owes us nothing.
     fn rest(&mut self) {
         self.stage = Stage::Resting;
         let probe_after = Duration::from_millis(self.pulse.probe_after_ms);
-        // Never, for as long as a connection may live: an hour from now, and again.
         let often = match probe_after.is_zero() {
-            true => Duration::from_secs(3_600),
+            true => SELDOM,
             false => probe_after / RESTING_LOOKS,
         };
         self.wait(often);
@@ -378,17 +427,11 @@ mod tests {
     async fn whoever_waits_for_a_doubtful_peer_has_it_asked_and_is_told_when_it_answers() {
         let pulse = pulse(1, 1_000);
         until_doubtful(&pulse).await;
-        // What is heard of may be doubtful again by the time that it is seen: asked for once more.
-        let answers = async {
-            loop {
-                pulse.wanted.notified().await;
-                pulse.beat();
-            }
+        let answer = async {
+            pulse.wanted.notified().await;
+            pulse.beat();
         };
-        tokio::select! {
-            () = pulse.settled(|| false) => {}
-            () = answers => {}
-        }
+        tokio::join!(pulse.settled(|| false), answer);
     }
 
     #[tokio::test]

@@ -291,7 +291,7 @@ impl<T: Handles> Mesh<T> {
         target: Target,
     ) -> impl Future<Output = Result<T::Stream, Error>> + Send + use<T> {
         let shared = self.0.clone();
-        let (mut claim, node) = (shared.claim(node, target.clone()), NodeId::from(node));
+        let (mut claim, node) = (shared.claim(node, target.clone(), false), NodeId::from(node));
         async move {
             let mut pending = loop {
                 match claim? {
@@ -303,7 +303,7 @@ impl<T: Handles> Mesh<T> {
                         if connection.outbox().refusal() == Some(Error::Dead) {
                             return Err(Error::Dead);
                         }
-                        claim = shared.claim(&node, target.clone());
+                        claim = shared.claim(&node, target.clone(), true);
                     }
                 }
             };
@@ -486,11 +486,17 @@ impl<T: Handles> Dial<T> {
 }
 
 impl<T: Handles> Shared<T> {
-    fn claim(self: &Arc<Self>, node: &[u8], target: Target) -> Result<Claim<T>, Error> {
+    /// `was_asked`: a peer has just been asked whether it is there.
+    fn claim(
+        self: &Arc<Self>,
+        node: &[u8],
+        target: Target,
+        was_asked: bool,
+    ) -> Result<Claim<T>, Error> {
         let mut slots = self.lock();
         match slots.pool.lookup(node) {
             Slot::Ready(resident) if resident.is_alive() => {
-                if resident.connection.is_doubtful() {
+                if resident.connection.is_doubtful() && !was_asked {
                     return Ok(Claim::Doubtful(resident.connection.clone()));
                 }
                 self.context.scope.stats.hits.add(1);
@@ -543,7 +549,9 @@ impl<T: Handles> Shared<T> {
         let mut target = Some(target);
         let mut refusal = Undelivered::NotSent(Error::Cancelled);
         for _ in 0..SEND_ATTEMPTS {
+            let may_dial = target.is_some();
             let outbox = self.outbox(node, &mut target, Occasion::Asked);
+            let begins_dial = may_dial && target.is_none();
             let Some(outbox) = outbox.map_err(Undelivered::NotConnected)? else {
                 return Err(refusal);
             };
@@ -553,7 +561,11 @@ impl<T: Handles> Shared<T> {
                     return Err(Undelivered::NotSent(error));
                 }
                 Err((error, back)) => {
-                    refusal = Undelivered::NotSent(error);
+                    refusal = match begins_dial {
+                        // It has failed already.
+                        true => Undelivered::NotConnected(error),
+                        false => Undelivered::NotSent(error),
+                    };
                     message = back;
                 }
             }

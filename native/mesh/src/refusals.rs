@@ -1,10 +1,10 @@
-//! Which dials have been answered in the peer's place: by an ICMP message that nobody listens at
-//! their port.
+//! What the network says in a peer's place: ICMP messages that nobody listens at a port.
 //!
 //! Such messages can be forged (RFC 9000, section 14.2.1), so one counts only if it quotes a
 //! datagram that we have sent to that address to open a connection: its connection id is 20 random
 //! bytes, which nobody knows who has not seen the datagram. It counts against dials alone, and
-//! only as long as nothing has come from that address itself.
+//! only as long as nothing has come from that address itself. For a connection that is made, any
+//! such message is only a hint to ask the peer.
 
 use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
@@ -25,12 +25,21 @@ const LONG_HEADER: u8 = 0x80;
 const ID_LENGTH_AT: usize = 5;
 const VERSION_AT: usize = 1;
 
-/// The dials of one endpoint that wait for their first answer.
+/// The dials of one endpoint that wait for their first answer, and its connections.
 #[derive(Debug, Default)]
 pub(crate) struct Refusals {
-    /// How many there are, so that datagrams are looked at only while there are any.
+    /// How many dials there are, so that datagrams are looked at only while there are any.
     waiting: AtomicUsize,
     places: Mutex<HashMap<SocketAddr, Place>>,
+    connections: Mutex<HashMap<SocketAddr, Vec<Arc<Notify>>>>,
+}
+
+/// A connection that is given hints.
+#[derive(Debug)]
+pub(crate) struct Hints {
+    refusals: Arc<Refusals>,
+    address: SocketAddr,
+    given: Arc<Notify>,
 }
 
 /// The dials to one address.
@@ -57,6 +66,14 @@ impl Refusals {
         self.lock().entry(address).or_default().dials.push(refused.clone());
         self.waiting.fetch_add(1, Ordering::Relaxed);
         Watched { refusals: self.clone(), address, refused }
+    }
+
+    /// Gives hints about the peer at `address`.
+    pub(crate) fn hints(self: &Arc<Self>, address: SocketAddr) -> Hints {
+        let address = canonical(address);
+        let given = Arc::new(Notify::new());
+        lock(&self.connections).entry(address).or_default().push(given.clone());
+        Hints { refusals: self.clone(), address, given }
     }
 
     /// Notes a datagram that is about to be sent.
@@ -90,10 +107,14 @@ impl Refusals {
 
     /// Takes the news that nobody listens where a datagram that begins with `quoted` was sent to.
     pub(crate) fn refuse(&self, address: SocketAddr, quoted: &[u8]) {
+        let address = canonical(address);
         let Some(opening) = opening(quoted) else {
+            for connection in lock(&self.connections).get(&address).into_iter().flatten() {
+                connection.notify_one();
+            }
             return;
         };
-        if let Some(place) = self.lock().get_mut(&canonical(address))
+        if let Some(place) = self.lock().get_mut(&address)
             && place.openings.iter().any(|known| known == opening)
         {
             for dial in place.dials.drain(..) {
@@ -107,9 +128,32 @@ impl Refusals {
         self.waiting.load(Ordering::Relaxed) == 0
     }
 
-    /// A std mutex, because nothing awaits inside.
     fn lock(&self) -> MutexGuard<'_, HashMap<SocketAddr, Place>> {
-        self.places.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.places)
+    }
+}
+
+/// A std mutex, because nothing awaits inside.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Hints {
+    /// Resolves when the network says that nobody is there. Anybody can make it say so.
+    pub(crate) async fn given(&self) {
+        self.given.notified().await;
+    }
+}
+
+impl Drop for Hints {
+    fn drop(&mut self) {
+        let mut connections = lock(&self.refusals.connections);
+        if let Some(here) = connections.get_mut(&self.address) {
+            here.retain(|given| !Arc::ptr_eq(given, &self.given));
+            if here.is_empty() {
+                connections.remove(&self.address);
+            }
+        }
     }
 }
 
@@ -201,6 +245,18 @@ mod tests {
         assert!(is_refused(&first) && is_refused(&second));
         drop((first, second));
         assert!(refusals.lock().is_empty() && refusals.is_idle());
+    }
+
+    #[test]
+    fn a_connection_is_given_a_hint_whoever_it_comes_from() {
+        let refusals = Arc::new(Refusals::default());
+        let hints = refusals.hints(ADDRESS.into());
+        refusals.refuse(([127, 0, 0, 1], 4434).into(), &packet(0x40, 1));
+        assert!(hints.given().now_or_never().is_none(), "of another address");
+        refusals.refuse(ADDRESS.into(), &packet(0x40, 1));
+        assert!(hints.given().now_or_never().is_some());
+        drop(hints);
+        assert!(lock(&refusals.connections).is_empty());
     }
 
     #[test]
