@@ -3,7 +3,7 @@
 %%% it is called off or the process that has started it ends.
 -module(mesh_attacker).
 
--export([start/2, start/3, outcome/1, call_off/1, attack/3]).
+-export([start/3, start_at/3, outcome/1, call_off/1, attack/3]).
 
 -export_type([attacker/0]).
 
@@ -12,8 +12,6 @@
 %% The attacks end by themselves long before.
 -define(ATTACK_MS, 120_000).
 -define(EXIT_MS, 10_000).
-
-start(Listener, Attack) -> start(Listener, Attack, []).
 
 %% Begins. `Args' are those of the program, as strings.
 start(Listener, Attack, Args) ->

@@ -16,6 +16,7 @@ all() ->
         a_silent_address_ends_by_the_timeout,
         an_address_that_is_none_is_told_back,
         a_name_that_nobody_has_is_nxdomain,
+        a_server_of_another_version_is_told,
         peers_without_a_protocol_in_common_do_not_talk,
         the_protocol_agreed_on_is_the_clients_first_that_the_server_knows,
         an_unknown_option_is_refused_by_its_name,
@@ -100,6 +101,22 @@ an_address_that_is_none_is_told_back(_Config) ->
 a_name_that_nobody_has_is_nxdomain(_Config) ->
     ?assertEqual({error, nxdomain}, dial("nobody.invalid", 4433, [])).
 
+%% Trying again will not help here, either. Version Negotiation: RFC 9000, section 17.2.1.
+a_server_of_another_version_is_told(_Config) ->
+    {ok, Socket} = gen_udp:open(0, [binary, {ip, {127, 0, 0, 1}}, {active, false}]),
+    {ok, Port} = inet:port(Socket),
+    Agent = quic_ct:agent(),
+    Dialling = quic_ct:tell(Agent, fun() -> dial({127, 0, 0, 1}, Port, []) end),
+    {ok, {Address, From, Initial}} = gen_udp:recv(Socket, 0, ?WAIT_MS),
+    <<_, 1:32, S1, Server:S1/binary, S2, Client:S2/binary, _/binary>> = Initial,
+    %% The only version that it has is one that is reserved for never being used.
+    Answer = <<16#80, 0:32, S2, Client/binary, S1, Server/binary, 16#1a2a3a4a:32>>,
+    ok = gen_udp:send(Socket, Address, From, Answer),
+    receive
+        {Dialling, Result} -> ?assertEqual({error, version_mismatch}, Result)
+    after ?WAIT_MS -> error(never_told)
+    end.
+
 %% TLS alert 120, no_application_protocol (RFC 7301): the wrong service answered.
 peers_without_a_protocol_in_common_do_not_talk(_Config) ->
     Listener = quic_ct:listen([{alpn, ["one", <<"two">>]}]),
@@ -150,11 +167,14 @@ every_option_takes_its_bounds_and_refuses_what_lies_beyond(_Config) ->
         {peer_bidi_stream_count, 0, 65_536},
         {peer_unidi_stream_count, 0, 65_536},
         {max_frame_bytes, 8, 4_096 * Mib},
+        {max_unfinished_bytes, 65_536, 65_536 * Mib},
+        {receive_window_bytes, 65_536, 1_024 * Mib},
         {udp_buffer_bytes, 65_536, 1_024 * Mib},
         {backlog, 1, 65_536},
         {max_connections, 1, 1_000_000},
         {max_connections_per_address, 1, 1_000_000},
         {max_handshakes, 1, 65_536},
+        {max_handshakes_per_address, 1, 65_536},
         {retry_above_handshakes, 0, 65_536}
     ],
     [assert_bounds(Key, Least, Most) || {Key, Least, Most} <- Bounds],

@@ -17,7 +17,8 @@ all() ->
         what_is_no_frame_passes_as_it_comes,
         half_a_frame_at_the_end_is_delivered_as_it_is,
         a_change_of_packet_counts_from_the_next_byte,
-        a_frame_beyond_the_limit_ends_the_stream
+        a_frame_beyond_the_limit_ends_the_stream,
+        long_frames_of_a_connection_share_its_room
     ].
 
 init_per_suite(Config) -> quic_ct:certificates(Config).
@@ -125,3 +126,31 @@ a_frame_beyond_the_limit_ends_the_stream(_Config) ->
     ok = macula_quic:setopt(Far3, active, true),
     ok = macula_quic:send(Near3, <<1, 1, 0, 0, 93:32>>),
     ?assertEqual({error, {frame_too_large, 101}}, macula_quic:recv(Far3, ?WAIT_MS)).
+
+%% A long frame on each of a hundred streams must not become a hundred long frames here.
+long_frames_of_a_connection_share_its_room(_Config) ->
+    {Client, Server} = quic_ct:pair([{max_unfinished_bytes, 250_000}], []),
+    [First, Second, Third] = [quic_ct:streams(Client, Server, macula) || _ <- [1, 2, 3]],
+    Long = quic_ct:frame(binary:copy(<<7>>, 150_000)),
+    Half = binary:part(Long, 0, 75_000),
+    Begin = fun({Near, Far}, Data) ->
+        ok = macula_quic:setopt(Far, active, true),
+        ok = macula_quic:send(Near, Data)
+    end,
+    Begin(First, Half),
+    {_, FirstFar} = First,
+    %% It is being put together: nothing of it waits in flow control's windows any more.
+    quic_ct:none(FirstFar),
+    Begin(Second, Half),
+    {_, SecondFar} = Second,
+    ?assertEqual({frame_too_large, byte_size(Long)}, quic_ct:next(SecondFar)),
+    %% Short ones pass, and the first one comes to its end and makes room.
+    Short = quic_ct:frame(binary:copy(<<7>>, 60_000)),
+    Begin(Third, Short),
+    {ThirdNear, ThirdFar} = Third,
+    ?assertMatch({Short, _}, quic_ct:next(ThirdFar)),
+    {FirstNear, _} = First,
+    ok = macula_quic:send(FirstNear, binary:part(Long, 75_000, byte_size(Long) - 75_000)),
+    ?assertMatch({Long, _}, quic_ct:next(FirstFar)),
+    ok = macula_quic:send(ThirdNear, Long),
+    ?assertMatch({Long, _}, quic_ct:next(ThirdFar)).

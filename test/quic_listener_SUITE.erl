@@ -18,6 +18,7 @@ all() ->
         listens_on_a_port_of_both_families,
         listens_on_one_address,
         listens_on_many_addresses,
+        the_socket_has_the_buffers_that_were_asked_for,
         a_place_that_is_none_is_told_back,
         a_port_that_is_taken_is_told,
         an_accepted_connection_was_announced_with_its_facts,
@@ -39,6 +40,8 @@ all() ->
         too_many_connections_are_refused_and_places_come_back,
         too_many_connections_of_one_address_are_refused,
         too_many_handshakes_are_refused,
+        too_many_handshakes_of_one_address_are_refused,
+        handshakes_under_way_take_no_place_of_the_backlog,
         a_handshake_that_never_ends_is_given_up,
         retry_lets_honest_clients_in,
         new_certificates_are_for_new_connections,
@@ -101,6 +104,19 @@ listens_on_many_addresses(_Config) ->
         end
      || {Address, _} <- Places
     ].
+
+%% Small ones lose packets in bursts. The kernel tells of twice what it was asked for.
+the_socket_has_the_buffers_that_were_asked_for(_Config) ->
+    case os:find_executable("ss") of
+        false -> {skip, "no ss here, which would tell"};
+        _ -> [?assertEqual(2 * Size, receive_buffer(Size)) || Size <- [65_536, 131_072]]
+    end.
+
+receive_buffer(Size) ->
+    {ok, {_, Port}} = macula_quic:sockname(quic_ct:listen([{udp_buffer_bytes, Size}])),
+    Told = os:cmd("ss -uanm sport = :" ++ integer_to_list(Port)),
+    {match, [Bytes]} = re:run(Told, "rb(\\d+)", [{capture, [1], list}]),
+    list_to_integer(Bytes).
 
 %% A configuration mistake, told as one.
 a_place_that_is_none_is_told_back(_Config) ->
@@ -406,6 +422,27 @@ too_many_handshakes_are_refused(_Config) ->
     ?assertEqual({error, refused}, dial(Listener)),
     ?assertMatch(#{refused := #{max_handshakes := 1}}, stats(Listener)).
 
+%% One address must not keep everybody else from beginning.
+too_many_handshakes_of_one_address_are_refused(_Config) ->
+    Options = [{max_handshakes_per_address, 1}, {handshake_idle_timeout_ms, 60_000}],
+    {ok, Listener} = macula_quic:listen(0, quic_ct:server_options(Options)),
+    {ok, {_, Port}} = macula_quic:sockname(Listener),
+    ok = begin_handshake_at(?LOOPBACK, Port),
+    _ = quic_ct:poll_until(fun() -> figure(handshakes, Listener) =:= 1 end),
+    Dial = fun(Address) -> macula_quic:connect(Address, Port, [], ?WAIT_MS) end,
+    ?assertEqual({error, refused}, Dial(?LOOPBACK)),
+    ?assertMatch({ok, _}, Dial(?LOOPBACK6)),
+    ?assertMatch({ok, _}, Dial(?LOOPBACK6)),
+    ?assertMatch(#{refused := #{max_handshakes_per_address := 1}}, stats(Listener)).
+
+%% Somebody who begins and does not finish kept out all those who would.
+handshakes_under_way_take_no_place_of_the_backlog(_Config) ->
+    Listener = quic_ct:listen([{backlog, 1}, {handshake_idle_timeout_ms, 60_000}]),
+    [ok = begin_handshake(Listener) || _ <- [1, 2]],
+    _ = quic_ct:poll_until(fun() -> figure(handshakes, Listener) =:= 2 end),
+    Client = quic_ct:connect(Listener),
+    _ = quic_ct:streams(Client, quic_ct:new_server(Listener)).
+
 %% Half-open handshakes are the cheapest attack.
 a_handshake_that_never_ends_is_given_up(_Config) ->
     Listener = quic_ct:listen([{handshake_idle_timeout_ms, 200}]),
@@ -489,6 +526,9 @@ free_port() ->
 %% passes on the first datagram alone.
 begin_handshake(Listener) ->
     {ok, {Address, Port}} = macula_quic:sockname(Listener),
+    begin_handshake_at(Address, Port).
+
+begin_handshake_at(Address, Port) ->
     {ok, Relay} = gen_udp:open(0, [binary, {ip, ?LOOPBACK}, {active, false}]),
     {ok, RelayPort} = inet:port(Relay),
     Dialler = quic_ct:agent(),

@@ -21,7 +21,8 @@ all() ->
         only_the_owner_gives_a_stream_away,
         a_failed_handover_loses_nothing,
         the_end_of_the_sending_half_during_a_handover_is_told,
-        handing_over_a_thousand_times_keeps_every_byte
+        handing_over_a_thousand_times_keeps_every_byte,
+        what_belongs_to_the_pool_is_not_given_away
     ].
 
 init_per_suite(Config) -> quic_ct:certificates(Config).
@@ -202,3 +203,16 @@ carry_on({Stream, Left, Offset, Hash}, Test) ->
 add({Data, #{absolute_offset := Offset, len := Length}}, Offset, Hash) ->
     Length = byte_size(Data),
     {Offset + Length, crypto:hash_update(Hash, Data)}.
+
+%% A pooled connection is everybody's: whoever took it, or its streams, would take it from all.
+what_belongs_to_the_pool_is_not_given_away(_Config) ->
+    {ok, Pool} = macula_gateway_mesh:start_link(#{}),
+    {ok, Address} = macula_quic:sockname(quic_ct:listen()),
+    {ok, Stream} = macula_gateway_mesh:get_or_create_connection(Pool, <<1:256>>, Address),
+    {ok, #{connection := Connection}} = macula_gateway_mesh:get_connection_info(Pool, <<1:256>>),
+    Agent = quic_ct:agent(),
+    ?assertEqual({error, closed}, macula_quic:controlling_process(Stream, Agent)),
+    ?assertEqual({error, not_owner}, macula_quic:controlling_process(Connection, Agent)),
+    ?assertEqual({error, not_accepting}, macula_quic:accept_stream(Connection, ?WAIT_MS)),
+    ?assertEqual({error, not_accepting}, macula_quic:async_accept_stream(Connection, [])),
+    ok = macula_gateway_mesh:stop(Pool).

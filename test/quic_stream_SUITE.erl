@@ -41,6 +41,7 @@ all() ->
         an_idle_sender_learns_that_its_connection_is_gone,
         losing_a_connection_under_load_ends_every_stream_once,
         a_stream_that_nobody_holds_is_closed,
+        streams_on_which_only_the_peer_sends_are_read_and_bounded,
         an_unread_stream_holds_the_peer
     ].
 
@@ -428,6 +429,33 @@ forget_the_other_end(Client, Server) ->
     {Near, _Far} = quic_ct:streams(Client, Server),
     quic_ct:forget(),
     Near.
+
+%% Old senders use them for what needs no answer. Ours does not, so the other client does.
+streams_on_which_only_the_peer_sends_are_read_and_bounded(_Config) ->
+    Listener = quic_ct:listen([{peer_unidi_stream_count, 2}]),
+    {ok, Listener} = macula_quic:async_accept(Listener, []),
+    Client = mesh_attacker:start(Listener, unis, ["--count", "3"]),
+    Server =
+        receive
+            {quic, new_conn, Connection, _} -> Connection
+        after ?WAIT_MS -> error(not_accepted)
+        end,
+    [{ok, Server} = macula_quic:async_accept_stream(Server, []) || _ <- [1, 2, 3]],
+    Streams = [new_stream(), new_stream()],
+    %% None of them is read yet, so no credit has come back.
+    ?assertMatch(#{done := 2, connected := 1}, mesh_attacker:outcome(Client)),
+    [
+        begin
+            ?assertEqual(#{conn => Server, flags => 1}, Properties),
+            ?assertEqual({error, closed}, macula_quic:send(Stream, <<"answer">>)),
+            ok = macula_quic:setopt(Stream, active, true),
+            ?assertMatch({<<1, 1, 0, 0, 1:32, 0>>, _}, quic_ct:next(Stream)),
+            ?assertEqual({peer_send_shutdown, undefined}, quic_ct:next(Stream)),
+            ?assertMatch({stream_closed, #{status := ok}}, quic_ct:next(Stream))
+        end
+     || {Stream, Properties} <- Streams
+    ],
+    ok = mesh_attacker:call_off(Client).
 
 %%% Flow control
 

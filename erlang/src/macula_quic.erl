@@ -64,8 +64,10 @@
     | {depth, non_neg_integer()}
     | {idle_timeout_ms | keep_alive_interval_ms | handshake_idle_timeout_ms, non_neg_integer()}
     | {peer_bidi_stream_count | peer_unidi_stream_count, non_neg_integer()}
-    | {max_frame_bytes | udp_buffer_bytes, pos_integer()}
-    | {backlog | max_connections | max_connections_per_address | max_handshakes, pos_integer()}
+    | {max_frame_bytes | max_unfinished_bytes | receive_window_bytes, pos_integer()}
+    | {udp_buffer_bytes | backlog, pos_integer()}
+    | {max_connections | max_connections_per_address, pos_integer()}
+    | {max_handshakes | max_handshakes_per_address, pos_integer()}
     | {retry_above_handshakes, non_neg_integer()}
 ].
 %% Defaults and bounds: README.md. Other options are refused by name.

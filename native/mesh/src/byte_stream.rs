@@ -15,6 +15,7 @@ use crate::frames::{Frames, Packet, TooLong};
 use crate::joined::MessageReader;
 use crate::outbox::{Budget, Entry, Next, Outbox};
 use crate::scope::Scope;
+use crate::unfinished::Room;
 
 /// The code of a stream that we give up (RESET_STREAM and STOP_SENDING, RFC 9000, sections 19.4
 /// and 19.5); nodes in the field give it no meaning.
@@ -352,8 +353,18 @@ pub enum Reader {
 }
 
 impl Reader {
+    /// With room for its own frames.
     pub(crate) fn stream(stream: quinn::RecvStream, max_frame_bytes: usize) -> Self {
-        let frames = Frames::new(Packet::Macula, max_frame_bytes);
+        Self::stream_in(stream, max_frame_bytes, Room::new(max_frame_bytes))
+    }
+
+    /// With room that it shares.
+    pub(crate) fn stream_in(
+        stream: quinn::RecvStream,
+        max_frame_bytes: usize,
+        room: Arc<Room>,
+    ) -> Self {
+        let frames = Frames::new(Packet::Macula, max_frame_bytes, room);
         Self::Stream(StreamReader { stream, frames, offset: 0, end: None })
     }
 

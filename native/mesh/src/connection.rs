@@ -19,8 +19,9 @@ use crate::joined::{self, MESH_ALPN, MessageReader};
 use crate::outbox::Budget;
 use crate::rendezvous::{Rendezvous, Request, RequestId, Waiter};
 use crate::scope::Scope;
-use crate::settings::Settings;
+use crate::settings::{Settings, Transport};
 use crate::stream::Stream;
+use crate::unfinished::Room;
 use crate::verify::PeerIdentity;
 use crate::{Config, Error};
 
@@ -38,6 +39,7 @@ struct Inner {
     budget: Arc<Budget>,
     scope: Arc<Scope>,
     max_frame_bytes: usize,
+    unfinished: Arc<Room>,
 }
 
 /// What is settled by the handshake.
@@ -116,15 +118,7 @@ impl Client {
         let local = self.endpoint.local_address().ok_or(Error::Cancelled)?;
         let alpn = handshake::PeerParameters::of(&carrier).alpn;
         let facts = Facts::new(&carrier, local, alpn, None);
-        let max_streams = transport.max_streams();
-        Ok(Connection::start(
-            carrier,
-            facts,
-            self.scope.clone(),
-            max_streams,
-            transport.max_frame_bytes(),
-            (),
-        ))
+        Ok(Connection::start(carrier, facts, self.scope.clone(), &transport, ()))
     }
 }
 
@@ -163,18 +157,18 @@ impl Connection {
         carrier: quinn::Connection,
         facts: Facts,
         scope: Arc<Scope>,
-        max_streams: usize,
-        max_frame_bytes: usize,
+        transport: &Transport,
         lease: impl Send + 'static,
     ) -> Self {
         let (end, ended) = watch::channel(None);
         let connection = Self(Arc::new(Inner {
             carrier: Mutex::new(Some(carrier.clone())),
-            streams: Rendezvous::new(max_streams),
+            streams: Rendezvous::new(transport.max_streams()),
             ended,
             facts,
             budget: scope.connection_budget(),
-            max_frame_bytes,
+            max_frame_bytes: transport.max_frame_bytes(),
+            unfinished: Room::new(transport.max_unfinished_bytes()),
             scope,
         }));
         let task = connection.clone();
@@ -298,7 +292,8 @@ impl Connection {
 
     fn stream(&self, send: Option<quinn::SendStream>, recv: quinn::RecvStream) -> Stream {
         let id = recv.id().into();
-        self.start_stream(send, Reader::stream(recv, self.0.max_frame_bytes), id)
+        let room = self.0.unfinished.clone();
+        self.start_stream(send, Reader::stream_in(recv, self.0.max_frame_bytes, room), id)
     }
 
     fn start_stream(&self, send: Option<quinn::SendStream>, reader: Reader, id: u64) -> Stream {

@@ -5,13 +5,22 @@
 //! frame, is not the version carries no frames from there on, and its bytes pass as they come.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 
-use bytes::{Buf, Bytes};
+use bytes::{Buf, Bytes, BytesMut};
+
+use crate::unfinished::{Place, Room};
 
 /// The version byte that a frame begins with.
 const VERSION: u8 = 1;
 /// Bytes before the payload.
 const HEADER_BYTES: usize = 8;
+/// An unfinished frame up to this size needs no room of its own: one on each stream is little, and
+/// a peer's long frames must not hold up its short ones.
+const SHORT_BYTES: usize = 65_536;
+/// A chunk below this size is copied to those before it: each keeps the packet alive in which it
+/// has come, and a peer can send a byte in each.
+const CRUMB_BYTES: usize = 512;
 
 /// How a stream's bytes are cut into deliveries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,7 +31,8 @@ pub enum Packet {
     Raw,
 }
 
-/// A frame that is longer than allowed: its whole length in bytes, header included.
+/// A frame that is longer than allowed, or than there is room for: its whole length in bytes,
+/// header included.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct TooLong(pub(crate) u64);
 
@@ -32,12 +42,25 @@ pub(crate) struct Frames {
     packet: Packet,
     max_bytes: usize,
     parts: VecDeque<Bytes>,
+    /// What follows the parts.
+    crumbs: BytesMut,
     held: usize,
+    room: Arc<Room>,
+    place: Option<Place>,
 }
 
 impl Frames {
-    pub(crate) fn new(packet: Packet, max_bytes: usize) -> Self {
-        Self { packet, max_bytes, parts: VecDeque::new(), held: 0 }
+    /// `room` is that of all streams of the connection.
+    pub(crate) fn new(packet: Packet, max_bytes: usize, room: Arc<Room>) -> Self {
+        Self {
+            packet,
+            max_bytes,
+            parts: VecDeque::new(),
+            crumbs: BytesMut::new(),
+            held: 0,
+            room,
+            place: None,
+        }
     }
 
     pub(crate) fn set_packet(&mut self, packet: Packet) {
@@ -46,8 +69,15 @@ impl Frames {
 
     /// Adds what has arrived.
     pub(crate) fn push(&mut self, data: Bytes) {
-        if !data.is_empty() {
-            self.held += data.len();
+        if data.is_empty() {
+            return;
+        }
+        let is_crumb = self.held > 0 && data.len() < CRUMB_BYTES;
+        self.held += data.len();
+        if is_crumb {
+            self.crumbs.extend_from_slice(&data);
+        } else {
+            self.sweep_up();
             self.parts.push_back(data);
         }
     }
@@ -59,10 +89,10 @@ impl Frames {
 
     /// The next delivery, in parts to be joined; `None`: more has to arrive first.
     pub(crate) fn next(&mut self) -> Result<Option<Vec<Bytes>>, TooLong> {
-        let Some(first) = self.parts.front().and_then(|part| part.first()) else {
+        let Some(first) = self.bytes().next() else {
             return Ok(None);
         };
-        if self.packet == Packet::Macula && *first != VERSION {
+        if self.packet == Packet::Macula && first != VERSION {
             self.packet = Packet::Raw;
         }
         if self.packet == Packet::Raw {
@@ -72,8 +102,14 @@ impl Frames {
             return Ok(None);
         };
         match usize::try_from(length) {
-            Ok(length) if length <= self.max_bytes => {
-                Ok((self.held >= length).then(|| self.split(length)))
+            Ok(whole) if whole <= self.max_bytes => {
+                if self.held >= whole {
+                    return Ok(Some(self.split(whole)));
+                }
+                if whole > SHORT_BYTES && self.place.is_none() {
+                    self.place = Some(self.room.take(whole).ok_or(TooLong(length))?);
+                }
+                Ok(None)
             }
             _ => Err(TooLong(length)),
         }
@@ -81,13 +117,15 @@ impl Frames {
 
     /// All that is held: at the end of a stream nothing more will complete it.
     pub(crate) fn rest(&mut self) -> Vec<Bytes> {
+        self.sweep_up();
+        self.place = None;
         self.held = 0;
         self.parts.drain(..).collect()
     }
 
     /// The length of the frame at the front, once its header has arrived.
     fn frame_length(&self) -> Option<u64> {
-        let mut header = self.parts.iter().flat_map(|part| part.iter()).copied();
+        let mut header = self.bytes();
         let length: [u8; 4] = {
             let mut field = header.by_ref().skip(HEADER_BYTES - size_of::<u32>());
             [field.next()?, field.next()?, field.next()?, field.next()?]
@@ -95,7 +133,20 @@ impl Frames {
         Some(HEADER_BYTES as u64 + u64::from(u32::from_be_bytes(length)))
     }
 
+    fn bytes(&self) -> impl Iterator<Item = u8> {
+        self.parts.iter().flat_map(|part| part.iter()).chain(&self.crumbs).copied()
+    }
+
+    /// Makes a part of the crumbs.
+    fn sweep_up(&mut self) {
+        if !self.crumbs.is_empty() {
+            self.parts.push_back(self.crumbs.split().freeze());
+        }
+    }
+
     fn split(&mut self, mut length: usize) -> Vec<Bytes> {
+        self.sweep_up();
+        self.place = None;
         self.held -= length;
         let mut frame = Vec::new();
         while length > 0 {
@@ -124,20 +175,24 @@ mod tests {
         [&[VERSION, 7, 0, 0], &length[..], payload].concat()
     }
 
+    fn frames(max_bytes: usize) -> Frames {
+        Frames::new(Packet::Macula, max_bytes, Room::new(max_bytes))
+    }
+
     fn deliveries(frames: &mut Frames) -> Vec<Vec<u8>> {
         std::iter::from_fn(|| frames.next().expect("no long frame")).map(|p| p.concat()).collect()
     }
 
     #[test]
     fn a_frame_beyond_the_limit_is_told_by_its_length_before_it_arrives() {
-        let mut frames = Frames::new(Packet::Macula, 100);
+        let mut frames = frames(100);
         frames.push(Bytes::from(frame(&[0; 93])).slice(..HEADER_BYTES));
         assert_eq!(frames.next(), Err(TooLong(101)));
     }
 
     #[test]
     fn bytes_that_are_no_frame_pass_as_they_come() {
-        let mut frames = Frames::new(Packet::Macula, 100);
+        let mut frames = frames(100);
         frames.push(Bytes::from([frame(b"one"), b"text".to_vec()].concat()));
         frames.push(Bytes::from_static(&[VERSION, 2]));
         assert_eq!(
@@ -148,13 +203,48 @@ mod tests {
 
     #[test]
     fn an_unfinished_frame_is_left_for_the_end() {
-        let mut frames = Frames::new(Packet::Macula, 100);
+        let mut frames = frames(100);
         let mut half = frame(b"payload");
         half.truncate(10);
         frames.push(Bytes::from(half.clone()));
         assert_eq!(deliveries(&mut frames), Vec::<Vec<u8>>::new());
         assert_eq!(frames.rest().concat(), half);
         assert_eq!(frames.held(), 0);
+    }
+
+    #[test]
+    fn long_frames_of_a_connection_share_its_room() {
+        let most = 4 * SHORT_BYTES;
+        let room = Room::new(most);
+        let mut streams = [(); 3].map(|()| Frames::new(Packet::Macula, most, room.clone()));
+        let long = Bytes::from(frame(&vec![0; 2 * SHORT_BYTES]));
+        let [first, second, third] = &mut streams;
+        for stream in [&mut *first, &mut *second] {
+            stream.push(long.slice(..100));
+        }
+        assert_eq!(first.next(), Ok(None));
+        assert_eq!(second.next(), Err(TooLong(long.len() as u64)));
+        // A short one needs none, and a finished one gives its room back.
+        let short = Bytes::from(frame(&[0; 1_000]));
+        third.push(short.slice(..500));
+        assert_eq!(third.next(), Ok(None));
+        first.push(long.slice(100..));
+        assert_eq!(deliveries(first), vec![long.to_vec()]);
+        assert_eq!(second.next(), Ok(None));
+    }
+
+    #[test]
+    fn crumbs_do_not_keep_their_packets() {
+        let mut frames = frames(100);
+        let packet = Bytes::from(frame(&[7; 90]));
+        frames.push(packet.slice(..9));
+        for at in 9..97 {
+            frames.push(Bytes::from(vec![7; 1_200]).slice(at..=at));
+        }
+        assert_eq!(frames.parts.len(), 1);
+        assert_eq!(frames.held(), 97);
+        frames.push(packet.slice(97..));
+        assert_eq!(deliveries(&mut frames), vec![packet.to_vec()]);
     }
 
     proptest! {
@@ -165,7 +255,7 @@ mod tests {
         ) {
             let sent: Vec<Vec<u8>> = payloads.iter().map(|payload| frame(payload)).collect();
             let mut stream = Bytes::from(sent.concat());
-            let mut frames = Frames::new(Packet::Macula, 100);
+            let mut frames = frames(100);
             let mut received = Vec::new();
             for cut in cuts.into_iter().cycle() {
                 if stream.is_empty() {

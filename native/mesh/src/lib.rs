@@ -50,6 +50,7 @@ mod stream;
 mod tasks;
 mod tenancy;
 mod tls;
+mod unfinished;
 mod verify;
 
 pub use address::{Address, DEFAULT_PORT};

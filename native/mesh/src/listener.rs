@@ -92,7 +92,14 @@ struct Door {
 struct Census {
     handshakes: usize,
     connections: usize,
-    by_address: HashMap<IpAddr, usize>,
+    by_address: HashMap<IpAddr, Visitors>,
+}
+
+/// Who is there from one address.
+#[derive(Clone, Copy, Debug, Default)]
+struct Visitors {
+    handshakes: usize,
+    connections: usize,
 }
 
 impl Listener {
@@ -275,11 +282,15 @@ impl Inner {
             let here = census.by_address.get(&ip).copied().unwrap_or_default();
             if under_way >= transport.max_handshakes() {
                 Err("max_handshakes")
+            } else if here.handshakes >= transport.max_handshakes_per_address() {
+                Err("max_handshakes_per_address")
             } else if census.connections >= transport.max_connections() {
                 Err("max_connections")
-            } else if here >= transport.max_connections_per_address() {
+            } else if here.connections >= transport.max_connections_per_address() {
                 Err("max_connections_per_address")
-            } else if self.connections.waiting() + under_way >= transport.backlog() {
+            } else if self.connections.waiting() >= transport.backlog() {
+                // Handshakes under way are not among them: who never finishes his would keep
+                // everybody out.
                 Err("backlog")
             } else {
                 Ok(())
@@ -313,8 +324,7 @@ impl Inner {
         }
         let facts = Facts::accepted(&carrier, local);
         let scope = self.scope.clone();
-        let (streams, frame) = (transport.max_streams(), transport.max_frame_bytes());
-        let connection = Connection::start(carrier, facts, scope, streams, frame, seat);
+        let connection = Connection::start(carrier, facts, scope, transport, seat);
         if let Err(connection) = self.connections.offer(connection) {
             self.refused.count("backlog");
             connection.close(NO_ERROR);
@@ -334,14 +344,20 @@ impl Seat {
         let mut counts = lock(census);
         counts.handshakes += 1;
         counts.connections += 1;
-        *counts.by_address.entry(ip).or_default() += 1;
+        let here = counts.by_address.entry(ip).or_default();
+        here.handshakes += 1;
+        here.connections += 1;
         Self { census: census.clone(), ip, is_shaking_hands: true }
     }
 
     /// The handshake is over.
     fn shake_hands(&mut self) {
         if std::mem::replace(&mut self.is_shaking_hands, false) {
-            lock(&self.census).handshakes -= 1;
+            let mut counts = lock(&self.census);
+            counts.handshakes -= 1;
+            if let Some(here) = counts.by_address.get_mut(&self.ip) {
+                here.handshakes -= 1;
+            }
         }
     }
 }
@@ -352,8 +368,8 @@ impl Drop for Seat {
         let mut counts = lock(&self.census);
         counts.connections -= 1;
         if let Some(here) = counts.by_address.get_mut(&self.ip) {
-            *here -= 1;
-            if *here == 0 {
+            here.connections -= 1;
+            if here.connections == 0 {
                 counts.by_address.remove(&self.ip);
             }
         }

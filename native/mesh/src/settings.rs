@@ -10,8 +10,7 @@ use crate::verify::Verification;
 
 /// Most streams that a peer may be granted: what quinn sets aside for each is memory for nothing.
 const MAX_STREAMS: u64 = 65_536;
-/// Bytes of all streams of one connection that a peer may send before we have read them: memory
-/// that it may pin here.
+/// What `receive_window_bytes` is unless it is set; the pool's connections always have it.
 pub(crate) const RECEIVE_WINDOW: u32 = 8 * 1024 * 1024;
 
 options! {
@@ -30,9 +29,16 @@ options! {
     peer_unidi_stream_count: 3, 0 => MAX_STREAMS;
     /// The longest protocol frame that is put together, header included, in bytes.
     max_frame_bytes: 16 * MIB, 8 => 4_096 * MIB;
+    /// Bytes of unfinished frames above 64 KiB of all streams of one connection together; a frame
+    /// that finds no room is refused. One alone always may.
+    max_unfinished_bytes: 64 * MIB, 65_536 => 65_536 * MIB;
+    /// Bytes of all streams of one connection that a peer may send before they have been read: memory
+    /// that it may pin here.
+    receive_window_bytes: RECEIVE_WINDOW as u64, 65_536 => 1_024 * MIB;
     /// UDP socket buffers, each direction, in bytes; the kernel may grant less.
     udp_buffer_bytes: 4 * MIB, 65_536 => 1_024 * MIB;
-    /// Listener: connections that wait to be accepted; more are refused.
+    /// Listener: connections that wait to be accepted; more are refused, or closed where their
+    /// handshakes were under way.
     backlog: 128, 1 => 65_536;
     /// Listener: connections open at once; more are refused.
     max_connections: 10_000, 1 => 1_000_000;
@@ -40,6 +46,8 @@ options! {
     max_connections_per_address: 1_000, 1 => 1_000_000;
     /// Listener: handshakes under way at once; more are refused.
     max_handshakes: 1_024, 1 => 65_536;
+    /// Listener: handshakes under way at once from one IP address; more are refused.
+    max_handshakes_per_address: 256, 1 => 65_536;
     /// Listener: handshakes under way above which a client must show that it receives at its
     /// address before anything is kept for it (Retry, RFC 9000, section 8.1.2).
     retry_above_handshakes: 128, 0 => 65_536;
@@ -92,7 +100,7 @@ impl Transport {
             .keep_alive_interval(self.keep_alive_interval())
             .max_concurrent_bidi_streams(streams(self.peer_bidi_stream_count))
             .max_concurrent_uni_streams(streams(self.peer_unidi_stream_count))
-            .receive_window(VarInt::from_u32(RECEIVE_WINDOW))
+            .receive_window(VarInt::from_u64(self.receive_window_bytes).unwrap_or(VarInt::MAX))
             .datagram_receive_buffer_size(None);
         transport
     }
@@ -108,6 +116,10 @@ impl Transport {
 
     pub(crate) fn max_frame_bytes(&self) -> usize {
         size(self.max_frame_bytes)
+    }
+
+    pub(crate) fn max_unfinished_bytes(&self) -> usize {
+        size(self.max_unfinished_bytes)
     }
 
     /// Streams of a peer that may wait to be accepted.
@@ -129,6 +141,10 @@ impl Transport {
 
     pub(crate) fn max_handshakes(&self) -> usize {
         size(self.max_handshakes)
+    }
+
+    pub(crate) fn max_handshakes_per_address(&self) -> usize {
+        size(self.max_handshakes_per_address)
     }
 
     pub(crate) fn retry_above_handshakes(&self) -> usize {

@@ -8,13 +8,15 @@ use std::str::FromStr;
 pub(crate) const USAGE: &str =
     "usage: attacker --port P [--from IP] [--connections N] [--count N] \
 [--size BYTES] [--cert PEM --key PEM] [--corrupt-signature] ATTACK
-ATTACK: knock | hellos | resets | stops | repeats | gaps | crumbs | frames | unread | deaf";
+ATTACK: knock | unis | hellos | resets | stops | repeats | gaps | crumbs | frames | unread | deaf";
 
 /// What is done to the listener.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Attack {
     /// One message by somebody who may not be whom he says he is.
     Knock,
+    /// As many streams for one's own use alone as one gets, each with a message.
+    Unis,
     /// Handshakes that never finish.
     Hellos,
     /// Streams opened and given up at once.
@@ -92,6 +94,7 @@ impl FromStr for Attack {
     fn from_str(word: &str) -> Result<Self, String> {
         match word {
             "knock" => Ok(Self::Knock),
+            "unis" => Ok(Self::Unis),
             "hellos" => Ok(Self::Hellos),
             "resets" => Ok(Self::Resets),
             "stops" => Ok(Self::Stops),

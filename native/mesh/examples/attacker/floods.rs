@@ -3,6 +3,7 @@
 use std::error::Error;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
+use std::sync::mpsc::{Receiver, sync_channel};
 use std::time::Duration;
 
 use quinn::{
@@ -82,11 +83,11 @@ impl Held {
     }
 }
 
-/// Carries the attack out.
-pub(crate) fn attack(runtime: &Runtime, args: &Args) -> Result<Held, Box<dyn Error>> {
+/// Begins the attack; what became of it comes when it is over.
+pub(crate) fn attack(runtime: &Runtime, args: &Args) -> Result<Receiver<Held>, Box<dyn Error>> {
     let attacker = Attacker::new(runtime, args)?;
     let (attack, connections, count, size) = (args.attack, args.connections, args.count, args.size);
-    let (done, outcome) = std::sync::mpsc::sync_channel(1);
+    let (done, outcome) = sync_channel(1);
     runtime.spawn(async move {
         let mut held = Held::default();
         let mut parts = JoinSet::new();
@@ -100,7 +101,7 @@ pub(crate) fn attack(runtime: &Runtime, args: &Args) -> Result<Held, Box<dyn Err
         // Nobody waits any more when the program has ended.
         done.send(held).ok();
     });
-    Ok(outcome.recv()?)
+    Ok(outcome)
 }
 
 /// One who attacks, by connections of his own.
@@ -140,6 +141,7 @@ impl Attacker {
         let work = async {
             match (attack, pen) {
                 (Attack::Knock, _) => knock(&connection, &mut held).await,
+                (Attack::Unis, _) => unis(&connection, &mut held, count).await,
                 (Attack::Resets, _) => resets(&connection, &mut held, count).await,
                 (Attack::Stops, _) => stops(&connection, &mut held, count).await,
                 (Attack::Frames, _) => frames(&connection, &mut held, size).await,
@@ -190,7 +192,7 @@ impl Attacker {
             held.done += 1;
             // To this side it looks finished: what would finish it is written over.
             if let Some(connection) = self.connect(held, &Pen::Mute).await {
-                held.ended = Some(connection.closed().await);
+                held.ended = timeout(2 * STANDSTILL, connection.closed()).await.ok();
             }
         }
     }
@@ -204,6 +206,16 @@ async fn knock(connection: &Connection, held: &mut Held) -> Option<()> {
     held.done += 1;
     timeout(STANDSTILL, connection.closed()).await.ok()?;
     None
+}
+
+async fn unis(connection: &Connection, held: &mut Held, count: u64) -> Option<()> {
+    for _ in 0..count {
+        let mut send = timeout(STANDSTILL / 4, connection.open_uni()).await.ok()?.ok()?;
+        send.write_all(&frame(1, 1)).await.ok()?;
+        send.finish().ok()?;
+        held.done += 1;
+    }
+    Some(())
 }
 
 async fn resets(connection: &Connection, held: &mut Held, count: u64) -> Option<()> {
@@ -238,12 +250,14 @@ async fn recite(connection: &Connection, held: &mut Held, script: &Script) -> Op
     let chunk = vec![0; WRITE_BYTES];
     for (send, _) in &mut held.streams {
         while script.left() > 0 {
-            if timeout(STANDSTILL, send.write_all(&chunk)).await.is_err() {
-                break;
+            match timeout(STANDSTILL, send.write_all(&chunk)).await {
+                Ok(Ok(())) => {}
+                // Held up, or stopped by the listener: the next stream may do.
+                _ => break,
             }
-            if connection.close_reason().is_some() {
-                return None;
-            }
+        }
+        if connection.close_reason().is_some() {
+            break;
         }
     }
     held.done += u64::try_from(before - script.left()).unwrap_or(u64::MAX);

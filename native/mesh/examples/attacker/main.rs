@@ -19,10 +19,12 @@ mod wire;
 use std::error::Error;
 use std::io::{self, Read, Write};
 use std::process::ExitCode;
+use std::thread;
 
 use tokio::runtime::Builder;
 
 use args::Args;
+use floods::Held;
 
 /// The exit code for a command line that makes no sense, as shells use it.
 const USAGE_ERROR: u8 = 2;
@@ -46,13 +48,24 @@ fn main() -> ExitCode {
 
 fn run(args: &Args) -> Result<(), Box<dyn Error>> {
     let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
-    let held = floods::attack(&runtime, args)?;
-    // Standard output is this program's interface.
+    let outcome = floods::attack(&runtime, args)?;
+    thread::spawn(move || {
+        let held = outcome.recv().unwrap_or_default();
+        // Whoever does not listen any more ends us soon.
+        say(&held).ok();
+        // What it holds, it holds until the program ends.
+        loop {
+            thread::park();
+        }
+    });
+    // Whoever drives us ends us by closing our input, also in the middle of the attack.
+    io::stdin().lock().read_to_end(&mut Vec::new())?;
+    Ok(())
+}
+
+/// Prints one term: standard output is this program's interface.
+fn say(held: &Held) -> io::Result<()> {
     let mut output = io::stdout().lock();
     writeln!(output, "{{attacked,{}}}.", held.outcome())?;
-    output.flush()?;
-    // Whoever drives us ends it by closing our input.
-    io::stdin().lock().read_to_end(&mut Vec::new())?;
-    drop(held);
-    Ok(())
+    output.flush()
 }
