@@ -47,7 +47,7 @@ status(Vm, Field) ->
 run(Identity, #{options := Options} = Node) ->
     Caller = self(),
     Neglected = maps:get(neglected, Node, none),
-    _ = spawn(fun() ->
+    {Pid, Monitor} = spawn_monitor(fun() ->
         true = register(?MODULE, self()),
         {ok, Listener} = macula_quic:listen({?LOOPBACK, 0}, Identity ++ Options),
         persistent_term:put(?MODULE, Listener),
@@ -56,7 +56,11 @@ run(Identity, #{options := Options} = Node) ->
         serve(Listener, Neglected)
     end),
     receive
-        {?MODULE, listening} -> ok
+        {?MODULE, listening} ->
+            _ = demonitor(Monitor, [flush]),
+            ok;
+        {'DOWN', Monitor, process, Pid, Reason} ->
+            error(Reason)
     end.
 
 port() ->

@@ -431,8 +431,14 @@ too_many_handshakes_of_one_address_are_refused(_Config) ->
     _ = quic_ct:poll_until(fun() -> figure(handshakes, Listener) =:= 1 end),
     Dial = fun(Address) -> macula_quic:connect(Address, Port, [], ?WAIT_MS) end,
     ?assertEqual({error, refused}, Dial(?LOOPBACK)),
-    ?assertMatch({ok, _}, Dial(?LOOPBACK6)),
-    ?assertMatch({ok, _}, Dial(?LOOPBACK6)),
+    [
+        begin
+            ?assertMatch({ok, _}, Dial(?LOOPBACK6)),
+            %% Who dials knows first that it has worked.
+            quic_ct:poll_until(fun() -> figure(handshakes, Listener) =:= 1 end)
+        end
+     || _ <- [1, 2]
+    ],
     ?assertMatch(#{refused := #{max_handshakes_per_address := 1}}, stats(Listener)).
 
 %% Somebody who begins and does not finish kept out all those who would.

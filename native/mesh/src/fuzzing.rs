@@ -20,6 +20,7 @@ use crate::handshake::PeerParameters;
 use crate::joined::{Breach, Cutter, Encoder};
 use crate::settings::{Settings, Transport};
 use crate::tls::{self, Identity};
+use crate::unfinished::Room;
 use crate::verify::{PeerIdentity, Verification};
 
 /// What a target does with an input: it panics where its claim does not hold.
@@ -162,7 +163,7 @@ pub fn frames(data: &[u8]) {
     }
     let is_raw = rest.first().is_some_and(|first| *first != 1);
 
-    let mut frames = Frames::new(Packet::Macula, max_bytes);
+    let mut frames = Frames::new(Packet::Macula, max_bytes, Room::new(max_bytes));
     let mut delivered = Vec::new();
     let mut refused = None;
     for part in parts(stream, &cuts) {

@@ -238,6 +238,13 @@ impl Inlet {
         }
     }
 
+    /// Only the peer sends: there is no end of our half to be told.
+    pub(crate) fn receive_only(&self) {
+        let mut state = self.lock();
+        state.send_end = Some(SendEnd::Finished);
+        state.is_send_end_told = true;
+    }
+
     /// The sending half has ended; tells the owner.
     pub(crate) fn sending_ended(&self, end: SendEnd) {
         let mut state = self.lock();

@@ -170,7 +170,11 @@ impl StreamResource {
     ) -> Option<ResourceArc<Self>> {
         let inlet = Arc::new(Inlet::new(pid, has_events));
         let watch = inlet.clone();
-        let ended = stream.bytes()?.sending_ended();
+        let bytes = stream.bytes()?;
+        let ended = bytes.sending_ended();
+        if bytes.is_unidirectional() {
+            inlet.receive_only();
+        }
         let resource = ResourceArc::new(Self { stream, inlet: Some(inlet.clone()) });
         inlet.set_monitor(resource.monitor(None, &pid)?);
         if let Some(runtime) = runtime::handle() {
