@@ -4,10 +4,12 @@ import math
 from dataclasses import dataclass
 from xml.sax.saxutils import escape
 
-WIDTH, HEIGHT = 760, 420
-LEFT, RIGHT, TOP, BOTTOM = 80, 210, 40, 56
+WIDTH, HEIGHT = 820, 420
+LEFT, RIGHT, TOP, BOTTOM = 80, 260, 40, 56
 # Told apart also by those who see few colours (Okabe and Ito).
-COLOURS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000"]
+COLOURS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#999999"]
+# Above the highest point and below the lowest.
+HEADROOM = 1.3
 SUFFIXES = [(1e9, "G"), (1e6, "M"), (1e3, "k")]
 
 
@@ -16,32 +18,24 @@ class Axis:
     label: str
     least: float
     most: float
-    is_log: bool
 
     def at(self, value):
         """Where a value is, from 0 to 1."""
-        low, high, value = (self.scale(number) for number in (self.least, self.most, value))
-        return (value - low) / (high - low)
-
-    def scale(self, value):
-        return math.log10(value) if self.is_log else value
+        return math.log(value / self.least) / math.log(self.most / self.least)
 
     def ticks(self):
-        if not self.is_log:
-            step = (self.most - self.least) / 5
-            return [self.least + step * count for count in range(6)]
         decades = range(math.floor(math.log10(self.least)), math.ceil(math.log10(self.most)) + 1)
         steps = (1, 2, 5) if len(decades) < 4 else (1,)
         ticks = [10.0**decade * step for decade in decades for step in steps]
         return [tick for tick in ticks if self.least <= tick <= self.most]
 
 
-def chart(title, x_label, y_label, series, x_log=True, y_log=True, y_range=None):
-    """`series`: points by name."""
+def chart(title, x_label, y_label, series):
+    """`series`: points by name; both axes are logarithmic."""
     xs = [x for points in series.values() for x, _ in points]
     ys = [y for points in series.values() for _, y in points]
-    x_axis = Axis(x_label, min(xs), max(xs), x_log)
-    y_axis = Axis(y_label, *(y_range or (min(ys) / 1.3, max(ys) * 1.3)), y_log)
+    x_axis = Axis(x_label, min(xs), max(xs))
+    y_axis = Axis(y_label, min(ys) / HEADROOM, max(ys) * HEADROOM)
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" '
         'font-family="sans-serif" font-size="12">',

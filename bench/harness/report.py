@@ -161,8 +161,8 @@ def plots(results):
             titles["rate-by-size.svg"], "bytes of a message", "MB/s", rates)
     if results.latencies:
         drawings["latency.svg"] = plot.chart(
-            titles["latency.svg"], "microseconds", "% of the calls take no longer",
-            latencies(results), y_log=False, y_range=(0, 100))
+            titles["latency.svg"], "one call in so many takes longer than", "microseconds",
+            latencies(results))
     if "evict" in results.tables:
         series = {
             name: [(int(size.replace(",", "")), entry.median())
@@ -186,17 +186,17 @@ def rate_by_size(results):
 
 
 def latencies(results):
-    """The median of the repetitions, of each quantile below 100 %."""
+    """How long the calls take, by how few take longer: the median of the repetitions."""
+    shares = [*(percent / 100 for percent in range(1, 100)), 0.995, 0.999]
+    names = {"ets": "ets:lookup/2", "echo": "gen_server:call/2", "pooled": "pooled, idle",
+             "dialling": "pooled, during 100 dials"}
     series = {}
     for key, runs in results.latencies.items():
         work, callers = key.split(" ")
-        times = [statistics.median(run[at] for run in runs) for at in range(len(runs[0]))]
-        shares = [*range(1, 100), 99.5, 99.9, 99.99]
-        who = "idle" if work == "pooled" else plain(work)
-        series[f"{who}, {callers}"] = [(max(1, ns) / 1000, share)
-                                       for ns, share in zip(times, shares)]
-    return {key: points for key, points in series.items() if key.endswith(", 1")
-            or key.startswith(("idle", "during"))}
+        times = [statistics.median(run[at] for run in runs) for at in range(len(shares))]
+        who = f"{names[work]}, {callers} caller{'s' if callers != '1' else ''}"
+        series[who] = [(1 / (1 - share), max(1, ns) / 1000) for ns, share in zip(times, shares)]
+    return series
 
 
 def plain(name):
