@@ -6,7 +6,7 @@
 
 -include_lib("proper/include/proper.hrl").
 
--export([prop_pool_behaves_as_its_model/1]).
+-export([prop_pool_behaves_as_its_model/1, peers/1]).
 -export([initial_state/0, command/1, precondition/2, next_state/3, postcondition/3]).
 -export([
     get/3,
@@ -23,7 +23,9 @@
     remove/2,
     info/2,
     set_limit/2,
-    close_by_peer/2
+    close_by_peer/2,
+    restart_peer/3,
+    restart_server/2
 ]).
 
 -define(POOL, macula_gateway_mesh).
@@ -96,7 +98,9 @@ command(#model{order = Order, busy = Busy}) ->
         {2, {call, ?MODULE, remove, [?ENV, Node]}},
         {2, {call, ?MODULE, info, [?ENV, Node]}},
         {1, {call, ?MODULE, set_limit, [?ENV, integer(1, 5)]}},
-        {1, {call, ?MODULE, close_by_peer, [?ENV, Peer]}}
+        {1, {call, ?MODULE, close_by_peer, [?ENV, Peer]}},
+        {1, {call, ?MODULE, restart_peer, [?ENV, Peer, oneof([stop, kill])]}},
+        {1, {call, ?MODULE, restart_server, [?ENV, oneof([stop, kill])]}}
     ],
     frequency(
         Always ++ [Choice || Choice <- Pooled, Order =/= []] ++
@@ -190,9 +194,18 @@ next(info, [_], Model) ->
     Model;
 next(set_limit, [Limit], Model) ->
     evict(none, Model#model{limit = Limit});
-next(close_by_peer, [Peer], #model{at = At} = Model) ->
-    Gone = [Node || {Node, There} <- maps:to_list(At), There =:= Peer],
-    lists:foldl(fun leave/2, Model, Gone).
+next(close_by_peer, [Peer], Model) ->
+    lists:foldl(fun leave/2, Model, nodes_at(Peer, Model));
+next(restart_peer, [Peer, stop], Model) ->
+    next(close_by_peer, [Peer], Model);
+next(restart_peer, [Peer, kill], #model{removals = Removals} = Model) ->
+    Gone = nodes_at(Peer, Model),
+    lists:foldl(fun leave/2, Model#model{removals = Removals + length(Gone)}, Gone);
+next(restart_server, [_], _Model) ->
+    initial_state().
+
+nodes_at(Peer, #model{at = At}) ->
+    [Node || {Node, There} <- maps:to_list(At), There =:= Peer].
 
 hit(Node, #model{hits = Hits, closed = Closed} = Model) ->
     touch(Node, Model#model{hits = Hits + 1, closed = lists:delete(Node, Closed)}).
@@ -268,12 +281,12 @@ get_refused(#{refusing := Refusing} = Env, Node) ->
 get_nowhere(Env, Node) -> get_at(Env, Node, nowhere).
 
 %% A dial to an address that never answers, taken back.
-get_given_up(#{pool := Pool, silent := Silent} = Env, Node) ->
+get_given_up(#{silent := Silent} = Env, Node) ->
     {Caller, Monitor} = spawn_monitor(fun() ->
-        exit(?POOL:get_or_create_connection(Pool, id(Node), Silent))
+        exit(?POOL:get_or_create_connection(?POOL, id(Node), Silent))
     end),
-    mesh_load:eventually(1, fun() -> mesh_load:stat(Pool, dialing) end),
-    ok = ?POOL:remove_connection(Pool, id(Node)),
+    mesh_load:eventually(1, fun() -> mesh_load:stat(?POOL, dialing) end),
+    ok = ?POOL:remove_connection(?POOL, id(Node)),
     receive
         {'DOWN', Monitor, process, Caller, {error, Reason}} -> look(Env, Reason)
     end.
@@ -302,31 +315,72 @@ close_opened(Env, Node) ->
     mesh_load:eventually(0, fun() -> field(streams, Env, Node) end),
     look(Env, ok).
 
-remove(#{pool := Pool} = Env, Node) ->
-    look(Env, ?POOL:remove_connection(Pool, id(Node))).
+remove(Env, Node) ->
+    look(Env, ?POOL:remove_connection(?POOL, id(Node))).
 
-info(#{pool := Pool, peers := Peers} = Env, Node) ->
-    case ?POOL:get_connection_info(Pool, id(Node)) of
-        {ok, #{address := Address, peername := Address}} -> look(Env, index(Address, Peers));
+info(Env, Node) ->
+    case ?POOL:get_connection_info(?POOL, id(Node)) of
+        {ok, #{address := Address, peername := Address}} -> look(Env, index(Address, Env));
         not_found -> look(Env, not_found)
     end.
 
-set_limit(#{pool := Pool} = Env, Limit) ->
-    look(Env, ?POOL:set_max_connections(Pool, Limit)).
+set_limit(Env, Limit) ->
+    look(Env, ?POOL:set_max_connections(?POOL, Limit)).
 
-close_by_peer(#{pool := Pool, peers := Peers} = Env, Peer) ->
-    Address = address(Env, Peer),
-    {closed, _} = mesh_peer:command(lists:nth(Peer, Peers), "close 9"),
-    mesh_load:eventually([], fun() ->
-        {ok, List} = ?POOL:list_connections(Pool),
-        [Node || {Node, #{peername := There}} <- List, There =:= Address]
-    end),
+close_by_peer(Env, Peer) ->
+    {closed, _} = mesh_peer:command(peer(Env, Peer), "close 9"),
+    await_left(Env, Peer),
     look(Env, ok).
 
-get_at(#{pool := Pool} = Env, Node, Address) ->
-    Before = ?POOL:get_connection_info(Pool, id(Node)),
+%% One that stops says so. One that is killed says nothing, so its nodes are removed, as by who has
+%% heard of it otherwise. What it has counted is kept for it.
+restart_peer(Env, Peer, How) ->
+    Former = peer(Env, Peer),
+    Counts = mesh_peer:stats(Former),
+    _ = put({?MODULE, lost}, add(lost(), maps:with([connections_opened, framed], Counts))),
+    ok = mesh_peer:How(Former),
+    Options = ["--port", integer_to_list(mesh_peer:port(Former))],
+    _ = put({?MODULE, peer, Peer}, mesh_peer:start(Options)),
+    ok = forget_nodes(How, Env, Peer),
+    await_left(Env, Peer),
+    look(Env, ok).
+
+forget_nodes(stop, _Env, _Peer) ->
+    ok;
+forget_nodes(kill, Env, Peer) ->
+    [ok = ?POOL:remove_connection(?POOL, NodeId) || NodeId <- nodes_of(Env, Peer)],
+    ok.
+
+%% Whatever its end, the server's connections end with it, and its successor begins anew.
+restart_server(#{pool := Options} = Env, How) ->
+    ok = end_server(How, whereis(?POOL)),
+    await_closed(Env),
+    ok = begin_counting(Env),
+    {ok, _} = ?POOL:start_link(Options),
+    look(Env, ok).
+
+end_server(stop, Server) ->
+    ?POOL:stop(Server);
+end_server(kill, Server) ->
+    unlink(Server),
+    Monitor = monitor(process, Server),
+    exit(Server, kill),
+    receive
+        {'DOWN', Monitor, process, Server, _} -> ok
+    end.
+
+await_left(Env, Peer) ->
+    mesh_load:eventually([], fun() -> nodes_of(Env, Peer) end).
+
+nodes_of(Env, Peer) ->
+    Address = address(Env, Peer),
+    {ok, List} = ?POOL:list_connections(?POOL),
+    [Node || {Node, #{peername := There}} <- List, There =:= Address].
+
+get_at(Env, Node, Address) ->
+    Before = ?POOL:get_connection_info(?POOL, id(Node)),
     Outcome =
-        case {?POOL:get_or_create_connection(Pool, id(Node), Address), Before} of
+        case {?POOL:get_or_create_connection(?POOL, id(Node), Address), Before} of
             {{ok, Stream}, {ok, #{stream := Stream}}} -> same;
             {{ok, _}, {ok, _}} -> fresh;
             {{ok, _}, not_found} -> new;
@@ -334,60 +388,81 @@ get_at(#{pool := Pool} = Env, Node, Address) ->
         end,
     look(Env, Outcome).
 
-send_to(#{pool := Pool} = Env, Node, Address) ->
-    look(Env, ?POOL:send_async(Pool, id(Node), Address, message())).
+send_to(Env, Node, Address) ->
+    look(Env, ?POOL:send_async(?POOL, id(Node), Address, message())).
 
 %% Waits until the pool is at rest and its peers have noticed all of it, and looks at it.
-look(#{pool := Pool, peers := Peers}, Outcome) ->
+look(Env, Outcome) ->
     mesh_load:eventually({0, 0, 0, 0}, fun() ->
         {ok, #{
             dialing := Dialing,
             outstanding_messages := Outstanding,
             connections_opened := Opened,
             messages_delivered := Delivered
-        }} = ?POOL:get_stats(Pool),
-        Unseen = Opened - seen(connections_opened, Peers),
-        {Dialing, Outstanding, Unseen, Delivered - seen(framed, Peers)}
+        }} = ?POOL:get_stats(?POOL),
+        Unseen = Opened - seen(connections_opened, Env),
+        {Dialing, Outstanding, Unseen, Delivered - seen(framed, Env)}
     end),
-    {ok, List} = ?POOL:list_connections(Pool),
-    {ok, Stats} = ?POOL:get_stats(Pool),
+    {ok, List} = ?POOL:list_connections(?POOL),
+    {ok, Stats} = ?POOL:get_stats(?POOL),
     Figures = maps:with(maps:keys(view(#model{})), Stats),
     Nodes = [{binary:decode_unsigned(Id), State} || {Id, #{state := State}} <- List],
     {Outcome, Figures#{nodes => Nodes}}.
 
-set_up(#{peers := Peers} = Surroundings) ->
-    [ok = mesh_peer:command(Peer, "reset_stats") || Peer <- Peers],
-    %% The linger time only holds up the eviction of nodes with an opened stream.
+set_up(Surroundings) ->
+    %% The linger time only holds up the eviction of nodes with an opened stream, and of dead peers.
     Options = #{max_mesh_connections => ?LIMIT, linger_ms => 50, connect_timeout_ms => 9_000},
-    {ok, Pool} = ?POOL:start_link(Options),
-    Surroundings#{pool => Pool}.
+    Env = Surroundings#{pool => Options},
+    ok = begin_counting(Env),
+    {ok, _} = ?POOL:start_link(Options),
+    Env.
 
-tear_down(#{pool := Pool, peers := Peers}) ->
-    ok = ?POOL:stop(Pool),
-    mesh_load:await_peers(Peers, connections_open, 0),
+tear_down(Env) ->
+    ok = ?POOL:stop(?POOL),
+    await_closed(Env),
     #{
-        opened => seen(connections_opened, Peers),
+        opened => seen(connections_opened, Env),
         open => 0,
-        framed => seen(framed, Peers),
-        corrupt => seen(corrupt, Peers),
-        timed_out => seen(closed_by_timeout, Peers)
+        framed => seen(framed, Env),
+        corrupt => seen(corrupt, Env),
+        timed_out => seen(closed_by_timeout, Env)
     }.
 
-seen(Field, Peers) ->
-    lists:sum([maps:get(Field, mesh_peer:stats(Peer)) || Peer <- Peers]).
+await_closed(Env) ->
+    mesh_load:await_peers(peers(Env), connections_open, 0).
 
-field(Key, #{pool := Pool}, Node) ->
-    {ok, #{Key := Value}} = ?POOL:get_connection_info(Pool, id(Node)),
+begin_counting(Env) ->
+    _ = put({?MODULE, lost}, #{}),
+    [ok = mesh_peer:command(Peer, "reset_stats") || Peer <- peers(Env)],
+    ok.
+
+%% What the peers of now and those before them have counted.
+seen(Field, Env) ->
+    Now = [maps:get(Field, mesh_peer:stats(Peer)) || Peer <- peers(Env)],
+    maps:get(Field, lost(), 0) + lists:sum(Now).
+
+lost() -> get({?MODULE, lost}).
+
+add(Some, More) ->
+    maps:map(fun(Key, Count) -> Count + maps:get(Key, Some, 0) end, More).
+
+%% The peers of now: one that was restarted is another process in the same place.
+peers(Env) -> [peer(Env, N) || N <- lists:seq(1, ?PEERS)].
+
+peer(#{peers := Peers}, N) ->
+    case get({?MODULE, peer, N}) of
+        undefined -> lists:nth(N, Peers);
+        Successor -> Successor
+    end.
+
+field(Key, _Env, Node) ->
+    {ok, #{Key := Value}} = ?POOL:get_connection_info(?POOL, id(Node)),
     Value.
 
-address(#{peers := Peers}, Peer) -> mesh_peer:address(lists:nth(Peer, Peers)).
+address(Env, N) -> mesh_peer:address(peer(Env, N)).
 
-index(Address, Peers) ->
-    [Index] = [
-        N
-     || {N, Peer} <- lists:zip(lists:seq(1, length(Peers)), Peers),
-        mesh_peer:address(Peer) =:= Address
-    ],
+index(Address, Env) ->
+    [Index] = [N || N <- lists:seq(1, ?PEERS), address(Env, N) =:= Address],
     Index.
 
 id(Node) -> mesh_peer:node_id(Node).

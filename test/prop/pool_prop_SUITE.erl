@@ -22,4 +22,4 @@ the_pool_behaves_as_its_model(_Config) ->
     Options = [{numtests, Runs}, {max_size, 30}, {max_shrinks, 60}, {on_output, Output}],
     %% The log has the counterexample.
     true = proper:quickcheck(Property, Options),
-    lists:foreach(fun mesh_peer:stop/1, [Refusing | Peers]).
+    lists:foreach(fun mesh_peer:stop/1, [Refusing | pool_model:peers(Surroundings)]).
