@@ -1,6 +1,6 @@
-%% Streams between a listener's connection and its client's as queues of frames, for PropEr: whatever
-%% their ends' modes, whoever owns them, and whoever of these is killed, each frame comes once, whole
-%% and in its order, and an end comes behind the last.
+%% Streams between a listener's connection and its client's as queues of frames, for PropEr:
+%% whatever their ends' modes, whoever owns them, and whoever of these is killed, each frame comes
+%% once, whole and in its order, and an end comes behind the last.
 -module(stream_model).
 
 -behaviour(proper_statem).
@@ -9,7 +9,8 @@
 
 -export([prop_streams_behave_as_their_model/0]).
 -export([initial_state/0, command/1, precondition/2, next_state/3, postcondition/3]).
--export([open/3, send/3, send_finished/2, recv/2, recv_nothing/2, mode/3, give/3, finish/2, kill/2]).
+-export([open/3, send/3, send_finished/2, finish/2, recv/2, recv_nothing/2, mode/3, give/3]).
+-export([kill/2]).
 
 -define(STREAMS, 4).
 -define(OWNERS, 3).
