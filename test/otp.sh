@@ -81,7 +81,7 @@ mkdir -p "$place"
 cd "$here"
 rm -rf "$root/product"
 mkdir -p "$root/product/tree"
-cp "$MACULA_PEER" "$root/product/peer"
+cp "$MACULA_PEER" "$(dirname "$MACULA_PEER")/attacker" "$root/product/"
 cp priv/macula_gateway_mesh_nif.so "$root/product/library.so"
 git ls-files -z --cached --others --exclude-standard |
     xargs -0 cp --parents --target-directory "$root/product/tree"
