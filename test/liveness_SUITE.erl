@@ -319,7 +319,10 @@ a_rested_connection_to_a_dead_peer_is_replaced_before_it_is_handed_out(_Config) 
     Stream = mesh_ct:connect(Pool, Peer),
     ok = mesh_peer:kill(Peer),
     Successor = mesh_ct:start_peer(["--port", integer_to_list(mesh_peer:port(Peer))]),
-    ok = use_until_probed(Pool, Peer, Stream),
+    mesh_ct:poll_until(fun() ->
+        ?assertEqual(Stream, mesh_ct:connect(Pool, Peer)),
+        mesh_ct:stat(closes) =:= #{dead => 1}
+    end),
     ok = macula_quic:send(Stream, mesh_peer:frame(0, 8)),
     ?assertMatch(#{distinct := 1}, mesh_peer:wait(Successor, messages, 1)),
     ?assertEqual({#{dead => 1}, 0}, {mesh_ct:stat(closes), mesh_ct:stat(messages_unconfirmed)}).

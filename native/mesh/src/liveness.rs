@@ -234,7 +234,7 @@ impl<'a> Vigil<'a> {
         self.since = Instant::now();
         match cause {
             Cause::None => self.rest(),
-            Cause::Owed | Cause::Wanted if self.pulse.is_doubtful() => {
+            Cause::Owed | Cause::Wanted | Cause::Hint if self.pulse.is_doubtful() => {
                 self.ask(true);
                 return Some(News::Changed);
             }
