@@ -123,8 +123,8 @@ vm -eval '
         {multiply_timetraps, '"$slower"'}, {scale_timetraps, true}
     ]),
     io:format("~p~n", [Result]),
-    %% The literals of the VM are out of sight for LeakSanitizer, and so is what they alone hold: the
-    %% last pool.
+    %% The literals of the VM are out of sight for LeakSanitizer, and so is what they alone hold:
+    %% the last pool.
     _ = persistent_term:erase(macula_gateway_mesh),
     [erlang:garbage_collect(P) || P <- processes()],
     receive after 2000 -> ok end,
