@@ -29,7 +29,7 @@ build: setup-build ## compile the application, with the library in priv/
 	$(REBAR3) compile
 
 # The library first: its script keeps the builds of two source trees in one target folder apart.
-peer: ## build the programs that demo and tests talk to: the peer, and one that attacks
+peer: ## build the programs that demo and tests talk to: the peer, one that attacks, and a relay
 	@sh erlang/scripts/build_native.sh
 	$(CARGO) build --release --locked -p mesh --examples
 

@@ -6,7 +6,7 @@
 
 -export([with/1, start/0, kill/1, call/3, call/4, footprint/1, exit_status/2]).
 -export([start_pool/1, stop_pool/0, kill_server/0, start_load/2, kill_caller/0, stop_load/0]).
--export([wait_for_word/1, init/1]).
+-export([churn/0, wait_for_word/1, init/1]).
 
 -define(POOL, macula_gateway_mesh).
 -define(SUPERVISOR, mesh_vm_supervisor).
@@ -125,6 +125,14 @@ stop_load() ->
         end,
         Monitors
     ).
+
+%% Fills what the VM has just freed with something else, so that whoever still uses it is noticed.
+churn() ->
+    Sizes = [8 * N || N <- lists:seq(1, 64)],
+    Blocks = [binary:copy(<<255>>, Size) || Size <- Sizes, _ <- lists:seq(1, 200)],
+    Tables = [ets:new(?MODULE, []) || _ <- lists:seq(1, 200)],
+    _ = [ets:delete(Table) || Table <- Tables],
+    length(Blocks).
 
 %% The life of the VM of exit_status/2. The boot sequence must not wait for it.
 wait_for_word(Ports) ->

@@ -28,7 +28,7 @@
     set_max_connections/2
 ]).
 
--export([init/1, handle_call/3, handle_cast/2, handle_info/2, terminate/2]).
+-export([init/1, handle_call/3, handle_cast/2, handle_info/2, terminate/2, code_change/3]).
 
 -export_type([
     options/0,
@@ -239,9 +239,11 @@ get_or_create_connection(Server, NodeId, Address) when is_binary(NodeId) ->
 send_async(Server, NodeId, Address, Message) when is_binary(NodeId), is_binary(Message) ->
     case local_pool(Server) of
         {ok, Pool} ->
-            case macula_gateway_mesh_nif:pool_send(Pool, NodeId, Address, Message) of
+            try macula_gateway_mesh_nif:pool_send(Pool, NodeId, Address, Message) of
                 ok -> ok;
                 closed -> cast(current(Server), NodeId, Address, Message)
+            catch
+                error:badarg -> cast(Server, NodeId, Address, Message)
             end;
         none ->
             cast(Server, NodeId, Address, Message)
@@ -383,6 +385,12 @@ terminate(_Reason, #state{pool = Pool, tag = Tag, linger_ms = Linger}) ->
     Timer = erlang:start_timer(Linger + ?FAREWELL_MS, self(), Tag),
     await_closed(Tag, Timer).
 
+%% @private
+%% The state is the native pool, which stays.
+-spec code_change(term(), #state{}, term()) -> {ok, #state{}}.
+code_change(_Former, State, _Extra) ->
+    {ok, State}.
+
 %%% Internal
 
 %% Long enough to linger; start_link/1 tells who gave a bad time for that.
@@ -426,7 +434,7 @@ cast(Server, NodeId, Address, Message) ->
 ) -> ok | {error, delivery_error()}.
 deliver(Pool, Server, NodeId, Address, Message, TimeoutMs) ->
     Token = make_ref(),
-    case macula_gateway_mesh_nif:pool_deliver(Pool, NodeId, Address, Message, TimeoutMs, Token) of
+    try macula_gateway_mesh_nif:pool_deliver(Pool, NodeId, Address, Message, TimeoutMs, Token) of
         ok ->
             receive
                 {mesh_delivered, Token, Result} -> Result
@@ -435,6 +443,8 @@ deliver(Pool, Server, NodeId, Address, Message, TimeoutMs) ->
             call_send(current(Server), NodeId, Address, Message, TimeoutMs);
         {error, Reason} ->
             {error, Reason}
+    catch
+        error:badarg -> call_send(Server, NodeId, Address, Message, TimeoutMs)
     end.
 
 %% The server answers in time, unless it dies.
@@ -443,12 +453,20 @@ deliver(Pool, Server, NodeId, Address, Message, TimeoutMs) ->
 call_send(Server, NodeId, Address, Message, TimeoutMs) ->
     gen_server:call(Server, {send, NodeId, Address, Message, TimeoutMs}, infinity).
 
-%% Served from the caller's process: the pool of this server, or of a former one, is at hand.
+%% Served from the caller's process: the pool of this server, or of a former one, is at hand. It is
+%% no argument (badarg) when the native module was purged since: what then goes to the server makes
+%% that fail, and its supervisor starts one with a pool of now.
 -spec checkout(server(), node_id()) -> {ok, stream()} | miss.
 checkout(Server, NodeId) ->
     case local_pool(Server) of
-        {ok, Pool} -> macula_gateway_mesh_nif:pool_checkout(Pool, NodeId);
-        none -> miss
+        {ok, Pool} ->
+            try
+                macula_gateway_mesh_nif:pool_checkout(Pool, NodeId)
+            catch
+                error:badarg -> miss
+            end;
+        none ->
+            miss
     end.
 
 %% Who is to be called: a caller may still hold the pid of a server that was restarted since.

@@ -9,11 +9,12 @@ use rustler::env::SavedTerm;
 use rustler::{Encoder, Env, LocalPid, Monitor, NewBinary, OwnedEnv, ResourceArc, Term};
 use tokio::sync::Notify;
 
+use crate::library::Held;
 use crate::reply::Reply;
 use crate::resources::{NO_ERROR, StreamResource};
 use crate::{atoms, events, runtime, terms};
 
-type Handle = ResourceArc<StreamResource>;
+type Handle = ResourceArc<Held<StreamResource>>;
 
 /// How the owner gets data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -11,6 +11,7 @@ mod data;
 mod defects;
 mod events;
 mod inlet;
+mod library;
 mod nifs;
 mod options;
 mod reply;
@@ -19,4 +20,4 @@ mod runtime;
 mod settings;
 mod terms;
 
-rustler::init!("macula_gateway_mesh_nif");
+rustler::init!("macula_gateway_mesh_nif", load = library::load);

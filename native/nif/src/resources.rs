@@ -9,6 +9,7 @@ use rustler::{Encoder, Env, LocalPid, Monitor, Resource, ResourceArc};
 use tokio::sync::Notify;
 
 use crate::inlet::Inlet;
+use crate::library::{Held, hold};
 use crate::settings::Files;
 use crate::{atoms, events, runtime};
 
@@ -19,23 +20,23 @@ pub(crate) const NO_ERROR: u64 = 0;
 pub(crate) struct Resources;
 
 impl Handles for Resources {
-    type Connection = ResourceArc<ConnectionResource>;
-    type Stream = ResourceArc<StreamResource>;
+    type Connection = ResourceArc<Held<ConnectionResource>>;
+    type Stream = ResourceArc<Held<StreamResource>>;
 
     fn connection(connection: PooledConnection) -> Self::Connection {
-        ResourceArc::new(ConnectionResource::Pooled(connection))
+        hold(ConnectionResource::Pooled(connection))
     }
 
     fn stream(stream: Stream) -> Self::Stream {
-        ResourceArc::new(StreamResource { stream, inlet: None })
+        hold(StreamResource { stream, inlet: None })
     }
 }
 
 /// A pool. It closes when its owner dies, or when nobody holds it any more.
 pub(crate) struct PoolResource(pub(crate) Mesh<Resources>);
 
-#[rustler::resource_impl]
-impl Resource for PoolResource {
+#[rustler::resource_impl(register = false)]
+impl Resource for Held<PoolResource> {
     fn down<'a>(&'a self, _env: Env<'a>, _owner: LocalPid, _monitor: Monitor) {
         if let Some(runtime) = runtime::handle() {
             runtime.spawn(self.0.close());
@@ -65,10 +66,10 @@ impl Owner {
     }
 }
 
-#[rustler::resource_impl]
-impl Resource for ConnectionResource {
+#[rustler::resource_impl(register = false)]
+impl Resource for Held<ConnectionResource> {
     fn down<'a>(&'a self, _env: Env<'a>, _owner: LocalPid, monitor: Monitor) {
-        if let Self::Own(connection, owner) = self
+        if let ConnectionResource::Own(connection, owner) = &**self
             && lock(owner).is_monitored_by(&monitor)
         {
             connection.close(NO_ERROR);
@@ -79,9 +80,9 @@ impl Resource for ConnectionResource {
 impl ConnectionResource {
     /// Makes `pid` the owner of `connection`, from a thread of the runtime. `None`: the process
     /// has gone.
-    pub(crate) fn owned(connection: Connection, pid: LocalPid) -> Option<ResourceArc<Self>> {
+    pub(crate) fn owned(connection: Connection, pid: LocalPid) -> Option<ResourceArc<Held<Self>>> {
         let owner = Owner { pid, monitor: None, has_closed: false };
-        let resource = ResourceArc::new(Self::Own(connection.clone(), Mutex::new(owner)));
+        let resource = hold(Self::Own(connection.clone(), Mutex::new(owner)));
         let monitor = resource.monitor(None, &pid)?;
         if let Some(owner) = resource.owner() {
             lock(owner).monitor = Some(monitor);
@@ -91,8 +92,8 @@ impl ConnectionResource {
 
     /// From here on the owner is told of the connection's end: not before it has been told of the
     /// connection.
-    pub(crate) fn watch(handle: &ResourceArc<Self>) {
-        if let Self::Own(connection, _) = &**handle
+    pub(crate) fn watch(handle: &ResourceArc<Held<Self>>) {
+        if let Self::Own(connection, _) = &***handle
             && let Some(runtime) = runtime::handle()
         {
             let (ended, watched) = (connection.ended(), handle.clone());
@@ -116,7 +117,7 @@ impl ConnectionResource {
 
     /// Tells the owner that the connection has ended, and why; locked, so that who hands it over
     /// has got the messages before or not at all.
-    fn announce(&self, handle: &ResourceArc<Self>, error: &Error) {
+    fn announce(&self, handle: &ResourceArc<Held<Self>>, error: &Error) {
         let Some(owner) = self.owner() else { return };
         let owner = lock(owner);
         if owner.has_closed {
@@ -145,8 +146,8 @@ pub(crate) struct StreamResource {
     pub(crate) inlet: Option<Arc<Inlet>>,
 }
 
-#[rustler::resource_impl]
-impl Resource for StreamResource {
+#[rustler::resource_impl(register = false)]
+impl Resource for Held<StreamResource> {
     fn down<'a>(&'a self, _env: Env<'a>, _owner: LocalPid, monitor: Monitor) {
         if let Some(inlet) = &self.inlet
             && inlet.is_monitored_by(&monitor)
@@ -167,7 +168,7 @@ impl StreamResource {
         stream: Stream,
         pid: LocalPid,
         has_events: bool,
-    ) -> Option<ResourceArc<Self>> {
+    ) -> Option<ResourceArc<Held<Self>>> {
         let inlet = Arc::new(Inlet::new(pid, has_events));
         let watch = inlet.clone();
         let bytes = stream.bytes()?;
@@ -175,7 +176,7 @@ impl StreamResource {
         if bytes.is_unidirectional() {
             inlet.receive_only();
         }
-        let resource = ResourceArc::new(Self { stream, inlet: Some(inlet.clone()) });
+        let resource = hold(Self { stream, inlet: Some(inlet.clone()) });
         inlet.set_monitor(resource.monitor(None, &pid)?);
         if let Some(runtime) = runtime::handle() {
             runtime.spawn(async move { watch.sending_ended(ended.await) });
@@ -210,8 +211,8 @@ pub(crate) struct ListenerResource {
     pub(crate) files: Option<Files>,
 }
 
-#[rustler::resource_impl]
-impl Resource for ListenerResource {
+#[rustler::resource_impl(register = false)]
+impl Resource for Held<ListenerResource> {
     fn down<'a>(&'a self, _env: Env<'a>, _owner: LocalPid, monitor: Monitor) {
         if lock(&self.owner).is_monitored_by(&monitor) {
             self.listener.close();

@@ -35,7 +35,7 @@ fn connection_shutdown(connection: Connection, code: u64) -> Atom {
 }
 
 fn close(connection: &Connection, code: u64, is_silent: bool) {
-    match &**connection {
+    match &***connection {
         ConnectionResource::Pooled(pooled) => pooled.close(),
         ConnectionResource::Own(own, owner) => {
             lock(owner).has_closed |= is_silent;
@@ -60,7 +60,7 @@ fn handle_sockname<'a>(env: Env<'a>, handle: Term<'a>) -> NifResult<Term<'a>> {
     let address = if let Ok(stream) = handle.decode::<Stream>() {
         stream.stream.local_address()
     } else if let Ok(connection) = handle.decode::<Connection>() {
-        match &*connection {
+        match &**connection {
             ConnectionResource::Pooled(pooled) => pooled.local_address(),
             ConnectionResource::Own(own, _) => Some(own.facts().local),
         }

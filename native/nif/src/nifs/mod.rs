@@ -8,13 +8,14 @@ mod stream;
 
 use rustler::{NifResult, ResourceArc};
 
+use crate::library::Held;
 use crate::resources::{ConnectionResource, ListenerResource, PoolResource, StreamResource};
 use crate::runtime;
 
-type Pool = ResourceArc<PoolResource>;
-type Connection = ResourceArc<ConnectionResource>;
-type Stream = ResourceArc<StreamResource>;
-type Listener = ResourceArc<ListenerResource>;
+type Pool = ResourceArc<Held<PoolResource>>;
+type Connection = ResourceArc<Held<ConnectionResource>>;
+type Stream = ResourceArc<Held<StreamResource>>;
+type Listener = ResourceArc<Held<ListenerResource>>;
 
 /// Runs a task. There is a runtime, since there is a resource.
 fn spawn(task: impl Future<Output = ()> + Send + 'static) -> NifResult<()> {

@@ -3,9 +3,10 @@
 use std::time::Duration;
 
 use mesh::{Error, Event, Identity, Mesh};
-use rustler::{Atom, Binary, Encoder, Env, NifResult, ResourceArc, Term};
+use rustler::{Atom, Binary, Encoder, Env, NifResult, Term};
 
 use super::{Pool, spawn};
+use crate::library::hold;
 use crate::reply::{Reply, notify};
 use crate::resources::PoolResource;
 use crate::{address, atoms, data, events, options, runtime, terms};
@@ -34,7 +35,7 @@ fn pool_open<'a>(env: Env<'a>, map: Term<'a>) -> NifResult<Term<'a>> {
     };
     match Mesh::new(options.config, identity, options.verification, runtime.clone(), observer) {
         Ok(mesh) => {
-            let pool = ResourceArc::new(PoolResource(mesh));
+            let pool = hold(PoolResource(mesh));
             env.monitor(&pool, &owner);
             Ok((atoms::ok(), pool, linger_ms).encode(env))
         }

@@ -6,11 +6,12 @@ use std::time::Duration;
 
 use mesh::{Client, Error, Identity, ListenerEvent, Place, Refusal, Request, Waiter};
 use once_cell::sync::OnceCell;
-use rustler::{Atom, Encoder, Env, LocalPid, NifResult, ResourceArc, Term};
+use rustler::{Atom, Encoder, Env, LocalPid, NifResult, Term};
 use tokio::sync::Notify;
 
 use super::{Connection, Listener, spawn};
 use crate::events;
+use crate::library::hold;
 use crate::reply::{Quiet, Reply};
 use crate::resources::{Caller, ConnectionResource, ListenerResource, Owner, StreamResource, lock};
 use crate::{address, atoms, runtime, settings, terms};
@@ -52,7 +53,7 @@ fn quic_listen<'a>(env: Env<'a>, place: Term<'a>, options: Term<'a>) -> NifResul
         Err(error) => return Ok(terms::error(env, &error)),
     };
     let owner = Mutex::new(Owner { pid: owner, monitor: None, has_closed: false });
-    let resource = ResourceArc::new(ListenerResource { listener, owner, files });
+    let resource = hold(ListenerResource { listener, owner, files });
     lock(&resource.owner).monitor = env.monitor(&resource, &env.pid());
     Ok((atoms::ok(), resource).encode(env))
 }
@@ -163,7 +164,7 @@ fn connection_accept_stream<'a>(
     id: u64,
     token: Term<'a>,
 ) -> NifResult<Term<'a>> {
-    let ConnectionResource::Own(own, _) = &*connection else {
+    let ConnectionResource::Own(own, _) = &**connection else {
         return Ok((atoms::error(), atoms::not_accepting()).encode(env));
     };
     let reply = Quiet::new(Reply::new(atoms::mesh_accepted(), env.pid(), token));
@@ -175,7 +176,7 @@ fn connection_accept_stream<'a>(
 /// `connection_cancel_accept(Connection, Id) -> boolean()`. `false`: too late, the message comes.
 #[rustler::nif]
 fn connection_cancel_accept(connection: Connection, id: u64) -> bool {
-    match &*connection {
+    match &**connection {
         ConnectionResource::Own(own, _) => own.cancel_request(id),
         ConnectionResource::Pooled(_) => false,
     }
@@ -186,7 +187,7 @@ fn connection_cancel_accept(connection: Connection, id: u64) -> bool {
 /// stream.
 #[rustler::nif]
 fn connection_async_accept_stream(env: Env<'_>, connection: Connection) -> NifResult<Term<'_>> {
-    let ConnectionResource::Own(own, _) = &*connection else {
+    let ConnectionResource::Own(own, _) = &**connection else {
         return Ok((atoms::error(), atoms::not_accepting()).encode(env));
     };
     let waiter = AnnouncingStream { to: env.pid(), connection: connection.clone() };
@@ -198,7 +199,7 @@ fn connection_async_accept_stream(env: Env<'_>, connection: Connection) -> NifRe
 /// hence dirty.
 #[rustler::nif(schedule = "DirtyCpu")]
 fn connection_traffic<'a>(env: Env<'a>, connection: Connection) -> NifResult<Term<'a>> {
-    let traffic = match &*connection {
+    let traffic = match &**connection {
         ConnectionResource::Pooled(pooled) => pooled.traffic(),
         ConnectionResource::Own(own, _) => own.traffic(),
     };

@@ -73,7 +73,7 @@ fn connection_open_stream<'a>(
     let owner = env.pid();
     let reply = Reply::new(atoms::mesh_opened(), owner, token);
     spawn(async move {
-        let opened = match &*connection {
+        let opened = match &**connection {
             ConnectionResource::Pooled(pooled) => pooled.open_stream().await,
             ConnectionResource::Own(own, _) => own.open_stream().await,
         };

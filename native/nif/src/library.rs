@@ -1,0 +1,88 @@
+//! What the VM does with this library, and what of it must outlast that.
+//!
+//! Purging `macula_gateway_mesh_nif` takes the library from its module, and with it every resource
+//! type of which no object lives. The library itself stays mapped (`build.rs`), and the runtime's
+//! tasks go on to make connections and streams: of a type that is gone, were it not kept. Loading
+//! the module once more makes new types; handles from before are of the old ones, and no longer
+//! taken.
+
+use std::ops::Deref;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{PoisonError, RwLock};
+
+use rustler::codegen_runtime::ResourceRegistration;
+use rustler::{Env, Resource, ResourceArc, Term};
+
+use crate::resources::{ConnectionResource, ListenerResource, PoolResource, StreamResource};
+
+/// Which resource types are the present ones: written when the module is loaded, read by whoever
+/// makes a resource, which may be a task from before that. rustler itself knows of no second load.
+static TYPES: RwLock<()> = RwLock::new(());
+
+/// Whether [`keep_types`] has been called since the module was loaded.
+static ARE_KEPT: AtomicBool = AtomicBool::new(false);
+
+/// Numbers the names of resource types.
+static LOADS: AtomicU64 = AtomicU64::new(0);
+
+/// What is in a resource: something, but for the objects that only keep their type alive. No term
+/// leads to one of those.
+pub(crate) struct Held<T>(Option<T>);
+
+impl<T> Deref for Held<T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        self.0.as_ref().unwrap_or_else(|| unreachable!("nobody has a handle to nothing"))
+    }
+}
+
+/// Makes a resource, on any thread.
+pub(crate) fn hold<T>(value: T) -> ResourceArc<Held<T>>
+where
+    Held<T>: Resource,
+{
+    let _types = TYPES.read().unwrap_or_else(PoisonError::into_inner);
+    ResourceArc::new(Held(Some(value)))
+}
+
+/// Registers the resource types: the VM calls it while it loads the module.
+pub(crate) fn load<'a>(env: Env<'a>, _info: Term<'a>) -> bool {
+    let _types = TYPES.write().unwrap_or_else(PoisonError::into_inner);
+    ARE_KEPT.store(false, Ordering::Release);
+    register::<PoolResource>(env, "pool")
+        && register::<ConnectionResource>(env, "connection")
+        && register::<StreamResource>(env, "stream")
+        && register::<ListenerResource>(env, "listener")
+}
+
+/// Registers a resource type under a name that no load has used before. When callers are about to
+/// load the module while it is purged, OTP 25 now and then leaves the former types behind; types of
+/// the same name would then be refused until the VM ends.
+fn register<T>(env: Env<'_>, name: &str) -> bool
+where
+    Held<T>: Resource,
+{
+    let number = LOADS.fetch_add(1, Ordering::Relaxed);
+    let name = Box::leak(format!("{name} {number}").into_boxed_str());
+    ResourceRegistration::new::<Held<T>>().with_name(name).register(env).is_ok()
+}
+
+/// Makes the present resource types last as long as the VM. To be called before there is a task
+/// that may make resources; not possible yet while the module is being loaded.
+pub(crate) fn keep_types() {
+    if !ARE_KEPT.swap(true, Ordering::AcqRel) {
+        let _types = TYPES.read().unwrap_or_else(PoisonError::into_inner);
+        keep_type::<PoolResource>();
+        keep_type::<ConnectionResource>();
+        keep_type::<StreamResource>();
+        keep_type::<ListenerResource>();
+    }
+}
+
+fn keep_type<T>()
+where
+    Held<T>: Resource,
+{
+    std::mem::forget(ResourceArc::new(Held::<T>(None)));
+}

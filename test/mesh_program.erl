@@ -1,0 +1,121 @@
+%%% The programs of native/mesh/examples as separate OS processes: lines in, Erlang terms out. A
+%%% program ends when the port to it closes; each handle is a process that owns the port.
+-module(mesh_program).
+
+-export([peer/0, relay/0, start/2, stop/1, kill/1, command/2, port/1, os_pid/1]).
+
+-export_type([program/0]).
+
+-opaque program() :: #{owner := pid(), port := inet:port_number(), os_pid := non_neg_integer()}.
+
+-define(START_MS, 10_000).
+-define(COMMAND_MS, 60_000).
+-define(MAX_LINE, 1_048_576).
+
+peer() ->
+    Program = os:getenv("MACULA_PEER"),
+    %% The Makefile's target test-erlang builds the programs and sets this.
+    Program =/= false orelse exit('MACULA_PEER_is_not_set'),
+    Program.
+
+%% Built beside the peer.
+relay() -> filename:join(filename:dirname(peer()), "relay").
+
+%% `Args' are those of the program, as strings.
+start(Program, Args) ->
+    Self = self(),
+    {Owner, Monitor} = spawn_monitor(fun() -> own(Self, Program, Args) end),
+    receive
+        {Owner, ready, Port, OsPid} ->
+            demonitor(Monitor, [flush]),
+            #{owner => Owner, port => Port, os_pid => OsPid};
+        {'DOWN', Monitor, process, Owner, Reason} ->
+            error({program_did_not_start, Reason})
+    after ?START_MS ->
+        error(program_did_not_start)
+    end.
+
+%% Ends in order.
+stop(#{owner := Owner}) ->
+    Monitor = monitor(process, Owner),
+    Owner ! stop,
+    receive
+        {'DOWN', Monitor, process, Owner, _} -> ok
+    after ?START_MS ->
+        error(program_does_not_end)
+    end.
+
+%% Ends as a power cut would.
+kill(#{os_pid := OsPid} = Program) ->
+    _ = os:cmd("kill -9 " ++ integer_to_list(OsPid)),
+    stop(Program).
+
+%% The UDP port that it listens at.
+port(#{port := Port}) -> Port.
+
+os_pid(#{os_pid := OsPid}) -> OsPid.
+
+%% The program's answer to one command line.
+command(#{owner := Owner}, Line) ->
+    Monitor = monitor(process, Owner),
+    Owner ! {command, self(), Monitor, Line},
+    receive
+        {Monitor, Answer} ->
+            demonitor(Monitor, [flush]),
+            Answer;
+        {'DOWN', Monitor, process, Owner, Reason} ->
+            error({program_is_gone, Reason})
+    after ?COMMAND_MS ->
+        error({no_answer, Line})
+    end.
+
+own(Starter, Program, Args) ->
+    Monitor = monitor(process, Starter),
+    Options = [{args, Args}, {line, ?MAX_LINE}, binary, exit_status, use_stdio],
+    Port = open_port({spawn_executable, Program}, Options),
+    {os_pid, OsPid} = erlang:port_info(Port, os_pid),
+    {ready, Number} = answer(Port, ?START_MS),
+    Starter ! {self(), ready, Number, OsPid},
+    serve(Port, Monitor).
+
+serve(Port, Monitor) ->
+    receive
+        {command, From, Ref, Line} ->
+            true = port_command(Port, [Line, $\n]),
+            From ! {Ref, answer(Port, ?COMMAND_MS)},
+            serve(Port, Monitor);
+        stop ->
+            finish(Port);
+        {'DOWN', Monitor, process, _, _} ->
+            finish(Port);
+        {Port, {exit_status, _}} ->
+            ok
+    end.
+
+%% The program quits by itself when told so; one that was killed has gone already.
+finish(Port) ->
+    try port_command(Port, "quit\n") of
+        true -> await_exit(Port)
+    catch
+        error:badarg -> ok
+    end.
+
+await_exit(Port) ->
+    receive
+        {Port, {exit_status, _}} -> ok;
+        {Port, {data, _}} -> await_exit(Port)
+    after ?START_MS ->
+        exit(program_does_not_exit)
+    end.
+
+answer(Port, Ms) ->
+    receive
+        {Port, {data, {eol, Line}}} ->
+            {ok, Tokens, _} = erl_scan:string(binary_to_list(Line)),
+            {ok, Term} = erl_parse:parse_term(Tokens),
+            Term;
+        {Port, {exit_status, Status}} ->
+            exit({program_exited, Status})
+    after Ms ->
+        exit(program_is_silent)
+    end.
