@@ -4,9 +4,10 @@
 
 -behaviour(supervisor).
 
--export([with/1, start/0, kill/1, call/3, call/4, footprint/1, exit_status/2]).
+-export([with/1, with/2, start/0, kill/1, call/3, call/4]).
+-export([os_pid/1, footprint/1, memory_kib/1, exit_status/2]).
 -export([start_pool/1, stop_pool/0, kill_server/0, start_load/2, kill_caller/0, stop_load/0]).
--export([churn/0, wait_for_word/1, init/1]).
+-export([churn/0, collect_garbage/0, wait_for_word/1, init/1]).
 
 -define(POOL, macula_gateway_mesh).
 -define(SUPERVISOR, mesh_vm_supervisor).
@@ -18,8 +19,11 @@
 %%% For the test
 
 %% Runs `Test(Vm)' with another VM, which is not distributed: the two talk by its standard input.
-with(Test) ->
-    Vm = start(),
+with(Test) -> with(#{}, Test).
+
+%% `More' are options of `peer'.
+with(More, Test) ->
+    Vm = start(More),
     try
         Test(Vm)
     after
@@ -27,16 +31,19 @@ with(Test) ->
     end.
 
 %% It ends with the calling process, too.
-start() ->
+start() -> start(#{}).
+
+start(More) ->
     Options = #{connection => standard_io, args => code_paths(), wait_boot => ?CALL_MS},
-    {ok, Vm, _Node} = peer:start_link(Options),
+    {ok, Vm, _Node} = peer:start_link(maps:merge(Options, More)),
+    _ = put({?MODULE, Vm}, call(Vm, os, getpid, [])),
     Vm.
 
 %% Ends it as a power cut would.
 kill(Vm) ->
     unlink(Vm),
     Monitor = monitor(process, Vm),
-    _ = os:cmd("kill -9 " ++ call(Vm, os, getpid, [])),
+    _ = os:cmd("kill -9 " ++ os_pid(Vm)),
     receive
         {'DOWN', Monitor, process, Vm, _} -> ok
     end.
@@ -52,9 +59,23 @@ call(Vm, Function, Arguments) ->
         end,
     call(Vm, Module, Function, Arguments).
 
+%% Its process; who has started it knows that also while it stands still.
+os_pid(Vm) ->
+    case get({?MODULE, Vm}) of
+        undefined -> call(Vm, os, getpid, []);
+        OsPid -> OsPid
+    end.
+
+%% How much memory is resident, once the VM has given back what it can.
+memory_kib(Vm) ->
+    ok = peer:call(Vm, ?MODULE, collect_garbage, [], ?CALL_MS),
+    {ok, Status} = file:read_file("/proc/" ++ os_pid(Vm) ++ "/status"),
+    {match, [Kib]} = re:run(Status, "VmRSS:\\s+(\\d+)", [{capture, all_but_first, binary}]),
+    binary_to_integer(Kib).
+
 %% How many file descriptors and threads the other VM has, as the kernel counts them.
 footprint(Vm) ->
-    Process = "/proc/" ++ call(Vm, os, getpid, []),
+    Process = "/proc/" ++ os_pid(Vm),
     {ok, Descriptors} = file:list_dir(Process ++ "/fd"),
     {ok, Threads} = file:list_dir(Process ++ "/task"),
     #{fds => length(Descriptors), threads => length(Threads)}.
@@ -125,6 +146,11 @@ stop_load() ->
         end,
         Monitors
     ).
+
+%% Twice: what the first round frees may have been held by another process.
+collect_garbage() ->
+    [_ = garbage_collect(Pid) || _ <- [first, second], Pid <- processes()],
+    ok.
 
 %% Fills what the VM has just freed with something else, so that whoever still uses it is noticed.
 churn() ->

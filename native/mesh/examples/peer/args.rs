@@ -47,6 +47,8 @@ pub(crate) struct Args {
     pub(crate) require_client_cert: bool,
     pub(crate) accept_delay: Duration,
     pub(crate) workers: NonZeroUsize,
+    /// Where the index of each message is appended as it comes, for who outlives this process.
+    pub(crate) log: Option<PathBuf>,
 }
 
 impl Default for Args {
@@ -64,6 +66,7 @@ impl Default for Args {
             require_client_cert: false,
             accept_delay: Duration::ZERO,
             workers: NonZeroUsize::MIN,
+            log: None,
         }
     }
 }
@@ -88,6 +91,7 @@ impl Args {
                 "--corrupt-signature" => args.corrupt_signature = true,
                 "--require-client-cert" => args.require_client_cert = true,
                 "--accept-delay-ms" => args.accept_delay = milliseconds(value(option, &mut words)?),
+                "--log" => args.log = Some(value(option, &mut words)?),
                 "--workers" => args.workers = value(option, &mut words)?,
                 _ => return Err(format!("unknown option {option}")),
             }

@@ -25,6 +25,7 @@ mod tally;
 mod tls;
 
 use std::error::Error;
+use std::fs::File;
 use std::io::{self, BufRead, Write};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -69,7 +70,8 @@ fn main() -> ExitCode {
 fn run(args: &Args) -> Result<(), Box<dyn Error>> {
     let runtime =
         Builder::new_multi_thread().worker_threads(args.workers.get()).enable_all().build()?;
-    let node = Arc::new(Node::new(args.mode));
+    let log = args.log.as_ref().map(|path| File::options().append(true).create(true).open(path));
+    let node = Arc::new(Node::new(args.mode, log.transpose()?));
     let profiles = Profiles::new(args)?;
     let endpoint = {
         let _context = runtime.enter();

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::error::Error;
+use std::fs::File;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -97,9 +98,9 @@ fn transport(args: &Args) -> TransportConfig {
 
 impl Node {
     /// A node that nobody has dialled yet.
-    pub(crate) fn new(mode: Mode) -> Self {
+    pub(crate) fn new(mode: Mode, log: Option<File>) -> Self {
         Self {
-            tally: Arc::default(),
+            tally: Arc::new(Tally::logging(log)),
             mode: Mutex::new(mode),
             connections: Mutex::default(),
             certificate: Mutex::default(),

@@ -3,6 +3,9 @@
 //! It has never heard of QUIC; `behaviour.rs` and `node.rs` tell it what happened.
 
 use std::collections::BTreeMap;
+use std::fmt::Display;
+use std::fs::File;
+use std::io::Write;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -95,6 +98,7 @@ struct Seen {
     counters: Counters,
     indices: Indices,
     last_message: Option<Vec<u8>>,
+    log: Option<File>,
     /// What the one waiter waits for; taken away when reached, so that it is woken once.
     goal: Option<Goal>,
     waits_abandoned: bool,
@@ -107,6 +111,12 @@ struct Goal {
 }
 
 impl Tally {
+    /// What is seen goes to `log`, too, where it outlives this process: a line for each message, its
+    /// index or `corrupt`.
+    pub(crate) fn logging(log: Option<File>) -> Self {
+        Self { seen: Mutex::new(Seen { log, ..Seen::default() }), ..Self::default() }
+    }
+
     /// Changes the counters, and wakes the waiter if that reaches its goal.
     pub(crate) fn count(&self, change: impl FnOnce(&mut Counters)) {
         self.update(|seen| change(&mut seen.counters));
@@ -186,13 +196,26 @@ impl Seen {
         self.counters.bytes += u64::try_from(message.length()).unwrap_or(u64::MAX);
         match message.class() {
             Class::Framed(index) if index < INDEX_LIMIT => self.take_index(index),
-            Class::Framed(_) | Class::Corrupt => self.counters.corrupt += 1,
+            Class::Framed(_) | Class::Corrupt => {
+                self.counters.corrupt += 1;
+                self.note("corrupt");
+            }
             Class::Unframed => self.counters.unframed += 1,
         }
         self.last_message = Some(message.into_beginning());
     }
 
+    /// One write for each line: one that was begun is whole, however this process ends.
+    fn note(&mut self, line: impl Display) {
+        if let Some(log) = &mut self.log
+            && let Err(error) = log.write_all(format!("{line}\n").as_bytes())
+        {
+            eprintln!("peer: log: {error}");
+        }
+    }
+
     fn take_index(&mut self, index: u64) {
+        self.note(index);
         self.counters.framed += 1;
         if self.indices.insert(index) {
             self.counters.distinct += 1;
