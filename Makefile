@@ -12,7 +12,7 @@ export MACULA_PEER := $(CARGO_TARGET_DIR)/$(if $(CARGO_BUILD_TARGET),$(CARGO_BUI
 .DEFAULT_GOAL := help
 .PHONY: help setup setup-build build peer demo test test-rust test-erlang test-facade
 .PHONY: bench bench-quick bench-smoke setup-bench build-bench
-.PHONY: test-mix mix fuzz sanitize otp27 otp29 interop interop-aioquic lint docs clean
+.PHONY: test-mix mix chaos soak fuzz sanitize otp27 otp29 interop interop-aioquic lint docs clean
 # The targets share cargo's and rebar3's folders.
 .NOTPARALLEL:
 
@@ -63,6 +63,14 @@ test-rust: ## tests of the core crate, and of the benchmark's check
 test-erlang: peer ## Common Test suites, property suites, xref
 	$(REBAR3) ct
 	$(REBAR3) as test xref
+
+# Their short forms are suites as the others.
+chaos: peer ## a pool in a storm of faults, MINUTES=5 long; SEED=... repeats the plan of one
+	CHAOS_MINUTES=$(or $(MINUTES),5) $(REBAR3) ct --suite test/chaos_SUITE
+
+soak: peer ## a pool at a steady load, HOURS=1 long (or MINUTES): samples and a plot in _build/soak
+	SOAK_MINUTES=$(or $(MINUTES),$$(( $(or $(HOURS),1) * 60 ))) SOAK_DIR=$(CURDIR)/_build/soak \
+		$(REBAR3) ct --suite test/soak_SUITE
 
 # The facade is an application of its own: it finds the main one as any application does.
 FACADE = cd facade/quicer && ERL_LIBS="$(CURDIR)/_build/default/lib" \

@@ -2,7 +2,7 @@
 %%% and keep what they were told, a watch on the pool's size, and a node that listens.
 -module(mesh_callers).
 
--export([start/3, stop/0, kill/0]).
+-export([start/3, start/4, stop/0, kill/0, latency_us/2]).
 -export([listen/4, renew/0]).
 
 -define(POOL, macula_gateway_mesh).
@@ -17,9 +17,12 @@
 %%% Callers
 
 %% `Count' callers of these nodes, `[{NodeId, Address}]', whose frames are numbered from `First'.
-start(Targets, Count, First) ->
+start(Targets, Count, First) -> start(Targets, Count, First, true).
+
+%% `Keeps': whether what was confirmed is kept to be told, which takes memory for each message.
+start(Targets, Count, First, Keeps) ->
     Self = self(),
-    Owner = spawn(fun() -> own(Self, Targets, Count, First) end),
+    Owner = spawn(fun() -> own(Self, Targets, Count, First, Keeps) end),
     receive
         {Owner, started} -> ok
     end.
@@ -42,12 +45,22 @@ kill() ->
     ?MODULE ! kill,
     ok.
 
-own(Starter, Targets, Count, First) ->
+%% How long a confirmed message takes, the median of `Count'.
+latency_us({NodeId, Address}, Count) ->
+    Frame = <<1, 1, 0, 0, 7:32, "a probe">>,
+    Times = [
+        element(1, timer:tc(fun() -> ?POOL:send(?POOL, NodeId, Address, Frame, ?CONFIRM_MS) end))
+     || _ <- lists:seq(1, Count)
+    ],
+    lists:nth((Count + 1) div 2, lists:sort(Times)).
+
+own(Starter, Targets, Count, First, Keeps) ->
     true = register(?MODULE, self()),
     ?TABLE = ets:new(?TABLE, [named_table, public, {write_concurrency, true}]),
     Numbers = atomics:new(2, []),
     ok = atomics:put(Numbers, 1, First - 1),
-    Callers = [spawn_monitor(fun() -> call(Targets, Numbers) end) || _ <- lists:seq(1, Count)],
+    Work = fun() -> call(Targets, Numbers, Keeps) end,
+    Callers = [spawn_monitor(Work) || _ <- lists:seq(1, Count)],
     Watch = spawn(fun() -> watch_size(0) end),
     Starter ! {self(), started},
     attend(Targets, Numbers, Callers, mortal(Targets), Watch).
@@ -77,39 +90,38 @@ attend(Targets, Numbers, Callers, Mortal, Watch) ->
                 }}
     end.
 
-call(Targets, Numbers) ->
+call(Targets, Numbers, Keeps) ->
     receive
         stop -> ok
     after ?PAUSE_MS ->
         {NodeId, Address} = pick(Targets),
         Number = atomics:add_get(Numbers, 1, 1),
         Frame = mesh_peer:frame(Number, pick(?SIZES)),
-        send(rand:uniform(10), NodeId, Address, Number, Frame, Numbers),
-        call(Targets, Numbers)
+        Told = send(rand:uniform(10), NodeId, Address, Frame, Numbers),
+        Kept = {Number, NodeId, erlang:system_time(millisecond)},
+        Keeps andalso Told =:= confirmed andalso ets:insert(?TABLE, Kept),
+        call(Targets, Numbers, Keeps)
     end.
 
-%% Counts the messages that the pool has to account for.
-send(Way, NodeId, Address, _Number, Frame, Numbers) when Way =< 4 ->
+%% Counts the messages that the pool has to account for, and says what the caller was told.
+send(Way, NodeId, Address, Frame, Numbers) when Way =< 4 ->
     given(Numbers),
-    ok = ?POOL:send_async(?POOL, NodeId, Address, Frame);
-send(Way, NodeId, Address, Number, Frame, Numbers) when Way =< 8 ->
+    ?POOL:send_async(?POOL, NodeId, Address, Frame);
+send(Way, NodeId, Address, Frame, Numbers) when Way =< 8 ->
     given(Numbers),
     try ?POOL:send(?POOL, NodeId, Address, Frame, ?CONFIRM_MS) of
-        ok ->
-            true = ets:insert(?TABLE, {Number, NodeId, erlang:system_time(millisecond)}),
-            ok;
-        {error, _} ->
-            ok
+        ok -> confirmed;
+        {error, _} -> refused
     catch
         %% The server is being restarted.
-        exit:_ -> ok
+        exit:_ -> refused
     end;
-send(_Way, NodeId, Address, _Number, Frame, Numbers) ->
+send(_Way, NodeId, Address, Frame, Numbers) ->
     try ?POOL:get_or_create_connection(?POOL, NodeId, Address) of
         {ok, Stream} -> macula_quic:send(Stream, Frame) =:= ok andalso given(Numbers);
-        {error, _} -> false
+        {error, _} -> refused
     catch
-        exit:_ -> false
+        exit:_ -> refused
     end.
 
 given(Numbers) ->

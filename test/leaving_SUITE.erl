@@ -1,0 +1,106 @@
+%% How a node leaves: whatever stops it in order, what was queued goes out within `linger_ms', and
+%% its peers are told. fault_SUITE has the server's own end, and the VM's end under load.
+-module(leaving_SUITE).
+
+-include_lib("stdlib/include/assert.hrl").
+
+-export([all/0, suite/0]).
+-export([
+    stopping_the_application_lets_queued_messages_out/1,
+    stopping_the_vm_lets_queued_messages_out/1,
+    a_peer_that_takes_nothing_holds_the_vm_for_linger_ms_at_most/1,
+    of_a_killed_vm_nothing_is_left/1
+]).
+
+-define(POOL, macula_gateway_mesh).
+-define(MESSAGES, 2_000).
+
+suite() -> [{timetrap, {minutes, 2}}].
+
+all() ->
+    [
+        stopping_the_application_lets_queued_messages_out,
+        stopping_the_vm_lets_queued_messages_out,
+        a_peer_that_takes_nothing_holds_the_vm_for_linger_ms_at_most,
+        of_a_killed_vm_nothing_is_left
+    ].
+
+stopping_the_application_lets_queued_messages_out(_Config) ->
+    %% The first half of an upgrade by hand.
+    with_application(#{linger_ms => 4_000}, [], fun(Vm, Peer) ->
+        ok = mesh_vm:call(Vm, mesh_load, send_frames, frames(Peer)),
+        ok = mesh_vm:call(Vm, application, stop, [mesh_vm_app]),
+        assert_all_arrived(Peer)
+    end).
+
+stopping_the_vm_lets_queued_messages_out(_Config) ->
+    %% What an init system does to a release: SIGTERM, which is init:stop/0.
+    with_application(#{linger_ms => 4_000}, [], fun(Vm, Peer) ->
+        ok = mesh_vm:call(Vm, mesh_load, send_frames, frames(Peer)),
+        ok = stop_and_wait(Vm),
+        assert_all_arrived(Peer)
+    end).
+
+a_peer_that_takes_nothing_holds_the_vm_for_linger_ms_at_most(_Config) ->
+    %% Or an init system would kill the node, and with it what other peers were still to get. The
+    %% timetrap is the bound; the message that could not go is not waited for.
+    with_application(#{linger_ms => 500}, ["--mode", "slow:10"], fun(Vm, Peer) ->
+        ok = mesh_vm:call(Vm, mesh_load, send_frames, frames(Peer)),
+        ok = stop_and_wait(Vm),
+        mesh_load:await_peers([Peer], connections_open, 0),
+        ?assertMatch(#{closed_by_timeout := 0}, mesh_peer:stats(Peer))
+    end).
+
+of_a_killed_vm_nothing_is_left(_Config) ->
+    %% Nobody is told; peers notice by their idle timeout. Its sockets go with its process, since
+    %% the library starts no other one, and keeps no file.
+    Peer = mesh_peer:start(["--idle-timeout-ms", "1000"]),
+    Vm = mesh_vm:start(),
+    ok = mesh_vm:call(Vm, start_pool, [#{}]),
+    Connect = [?POOL, <<"node">>, mesh_peer:address(Peer)],
+    {ok, _} = mesh_vm:call(Vm, get_or_create_connection, Connect),
+    _ = mesh_peer:wait(Peer, connections_open, 1),
+    Process = "/proc/" ++ mesh_vm:os_pid(Vm),
+    ?assertEqual([], children(Process)),
+    ok = mesh_vm:kill(Vm),
+    mesh_load:eventually(false, fun() -> filelib:is_dir(Process) end),
+    mesh_load:await_peers([Peer], connections_open, 0),
+    ?assertMatch(#{closed_by_timeout := 1}, mesh_peer:stats(Peer)),
+    mesh_peer:stop(Peer).
+
+%%% Internal
+
+with_application(Options, PeerArgs, Test) ->
+    Peer = mesh_peer:start(PeerArgs),
+    Vm = mesh_vm:start(),
+    ok = mesh_vm:call(Vm, mesh_vm_app, run, [Options]),
+    Test(Vm, Peer),
+    unlink(Vm),
+    catch peer:stop(Vm),
+    mesh_peer:stop(Peer).
+
+frames(Peer) ->
+    [?POOL, <<"node">>, mesh_peer:address(Peer), lists:seq(0, ?MESSAGES - 1)].
+
+stop_and_wait(Vm) ->
+    unlink(Vm),
+    Monitor = monitor(process, Vm),
+    ok = peer:cast(Vm, init, stop, []),
+    receive
+        {'DOWN', Monitor, process, Vm, _} -> ok
+    end.
+
+assert_all_arrived(Peer) ->
+    mesh_load:await_peers([Peer], connections_closed, 1),
+    ?assertMatch(
+        #{distinct := ?MESSAGES, duplicates := 0, corrupt := 0, close_codes := #{0 := 1}},
+        mesh_peer:stats(Peer)
+    ).
+
+%% But for the VM's own helper, which starts programs.
+children(Process) ->
+    Main = filename:join([Process, "task", filename:basename(Process)]),
+    {ok, Text} = file:read_file(Main ++ "/children"),
+    Pids = string:lexemes(binary_to_list(Text), " "),
+    Names = [file:read_file("/proc/" ++ Pid ++ "/comm") || Pid <- Pids],
+    Names -- [{ok, <<"erl_child_setup\n">>}].

@@ -1,0 +1,75 @@
+%% A pool at a steady load for long: `make soak', and its short form. What it takes must not grow.
+%% SOAK_MINUTES makes it longer; SOAK_DIR is where samples and plot go.
+%%
+%% The bound, for each figure: the slope of Theil and Sen over the samples after the warm-up, times
+%% their time, is less than the figure's own noise in that time (four median absolute deviations
+%% from the line) or than its grain (what one step of it is worth: carriers of an allocator, a
+%% connection). The short form sends some 13,000 messages of 20 KB on average: were one in a
+%% hundred kept, that would be 26 MB, six times the grain.
+-module(soak_SUITE).
+
+-include_lib("stdlib/include/assert.hrl").
+
+-export([all/0, suite/0, nothing_grows_at_a_steady_load/1]).
+
+-define(POOL, macula_gateway_mesh).
+%% The short form: its warm-up, its samples.
+-define(WARM_UP_MS, 6_000).
+-define(SAMPLES, 20).
+-define(SAMPLE_MS, 700).
+%% The long form samples at most so often over its time.
+-define(MOST_SAMPLES, 1_000).
+-define(CALLERS, 6).
+-define(OPTIONS, #{
+    max_mesh_connections => 3,
+    linger_ms => 200,
+    queue_max_messages => 500,
+    runtime_workers => 1
+}).
+
+suite() -> [{timetrap, {minutes, 3}}].
+
+all() -> [nothing_grows_at_a_steady_load].
+
+nothing_grows_at_a_steady_load(Config) ->
+    %% A node runs for months: what grows by a kilobyte a minute ends it. Four peers for three
+    %% places, so that connections come and go all the time.
+    Minutes = list_to_integer(os:getenv("SOAK_MINUTES", "0")),
+    _ = ct:timetrap({minutes, 3 + 2 * Minutes}),
+    Dir = os:getenv("SOAK_DIR", proplists:get_value(priv_dir, Config)),
+    mesh_vm:with(fun(Vm) ->
+        Peers = [mesh_peer:start() || _ <- lists:seq(1, 4)],
+        Targets = [
+            {mesh_peer:node_id(N), mesh_peer:address(Peer)}
+         || {N, Peer} <- lists:zip(lists:seq(1, 4), Peers)
+        ],
+        ok = mesh_vm:call(Vm, start_pool, [?OPTIONS]),
+        ok = mesh_vm:call(Vm, mesh_callers, start, [Targets, ?CALLERS, 1, false]),
+        %% Pages and tables that are touched once, the library's threads, the code itself.
+        timer:sleep(?WARM_UP_MS),
+        {Count, Ms} = samples(Minutes),
+        Samples = [sample(Vm, hd(Targets), Ms) || _ <- lists:seq(1, Count)],
+        ok = mesh_soak:write(Dir, Samples),
+        Report = mesh_vm:call(Vm, mesh_callers, stop, []),
+        ct:pal("~b messages; samples and plot in ~s", [maps:get(given, Report), Dir]),
+        lists:foreach(fun(Figure) -> assert_steady(Figure, Samples) end, mesh_soak:figures()),
+        ok = mesh_vm:call(Vm, stop_pool, []),
+        lists:foreach(fun mesh_peer:stop/1, Peers)
+    end).
+
+samples(0) ->
+    {?SAMPLES, ?SAMPLE_MS};
+samples(Minutes) ->
+    Ms = Minutes * 60_000,
+    Count = min(?MOST_SAMPLES, Ms div ?SAMPLE_MS),
+    {Count, Ms div Count}.
+
+%% The time between two samples is part of the measurement, no wait for anything.
+sample(Vm, Target, Ms) ->
+    timer:sleep(Ms),
+    mesh_soak:sample(Vm, Target).
+
+assert_steady(Figure, Samples) ->
+    #{growth := Growth, noise := Noise, grain := Grain} = mesh_soak:trend(Figure, Samples),
+    ct:pal("~s: ~.1f in that time; noise ~.1f, grain ~w", [Figure, Growth, Noise, Grain]),
+    ?assert(Growth < max(Noise, Grain), {Figure, Growth}).
