@@ -13,7 +13,9 @@ use std::sync::{PoisonError, RwLock};
 use rustler::codegen_runtime::ResourceRegistration;
 use rustler::{Env, Resource, ResourceArc, Term};
 
-use crate::resources::{ConnectionResource, ListenerResource, PoolResource, StreamResource};
+use crate::resources::{
+    Caller, ConnectionResource, ListenerResource, PoolResource, StreamResource,
+};
 
 /// Which resource types are the present ones: written when the module is loaded, read by whoever
 /// makes a resource, which may be a task from before that. rustler itself knows of no second load.
@@ -54,6 +56,7 @@ pub(crate) fn load<'a>(env: Env<'a>, _info: Term<'a>) -> bool {
         && register::<ConnectionResource>(env, "connection")
         && register::<StreamResource>(env, "stream")
         && register::<ListenerResource>(env, "listener")
+        && register::<Caller>(env, "caller")
 }
 
 /// Registers a resource type under a name that no load has used before. When callers are about to
@@ -77,6 +80,7 @@ pub(crate) fn keep_types() {
         keep_type::<ConnectionResource>();
         keep_type::<StreamResource>();
         keep_type::<ListenerResource>();
+        keep_type::<Caller>();
     }
 }
 

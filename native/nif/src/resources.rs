@@ -196,8 +196,8 @@ impl Drop for StreamResource {
 /// Who waits for a dial of his own, which ends with him.
 pub(crate) struct Caller(pub(crate) Notify);
 
-#[rustler::resource_impl]
-impl Resource for Caller {
+#[rustler::resource_impl(register = false)]
+impl Resource for Held<Caller> {
     fn down<'a>(&'a self, _env: Env<'a>, _caller: LocalPid, _monitor: Monitor) {
         self.0.notify_one();
     }

@@ -137,7 +137,7 @@ fn quic_connect<'a>(
     let owner = env.pid();
     let reply = Reply::new(atoms::mesh_opened(), owner, token);
     let timeout = Duration::from_millis(timeout_ms);
-    let caller = ResourceArc::new(Caller(Notify::new()));
+    let caller = hold(Caller(Notify::new()));
     env.monitor(&caller, &owner);
     spawn(async move {
         let outcome = tokio::select! {
