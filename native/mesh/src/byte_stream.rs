@@ -10,10 +10,12 @@ use quinn::{ReadError, VarInt};
 use tokio::sync::watch;
 
 use crate::Error;
+use crate::budget::Budget;
 use crate::config::Load;
+use crate::entry::Entry;
 use crate::frames::{Frames, Packet, TooLong};
 use crate::joined::MessageReader;
-use crate::outbox::{Budget, Entry, Next, Outbox};
+use crate::outbox::{Next, Outbox};
 use crate::scope::Scope;
 use crate::unfinished::Room;
 

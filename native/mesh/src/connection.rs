@@ -10,20 +10,19 @@ use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, watch};
 
 use crate::address::{Address, canonical};
+use crate::budget::Budget;
 use crate::byte_stream::{ByteStream, Ends, Reader};
 use crate::config::size;
 use crate::dial::Dialer;
 use crate::endpoint::Endpoint;
-use crate::handshake;
 use crate::joined::{self, MESH_ALPN, MessageReader};
-use crate::outbox::Budget;
 use crate::rendezvous::{Rendezvous, Request, RequestId, Waiter};
 use crate::scope::Scope;
 use crate::settings::{Settings, Transport};
 use crate::stream::Stream;
 use crate::unfinished::Room;
 use crate::verify::PeerIdentity;
-use crate::{Config, Error};
+use crate::{Config, Error, handshake};
 
 /// A handle to a connection.
 #[derive(Clone, Debug)]

@@ -11,9 +11,9 @@ use tokio::time::{Duration, Instant, Sleep, sleep};
 use crate::Error;
 use crate::byte_stream::Outgoing;
 use crate::config::Load;
+use crate::entry::Entry;
 use crate::joined::Encoder;
 use crate::message::{Message, Receipt, Undelivered};
-use crate::outbox::Entry;
 
 /// When to look at all flights that wait for their acknowledgement, though the oldest has not got
 /// its own: first after so long, then each time after twice as long.
@@ -119,11 +119,6 @@ impl Flight {
         }
         let cargo = if keeps { Cargo::Entries(kept) } else { Cargo::Receipts(receipts) };
         Self { kind, load, number, cargo, chunks: encoder.finish(), stream }
-    }
-
-    /// Payload bytes of its messages.
-    pub(crate) fn bytes(&self) -> usize {
-        self.load.bytes
     }
 
     /// Takes the messages all the way: written, finished, and acknowledged whole.

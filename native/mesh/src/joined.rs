@@ -38,7 +38,7 @@ pub(crate) const STREAMS: u32 = 8;
 /// credit of the other, and that what waits meanwhile is joined.
 pub(crate) const STREAMS_PER_KIND: usize = 4;
 /// Payload bytes from which on a message travels alone.
-pub(crate) const LARGE_BYTES: usize = 64 * 1024;
+pub(crate) const LARGE_BYTES: usize = 128 * 1024;
 /// Payload bytes of one ordered stream at most: a piece that is acknowledged at once.
 pub(crate) const PIECE_BYTES: usize = 512 * 1024;
 /// Bytes from which on a message or a batch is handed to the stack as it is. Smaller ones are
@@ -400,7 +400,7 @@ mod tests {
         assert_eq!(encode(messages, Kind::Piece).concat(), [ORDERED, 0, 2, b'a', b'b']);
         let large = Bytes::from(vec![7; LARGE_BYTES]);
         let chunks = encode(vec![large.clone()], Kind::Large);
-        assert_eq!(chunks.first().map(|c| c.as_ref()), Some([ALONE, 0x80, 1, 0, 0].as_slice()));
+        assert_eq!(chunks.first().map(|c| c.as_ref()), Some([ALONE, 0x80, 2, 0, 0].as_slice()));
         assert_eq!(chunks.last(), Some(&large));
     }
 

@@ -4,16 +4,16 @@
 //! join a batch as they come in: one copy each, and nothing to be allocated or freed.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use bytes::Bytes;
 use tokio::sync::{Notify, oneshot};
 use tokio::time::{Instant, timeout_at};
 
 use crate::Error;
 use crate::batch::Batch;
+use crate::budget::Budget;
 use crate::config::Load;
+use crate::entry::{Entry, Payload};
 use crate::message::{Message, Undelivered};
 use crate::stats::Stats;
 
@@ -23,121 +23,6 @@ const MAX_WAITING: usize = 65_536;
 
 /// Bytes below which a message joins a batch.
 const SMALL_BYTES: usize = 2 * 1024;
-
-/// A message as its sender has it.
-#[derive(Clone, Debug)]
-pub enum Payload<'a> {
-    /// To be copied.
-    Borrowed(&'a [u8]),
-    /// To be kept as it is.
-    Shared(Bytes),
-}
-
-impl From<Bytes> for Payload<'_> {
-    fn from(bytes: Bytes) -> Self {
-        Self::Shared(bytes)
-    }
-}
-
-impl Payload<'_> {
-    fn len(&self) -> usize {
-        self.as_slice().len()
-    }
-
-    fn as_slice(&self) -> &[u8] {
-        match self {
-            Self::Borrowed(bytes) => bytes,
-            Self::Shared(bytes) => bytes,
-        }
-    }
-
-    /// The message in a form that outlives the call.
-    pub(crate) fn into_bytes(self) -> Bytes {
-        match self {
-            Self::Borrowed(bytes) => Bytes::copy_from_slice(bytes),
-            Self::Shared(bytes) => bytes,
-        }
-    }
-}
-
-/// What waits to be sent, or is under way: one message or many.
-#[derive(Debug)]
-pub(crate) enum Entry {
-    /// Small messages of which nobody waits for what becomes of them.
-    Batch(Batch),
-    /// One message.
-    Single(Message),
-}
-
-impl Entry {
-    /// How many messages, and their payload bytes.
-    pub(crate) fn load(&self) -> Load {
-        match self {
-            Self::Batch(batch) => batch.load(),
-            Self::Single(message) => message.load(),
-        }
-    }
-
-    /// Whether its sender has not withdrawn it.
-    pub(crate) fn is_wanted(&self) -> bool {
-        match self {
-            Self::Batch(_) => true,
-            Self::Single(message) => message.is_wanted(),
-        }
-    }
-
-    fn set_off(&self) -> bool {
-        match self {
-            Self::Batch(_) => true,
-            Self::Single(message) => message.set_off(),
-        }
-    }
-}
-
-/// What all outboxes of a pool may hold together.
-#[derive(Debug)]
-pub(crate) struct Budget {
-    limit: Load,
-    messages: AtomicUsize,
-    bytes: AtomicUsize,
-}
-
-impl Budget {
-    pub(crate) fn new(limit: Load) -> Self {
-        Self { limit, messages: AtomicUsize::new(0), bytes: AtomicUsize::new(0) }
-    }
-
-    pub(crate) fn used(&self) -> Load {
-        Load {
-            messages: self.messages.load(Ordering::Relaxed),
-            bytes: self.bytes.load(Ordering::Relaxed),
-        }
-    }
-
-    /// Reserves room, unless there is none. Two senders may both see the last
-    /// room as taken for a moment; the bound itself is never exceeded.
-    fn reserve(&self, load: Load) -> bool {
-        let used = self.force(load);
-        let fits = used.messages <= self.limit.messages && used.bytes <= self.limit.bytes;
-        if !fits {
-            self.release(load);
-        }
-        fits
-    }
-
-    /// Takes the room, and tells how much is used then.
-    fn force(&self, load: Load) -> Load {
-        Load {
-            messages: self.messages.fetch_add(load.messages, Ordering::Relaxed) + load.messages,
-            bytes: self.bytes.fetch_add(load.bytes, Ordering::Relaxed) + load.bytes,
-        }
-    }
-
-    fn release(&self, load: Load) {
-        self.messages.fetch_sub(load.messages, Ordering::Relaxed);
-        self.bytes.fetch_sub(load.bytes, Ordering::Relaxed);
-    }
-}
 
 /// How much one outbox may hold.
 #[derive(Clone, Copy, Debug)]
@@ -663,6 +548,8 @@ impl Drop for Outbox {
 #[cfg(test)]
 #[allow(clippy::disallowed_methods, reason = "tokio's test macro blocks, on a thread of the test")]
 mod tests {
+    use bytes::Bytes;
+
     use super::*;
 
     const ROOMY: Load = Load { messages: 100, bytes: 1_000 };

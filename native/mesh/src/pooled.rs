@@ -1,54 +1,40 @@
 //! One live connection of the pool: the task that gives each queued message a stream of its own,
 //! and the QUIC connection beneath, which is replaced when its peer never returns stream credit.
 
-use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
-use futures_util::{FutureExt, StreamExt};
 use quinn::{ConnectionError, VarInt};
 use tokio::pin;
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, interval, sleep, timeout};
 
 use crate::address::{Address, canonical};
-use crate::byte_stream::{ByteStream, Ends, Outgoing, Reader};
-use crate::config::{Load, Redelivery};
+use crate::byte_stream::{ByteStream, Ends, Reader};
+use crate::config::Load;
 use crate::connection::Traffic;
-use crate::credit::Credit;
 use crate::dial::Dialer;
-use crate::flight::{Aloft, Cargo, Flight, Kind, Landing, Trail};
+use crate::flight::{Flight, Kind, Trail};
 use crate::handshake::PeerParameters;
-use crate::joined::{LARGE_BYTES, MESH_ALPN, PIECE_BYTES, STREAMS_PER_KIND};
 use crate::liveness::{News, Pulse, Vigil, ping};
-use crate::outbox::{Entry, Next, Outbox};
-use crate::packing::Packing;
+use crate::outbox::Outbox;
 use crate::scope::Scope;
+use crate::sender::{Sender, Turn};
 use crate::stream::Stream;
 use crate::{Config, Error};
 
 /// Application error codes that we send have no meaning to nodes in the field.
 const NO_ERROR: VarInt = VarInt::from_u32(0);
-/// Messages of one connection that are on their way at once. More would cost a peer with much
-/// credit memory for streams and gain nothing.
-const MAX_IN_FLIGHT: usize = 1_024;
 /// A receiver reads what its transport has acknowledged a little later, and what it has not read
 /// when we close is lost: nothing is closed this soon after its last message.
 const CLOSE_GRACE: Duration = Duration::from_millis(50);
 /// The least time to wait for credit from a peer known to return none: its transport may be late
 /// by the delayed acknowledgement of RFC 9000, section 13.2.1.
 const LEAST_PATIENCE: Duration = Duration::from_millis(5);
-/// Messages of one piece from which on they come in a stream. While they do, waking the task for a
-/// few of them costs their senders more than all the rest: it looks again after a while, or when
-/// enough have piled up.
-const STREAM_MESSAGES: usize = 16;
-/// How long messages of a stream may pile up: the timer's granularity.
-const PILE_TIME: Duration = Duration::from_millis(1);
-/// How many bytes of them are enough.
-const PILE_BYTES: usize = 128 * 1024;
 /// Replaced connections of one peer that linger at once; the next one waits for a place.
 const MAX_RETIRED: usize = 64;
 /// Keep-alives sent within one idle timeout of the peer, so that one may be lost.
@@ -116,30 +102,6 @@ enum End {
     Exhausted,
     /// The peer is dead, or was: another connection to it takes this one's place.
     Superseded(quinn::Connection),
-}
-
-/// When to send, from one turn to the next.
-struct Pace {
-    /// How many flights have departed.
-    departed: u64,
-    credit: Credit,
-    /// Until when messages may pile up, since they come in a stream.
-    piles_until: Option<Instant>,
-}
-
-impl Pace {
-    fn new() -> Self {
-        Self { departed: 0, credit: Credit::new(), piles_until: None }
-    }
-}
-
-/// What can be done next about the queue.
-enum Turn {
-    Send(Flight),
-    /// Nothing is left to be sent after all.
-    Nothing,
-    NoCredit,
-    Drained,
 }
 
 impl PooledConnection {
@@ -341,24 +303,19 @@ impl PooledConnection {
         address: &Address,
         node: &[u8],
     ) -> End {
-        let Inner { outbox, pulse, context, .. } = &*self.0;
+        let Inner { outbox, pulse, context, has_delivered, .. } = &*self.0;
         let mut vigil = Vigil::new(carrier, outbox, pulse, context, address, node);
-        let peer = PeerParameters::of(carrier);
-        let speaks_mesh = peer.alpn == MESH_ALPN;
-        let mut packet = Packing::default();
-        let mut pace = Pace::new();
-        let mut aloft = Aloft::default();
+        let mut sender = Sender::new(carrier, outbox, context, has_delivered, patience);
         let mut last_landing: Option<Instant> = None;
-        let mut stranded = BTreeMap::new();
         let mut flights = FuturesUnordered::new();
         let mut trail = Trail::new();
         let mut is_drained = false;
         let lost = carrier.closed();
         let linger_over = self.linger_over();
-        let keep_alive = self.keep_alive(carrier, peer.idle_timeout);
+        let keep_alive = self.keep_alive(carrier);
         pin!(lost, linger_over, keep_alive);
         let (error, fresh) = loop {
-            if is_drained && aloft.is_none() && self.is_idle() {
+            if is_drained && sender.is_resting() && self.is_idle() {
                 self.grace(last_landing).await;
                 return End::Drained;
             }
@@ -370,16 +327,12 @@ impl PooledConnection {
                     carrier.close(NO_ERROR, &[]);
                     return End::Drained;
                 }
-                Some(landing @ Landing { .. }) = flights.next() => {
-                    *aloft.of(landing.kind) -= 1;
-                    self.land(landing, &mut stranded);
+                Some(landing) = flights.next() => {
+                    sender.land(landing);
                     last_landing = Some(Instant::now());
                 }
                 landings = trail.landed() => {
-                    for landing in landings {
-                        *aloft.of(landing.kind) -= 1;
-                        self.land(landing, &mut stranded);
-                    }
+                    landings.into_iter().for_each(|landing| sender.land(landing));
                     last_landing = Some(Instant::now());
                 }
                 // Before the turn, which must not use what may be dead.
@@ -387,29 +340,18 @@ impl PooledConnection {
                     carrier.close(NO_ERROR, &[]);
                     break (Error::Dead, fresh);
                 },
-                turn = self.turn(carrier, patience, speaks_mesh, &packet, &mut pace),
-                    if !is_drained && !vigil.holds() && self.may_fly(aloft, speaks_mesh) => match turn {
-                    Ok(Turn::Send(flight)) => {
+                turn = sender.turn(), if !is_drained && !vigil.holds() && sender.may_fly() => match turn {
+                    Ok(Turn::Send(flight)) if flight.kind == Kind::Single => {
                         let mut next = Some(flight);
                         while let Some(flight) = next {
-                            *aloft.of(flight.kind) += 1;
-                            if flight.kind != Kind::Single {
-                                flights.push(flight.fly());
-                                break;
-                            }
-                            packet.add(carrier, flight.bytes());
                             flights.extend(trail.send_off(flight).map(Flight::fly));
-                            next = self.follow(carrier, &packet, aloft, &mut pace);
+                            next = sender.follow();
                         }
                     }
+                    Ok(Turn::Send(flight)) => flights.push(flight.fly()),
                     Ok(Turn::Nothing) => {}
                     Ok(Turn::Drained) => is_drained = true,
-                    // A peer that has ever returned credit is only slow.
-                    Ok(Turn::NoCredit)
-                        if !speaks_mesh && aloft.is_none() && pace.departed <= peer.bidi_streams =>
-                    {
-                        return End::Exhausted;
-                    }
+                    Ok(Turn::NoCredit) if sender.is_exhausted() => return End::Exhausted,
                     Ok(Turn::NoCredit) => {}
                     Err(error) => break (error, None),
                 },
@@ -426,128 +368,10 @@ impl PooledConnection {
                 // We closed it, and know why.
                 landing.outcome = landing.outcome.map_err(|_| Error::Dead);
             }
-            self.land(landing, &mut stranded);
+            sender.land(landing);
         }
-        self.0.outbox.restore(stranded.into_values().flatten());
+        sender.end();
         fresh.map_or(End::Lost(error), End::Superseded)
-    }
-
-    /// Messages and the stream for them. Cancelled at any point, it has taken no message.
-    async fn turn(
-        &self,
-        carrier: &quinn::Connection,
-        patience: Duration,
-        speaks_mesh: bool,
-        packet: &Packing,
-        pace: &mut Pace,
-    ) -> Result<Turn, Error> {
-        let outbox = &self.0.outbox;
-        if outbox.next().await == Next::Drained {
-            return Ok(Turn::Drained);
-        }
-        // Only this task takes messages out, and there was one.
-        if speaks_mesh {
-            if let Some(deadline) = pace.piles_until {
-                outbox.pile(PILE_BYTES, deadline).await;
-            }
-            let send = carrier.open_uni().await?;
-            let piece = outbox.take_piece(LARGE_BYTES, PIECE_BYTES);
-            let messages: usize = piece.iter().map(|entry| entry.load().messages).sum();
-            pace.piles_until = (messages >= STREAM_MESSAGES).then(|| Instant::now() + PILE_TIME);
-            let is_large = piece.first().is_some_and(|first| first.load().bytes >= LARGE_BYTES);
-            let kind = if is_large { Kind::Large } else { Kind::Piece };
-            return Ok(self.flight(kind, piece, send, pace).map_or(Turn::Nothing, Turn::Send));
-        }
-        if !outbox.next_bytes().is_some_and(|bytes| packet.has_room(bytes)) {
-            packet.left(carrier).await;
-        }
-        let opened = match carrier.open_bi().now_or_never() {
-            Some(opened) => opened,
-            None => match timeout(patience, pace.credit.wait(carrier)).await {
-                Ok(opened) => opened,
-                Err(_) => return Ok(Turn::NoCredit),
-            },
-        };
-        Ok(self.single(opened?, pace).map_or(Turn::Nothing, Turn::Send))
-    }
-
-    /// The next message, if it fits into the packet that is being filled and there is a stream for
-    /// it at once.
-    fn follow(
-        &self,
-        carrier: &quinn::Connection,
-        packet: &Packing,
-        aloft: Aloft,
-        pace: &mut Pace,
-    ) -> Option<Flight> {
-        let bytes = self.0.outbox.next_bytes()?;
-        if aloft.singles >= MAX_IN_FLIGHT || !packet.has_room(bytes) {
-            return None;
-        }
-        // An error is told again by the next turn.
-        self.single(carrier.open_bi().now_or_never()?.ok()?, pace)
-    }
-
-    fn single(
-        &self,
-        (send, recv): (quinn::SendStream, quinn::RecvStream),
-        pace: &mut Pace,
-    ) -> Option<Flight> {
-        pace.credit.use_up(recv);
-        let message = self.0.outbox.take().map(Entry::Single);
-        self.flight(Kind::Single, message.into_iter().collect(), send, pace)
-    }
-
-    /// `None`: their senders have withdrawn all messages; the stream is given up.
-    fn flight(
-        &self,
-        kind: Kind,
-        entries: Vec<Entry>,
-        send: quinn::SendStream,
-        pace: &mut Pace,
-    ) -> Option<Flight> {
-        let stream = Outgoing::new(send);
-        if entries.is_empty() {
-            return None;
-        }
-        pace.departed += 1;
-        let keeps = self.0.context.config.redelivery == Redelivery::AtLeastOnce;
-        Some(Flight::new(kind, pace.departed, entries, keeps, stream))
-    }
-
-    /// Whether there is room for one more flight. With none for large messages, those behind one
-    /// wait with it.
-    fn may_fly(&self, aloft: Aloft, speaks_mesh: bool) -> bool {
-        if !speaks_mesh {
-            return aloft.singles < MAX_IN_FLIGHT;
-        }
-        let is_large = self.0.outbox.next_bytes().is_some_and(|bytes| bytes >= LARGE_BYTES);
-        let under_way = if is_large { aloft.large } else { aloft.pieces };
-        under_way < STREAMS_PER_KIND
-    }
-
-    /// Books how messages fared; those that are to be sent again become `stranded`.
-    fn land(&self, landing: Landing, stranded: &mut BTreeMap<u64, Vec<Entry>>) {
-        let stats = &self.0.context.scope.stats;
-        let Landing { load, number, cargo, outcome, .. } = landing;
-        match (outcome, cargo) {
-            (Ok(()), cargo) => {
-                stats.delivered.add(load.messages);
-                stats.delivered_bytes.add(load.bytes);
-                self.0.has_delivered.store(true, Ordering::Relaxed);
-                cargo.delivered();
-            }
-            (Err(error), Cargo::Entries(entries)) if error.is_loss() => {
-                stats.redelivered.add(load.messages);
-                stranded.insert(number, entries);
-                return; // Outstanding still.
-            }
-            (Err(error), cargo) => {
-                stats.unconfirmed.add(load.messages);
-                cargo.unconfirmed(&error);
-            }
-        }
-        self.0.outbox.settle(load);
     }
 
     async fn grace(&self, last_landing: Option<Instant>) {
@@ -562,7 +386,8 @@ impl PooledConnection {
     }
 
     /// Keeps a connection alive whose peer gives up sooner than quinn's own keep-alive comes.
-    async fn keep_alive(&self, carrier: &quinn::Connection, peer_timeout: Option<Duration>) {
+    async fn keep_alive(&self, carrier: &quinn::Connection) {
+        let peer_timeout = PeerParameters::of(carrier).idle_timeout;
         let own = self.0.context.config.keep_alive_interval();
         let needed = peer_timeout.map(|timeout| timeout / KEEP_ALIVES_PER_TIMEOUT);
         let (Some(own), Some(needed)) = (own, needed) else {

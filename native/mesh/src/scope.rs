@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::Config;
-use crate::outbox::{Budget, Limits, Outbox};
+use crate::budget::Budget;
+use crate::outbox::{Limits, Outbox};
 use crate::stats::Stats;
 use crate::tasks::Tasks;
 

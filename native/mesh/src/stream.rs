@@ -7,7 +7,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::Error;
 use crate::byte_stream::ByteStream;
-use crate::outbox::{Outbox, Payload, Sent};
+use crate::entry::Payload;
+use crate::outbox::{Outbox, Sent};
 use crate::pooled::PooledConnection;
 
 /// A handle to a stream. A stream of plain bytes is finished when its last handle is gone.

@@ -1,0 +1,78 @@
+//! What an outbox is given, and what it holds: one message, or small ones together.
+
+use bytes::Bytes;
+
+use crate::batch::Batch;
+use crate::config::Load;
+use crate::message::Message;
+
+/// A message as its sender has it.
+#[derive(Clone, Debug)]
+pub enum Payload<'a> {
+    /// To be copied.
+    Borrowed(&'a [u8]),
+    /// To be kept as it is.
+    Shared(Bytes),
+}
+
+impl From<Bytes> for Payload<'_> {
+    fn from(bytes: Bytes) -> Self {
+        Self::Shared(bytes)
+    }
+}
+
+impl Payload<'_> {
+    pub(crate) fn len(&self) -> usize {
+        self.as_slice().len()
+    }
+
+    pub(crate) fn as_slice(&self) -> &[u8] {
+        match self {
+            Self::Borrowed(bytes) => bytes,
+            Self::Shared(bytes) => bytes,
+        }
+    }
+
+    /// The message in a form that outlives the call.
+    pub(crate) fn into_bytes(self) -> Bytes {
+        match self {
+            Self::Borrowed(bytes) => Bytes::copy_from_slice(bytes),
+            Self::Shared(bytes) => bytes,
+        }
+    }
+}
+
+/// What waits to be sent, or is under way: one message or many.
+#[derive(Debug)]
+pub(crate) enum Entry {
+    /// Small messages of which nobody waits for what becomes of them.
+    Batch(Batch),
+    /// One message.
+    Single(Message),
+}
+
+impl Entry {
+    /// How many messages, and their payload bytes.
+    pub(crate) fn load(&self) -> Load {
+        match self {
+            Self::Batch(batch) => batch.load(),
+            Self::Single(message) => message.load(),
+        }
+    }
+
+    /// Whether its sender has not withdrawn it.
+    pub(crate) fn is_wanted(&self) -> bool {
+        match self {
+            Self::Batch(_) => true,
+            Self::Single(message) => message.is_wanted(),
+        }
+    }
+
+    /// Leaves the queue to be sent. `false`: it was withdrawn.
+    pub(crate) fn set_off(&self) -> bool {
+        match self {
+            Self::Batch(_) => true,
+            Self::Single(message) => message.set_off(),
+        }
+    }
+}

@@ -1,0 +1,219 @@
+//! What is sent next over one QUIC connection, and how it fared. To a node of the field each message
+//! gets a stream of its own, to one of ours many share one.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use tokio::time::{Instant, timeout};
+
+use crate::Error;
+use crate::byte_stream::Outgoing;
+use crate::config::Redelivery;
+use crate::credit::Credit;
+use crate::entry::Entry;
+use crate::flight::{Aloft, Cargo, Flight, Kind, Landing};
+use crate::handshake::PeerParameters;
+use crate::joined::{LARGE_BYTES, MESH_ALPN, PIECE_BYTES, STREAMS_PER_KIND};
+use crate::outbox::{Next, Outbox};
+use crate::packing::Packing;
+use crate::pooled::Context;
+use crate::stats::Stats;
+
+/// Messages of one connection that are on their way at once. More would cost a peer with much
+/// credit memory for streams and gain nothing.
+const MAX_IN_FLIGHT: usize = 1_024;
+/// Messages of one piece from which on they come in a stream. While they do, waking the task for a
+/// few of them costs their senders more than all the rest: it looks again after a while, or when
+/// enough have piled up.
+const STREAM_MESSAGES: usize = 16;
+/// How long messages of a stream may pile up: the timer's granularity.
+const PILE_TIME: Duration = Duration::from_millis(1);
+/// How many bytes of them are enough.
+const PILE_BYTES: usize = 128 * 1024;
+
+/// What can be done next about the queue.
+pub(crate) enum Turn {
+    Send(Flight),
+    /// Nothing is left to be sent after all.
+    Nothing,
+    NoCredit,
+    Drained,
+}
+
+/// The sending over one QUIC connection.
+pub(crate) struct Sender<'a> {
+    carrier: &'a quinn::Connection,
+    outbox: &'a Outbox,
+    stats: &'a Stats,
+    /// Set when any message has arrived.
+    has_delivered: &'a AtomicBool,
+    /// Whether the peer is one of ours.
+    speaks_mesh: bool,
+    /// Streams that the peer granted at first.
+    granted: u64,
+    /// How long to wait for stream credit.
+    patience: Duration,
+    redelivery: Redelivery,
+    credit: Credit,
+    packet: Packing,
+    /// Until when messages may pile up, since they come in a stream.
+    piles_until: Option<Instant>,
+    departed: u64,
+    aloft: Aloft,
+    /// What is to be sent again, by its place in the order of departure.
+    stranded: BTreeMap<u64, Vec<Entry>>,
+}
+
+impl<'a> Sender<'a> {
+    pub(crate) fn new(
+        carrier: &'a quinn::Connection,
+        outbox: &'a Outbox,
+        context: &'a Context,
+        has_delivered: &'a AtomicBool,
+        patience: Duration,
+    ) -> Self {
+        let peer = PeerParameters::of(carrier);
+        Self {
+            carrier,
+            outbox,
+            stats: &context.scope.stats,
+            has_delivered,
+            speaks_mesh: peer.alpn == MESH_ALPN,
+            granted: peer.bidi_streams,
+            patience,
+            redelivery: context.config.redelivery,
+            credit: Credit::new(),
+            packet: Packing::default(),
+            piles_until: None,
+            departed: 0,
+            aloft: Aloft::default(),
+            stranded: BTreeMap::new(),
+        }
+    }
+
+    /// Whether nothing is under way.
+    pub(crate) fn is_resting(&self) -> bool {
+        self.aloft.is_none()
+    }
+
+    /// Whether the peer has never returned stream credit, and all that it granted is used up. One
+    /// that has ever returned any is only slow.
+    pub(crate) fn is_exhausted(&self) -> bool {
+        !self.speaks_mesh && self.aloft.is_none() && self.departed <= self.granted
+    }
+
+    /// Whether there is room for one more flight. With none for large messages, those behind one
+    /// wait with it.
+    pub(crate) fn may_fly(&self) -> bool {
+        if !self.speaks_mesh {
+            return self.aloft.singles < MAX_IN_FLIGHT;
+        }
+        let is_large = self.outbox.next_bytes().is_some_and(|bytes| bytes >= LARGE_BYTES);
+        let under_way = if is_large { self.aloft.large } else { self.aloft.pieces };
+        under_way < STREAMS_PER_KIND
+    }
+
+    /// Messages and the stream for them. Cancelled at any point, it has taken no message.
+    pub(crate) async fn turn(&mut self) -> Result<Turn, Error> {
+        if self.outbox.next().await == Next::Drained {
+            return Ok(Turn::Drained);
+        }
+        // Only this task takes messages out, and there was one.
+        if self.speaks_mesh { self.joined().await } else { self.alone().await }
+    }
+
+    /// Many messages on one stream, or a large one.
+    async fn joined(&mut self) -> Result<Turn, Error> {
+        if let Some(deadline) = self.piles_until {
+            self.outbox.pile(PILE_BYTES, deadline).await;
+        }
+        let send = self.carrier.open_uni().await?;
+        let piece = self.outbox.take_piece(LARGE_BYTES, PIECE_BYTES);
+        let messages: usize = piece.iter().map(|entry| entry.load().messages).sum();
+        self.piles_until = (messages >= STREAM_MESSAGES).then(|| Instant::now() + PILE_TIME);
+        let is_large = piece.first().is_some_and(|first| first.load().bytes >= LARGE_BYTES);
+        let kind = if is_large { Kind::Large } else { Kind::Piece };
+        Ok(self.flight(kind, piece, send).map_or(Turn::Nothing, Turn::Send))
+    }
+
+    /// One message on a stream of its own.
+    async fn alone(&mut self) -> Result<Turn, Error> {
+        if !self.outbox.next_bytes().is_some_and(|bytes| self.packet.has_room(bytes)) {
+            self.packet.left(self.carrier).await;
+        }
+        let opened = match self.carrier.open_bi().now_or_never() {
+            Some(opened) => opened,
+            None => match timeout(self.patience, self.credit.wait(self.carrier)).await {
+                Ok(opened) => opened,
+                Err(_) => return Ok(Turn::NoCredit),
+            },
+        };
+        Ok(self.single(opened?).map_or(Turn::Nothing, Turn::Send))
+    }
+
+    /// The next message, if it fits into the packet that is being filled and there is a stream for
+    /// it at once.
+    pub(crate) fn follow(&mut self) -> Option<Flight> {
+        let bytes = self.outbox.next_bytes()?;
+        if self.speaks_mesh || !self.may_fly() || !self.packet.has_room(bytes) {
+            return None;
+        }
+        // An error is told again by the next turn.
+        self.single(self.carrier.open_bi().now_or_never()?.ok()?)
+    }
+
+    fn single(&mut self, (send, recv): (quinn::SendStream, quinn::RecvStream)) -> Option<Flight> {
+        self.credit.use_up(recv);
+        let message = self.outbox.take()?;
+        self.packet.add(self.carrier, message.len());
+        self.flight(Kind::Single, vec![Entry::Single(message)], send)
+    }
+
+    /// `None`: their senders have withdrawn all messages; the stream is given up.
+    fn flight(
+        &mut self,
+        kind: Kind,
+        entries: Vec<Entry>,
+        send: quinn::SendStream,
+    ) -> Option<Flight> {
+        let stream = Outgoing::new(send);
+        if entries.is_empty() {
+            return None;
+        }
+        self.departed += 1;
+        *self.aloft.of(kind) += 1;
+        let keeps = self.redelivery == Redelivery::AtLeastOnce;
+        Some(Flight::new(kind, self.departed, entries, keeps, stream))
+    }
+
+    /// Books how messages fared.
+    pub(crate) fn land(&mut self, landing: Landing) {
+        let Landing { kind, load, number, cargo, outcome } = landing;
+        *self.aloft.of(kind) -= 1;
+        match (outcome, cargo) {
+            (Ok(()), cargo) => {
+                self.stats.delivered.add(load.messages);
+                self.stats.delivered_bytes.add(load.bytes);
+                self.has_delivered.store(true, Ordering::Relaxed);
+                cargo.delivered();
+            }
+            (Err(error), Cargo::Entries(entries)) if error.is_loss() => {
+                self.stats.redelivered.add(load.messages);
+                self.stranded.insert(number, entries);
+                return; // Outstanding still.
+            }
+            (Err(error), cargo) => {
+                self.stats.unconfirmed.add(load.messages);
+                cargo.unconfirmed(&error);
+            }
+        }
+        self.outbox.settle(load);
+    }
+
+    /// Gives back to the queue what is to be sent again.
+    pub(crate) fn end(self) {
+        self.outbox.restore(self.stranded.into_values().flatten());
+    }
+}
