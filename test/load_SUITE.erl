@@ -22,6 +22,7 @@
     all_queues_together_are_bounded_in_messages/1,
     all_queues_together_are_bounded_in_bytes/1,
     every_accepted_message_is_accounted_for/1,
+    peers_are_spread_over_several_sockets/1,
     a_failed_dial_evicts_nobody/1,
     an_evicted_connection_delivers_its_queue_before_it_closes/1
 ]).
@@ -48,6 +49,7 @@ all() ->
         all_queues_together_are_bounded_in_messages,
         all_queues_together_are_bounded_in_bytes,
         every_accepted_message_is_accounted_for,
+        peers_are_spread_over_several_sockets,
         a_failed_dial_evicts_nobody,
         an_evicted_connection_delivers_its_queue_before_it_closes
     ].
@@ -409,6 +411,24 @@ every_accepted_message_is_accounted_for(_Config) ->
         mesh_load:eventually(true, fun() ->
             mesh_load:stat(Pool, tasks) =:= ?POOL:pool_size(Pool)
         end)
+    end).
+
+peers_are_spread_over_several_sockets(_Config) ->
+    %% A socket has one task, and that is one core's work at most.
+    mesh_load:with(#{endpoints => 4}, lists:duplicate(16, []), fun(Pool, Peers) ->
+        Numbered = lists:zip(lists:seq(1, 16), Peers),
+        Connect = fun({N, Peer}) ->
+            {NodeId, Address} = {mesh_peer:node_id(N), mesh_peer:address(Peer)},
+            {ok, Stream} = ?POOL:get_or_create_connection(Pool, NodeId, Address),
+            mesh_load:send_frames(Pool, NodeId, Address, lists:seq(0, 99)),
+            {ok, {_, Port}} = macula_quic:sockname(Stream),
+            Port
+        end,
+        Ports = lists:usort(lists:map(Connect, Numbered)),
+        ?assert(length(Ports) > 1),
+        ?assert(length(Ports) =< 4),
+        [?assertMatch(#{distinct := 100}, mesh_peer:wait(Peer, messages, 100)) || Peer <- Peers],
+        mesh_load:assert_accounted(Pool, 1_600)
     end).
 
 a_failed_dial_evicts_nobody(_Config) ->

@@ -92,6 +92,7 @@
     dial_backoff_max_ms => pos_integer(),
     stream_credit_timeout_ms => pos_integer(),
     udp_buffer_bytes => pos_integer(),
+    endpoints => pos_integer(),
     runtime_workers => pos_integer(),
     redelivery => at_most_once | at_least_once,
     term() => term()

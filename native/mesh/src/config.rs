@@ -127,6 +127,9 @@ options! {
     /// UDP socket buffers, each direction, in bytes; the kernel may grant less. Small ones lose
     /// packets in bursts.
     udp_buffer_bytes: 4 * MIB, 65_536 => 1_024 * MIB;
+    /// UDP sockets, each with a task of its own that sends and receives; peers are spread over them
+    /// by their addresses. One is enough until that task keeps a whole core busy.
+    endpoints: 1, 1 => 256;
     @plain {
         /// What becomes of messages that were under way when their connection was lost.
         redelivery: Redelivery,
@@ -228,6 +231,10 @@ impl Config {
 
     pub(crate) fn stream_credit_timeout(&self) -> Duration {
         Duration::from_millis(self.stream_credit_timeout_ms)
+    }
+
+    pub(crate) fn endpoints(&self) -> usize {
+        size(self.endpoints)
     }
 
     pub(crate) fn udp_buffer_bytes(&self) -> usize {

@@ -26,6 +26,8 @@ const LEAST_NUDGE: Duration = Duration::from_millis(1);
 /// What is known of a peer's credit.
 pub(crate) struct Credit {
     used: u64,
+    /// Whether it has been waited for since everything was last at rest.
+    is_short: bool,
     /// The peer's halves of some streams, whose ends are waited for.
     marks: VecDeque<RecvStream>,
     /// When the waiting began, or a frame was last sent though no stream had shown anything.
@@ -34,19 +36,27 @@ pub(crate) struct Credit {
 
 impl Credit {
     pub(crate) fn new() -> Self {
-        Self { used: 0, marks: VecDeque::new(), waits_since: None }
+        Self { used: 0, is_short: false, marks: VecDeque::new(), waits_since: None }
     }
 
     /// A stream was opened; nobody reads an answer on it. Said at once, the peer's credit can
-    /// return (RFC 9000, section 3.5); of some streams it is said a little later.
+    /// return (RFC 9000, section 3.5); while it is short, of some streams it is said later.
     pub(crate) fn use_up(&mut self, mut answer: RecvStream) {
         self.used += 1;
         self.waits_since = None;
-        if self.used.is_multiple_of(MARK_EVERY) && self.marks.len() < MAX_MARKS {
+        let is_mark = self.is_short && self.used.is_multiple_of(MARK_EVERY);
+        if is_mark && self.marks.len() < MAX_MARKS {
             self.marks.push_back(answer);
         } else {
             answer.stop(NO_ERROR).ok();
         }
+    }
+
+    /// Nothing is under way any more.
+    pub(crate) fn rest(&mut self) {
+        self.is_short = false;
+        // Dropped, they are refused.
+        self.marks.clear();
     }
 
     /// A stream, once there is credit for one. Cancelled, it loses none.
@@ -54,6 +64,7 @@ impl Credit {
         &mut self,
         carrier: &quinn::Connection,
     ) -> Result<(SendStream, RecvStream), ConnectionError> {
+        self.is_short = true;
         let opening = carrier.open_bi();
         pin!(opening);
         loop {

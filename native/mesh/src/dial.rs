@@ -1,10 +1,12 @@
 //! From an address to a connection: its names are looked up, its addresses raced, and all of it
 //! ends by one deadline.
 
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::SocketAddr;
 use std::sync::Arc;
 
 use futures_util::StreamExt;
+use futures_util::future::join_all;
 use futures_util::stream::FuturesUnordered;
 use quinn::crypto::rustls::QuicClientConfig;
 use quinn::{ClientConfig, TransportConfig, VarInt};
@@ -30,7 +32,9 @@ const IMPOSTOR: VarInt = VarInt::from_u32(0x131);
 /// Dials peers with one set of options.
 #[derive(Debug)]
 pub(crate) struct Dialer {
+    /// Each peer's address has one of these.
     endpoint: Arc<Endpoint>,
+    more_endpoints: Vec<Arc<Endpoint>>,
     resolver: Resolver,
     settings: Settings,
     tls: tls::Client,
@@ -52,6 +56,7 @@ impl Dialer {
         let transport = Arc::new(settings.transport.quinn());
         Ok(Self {
             endpoint,
+            more_endpoints: Vec::new(),
             resolver: Resolver::new(),
             settings,
             tls,
@@ -59,6 +64,11 @@ impl Dialer {
             turns: Semaphore::new(max_dials),
             timeout,
         })
+    }
+
+    /// Spreads peers over more endpoints.
+    pub(crate) fn with_more_endpoints(self, more_endpoints: Vec<Arc<Endpoint>>) -> Self {
+        Self { more_endpoints, ..self }
     }
 
     /// A connection to `node` at `address`, by the deadline that begins now.
@@ -85,26 +95,40 @@ impl Dialer {
         !matches!(self.settings.verification, Verification::None)
     }
 
-    /// The buffers of the socket.
+    /// The buffers of a socket that is bound.
     pub(crate) fn granted(&self) -> Granted {
-        self.endpoint.granted()
+        let bound = self.endpoints().map(Endpoint::granted);
+        bound.max_by_key(|granted| granted.receive_bytes).unwrap_or_default()
     }
 
     /// Where we are on a connection of ours.
     pub(crate) fn local_address(&self, connection: &quinn::Connection) -> Option<SocketAddr> {
-        let bound = self.endpoint.local_address()?;
+        let bound = self.endpoint(connection.remote_address()).local_address()?;
         let ip = connection.local_ip().unwrap_or_else(|| bound.ip());
         Some(canonical(SocketAddr::new(ip, bound.port())))
     }
 
     /// Hints that the peer of a connection of ours is not there any more.
     pub(crate) fn hints(&self, connection: &quinn::Connection) -> Hints {
-        self.endpoint.hints(connection)
+        self.endpoint(connection.remote_address()).hints(connection)
     }
 
     /// Closes all connections.
     pub(crate) async fn close(&self) {
-        self.endpoint.close().await;
+        join_all(self.endpoints().map(Endpoint::close)).await;
+    }
+
+    /// The endpoint for a peer's address, always the same one.
+    fn endpoint(&self, address: SocketAddr) -> &Endpoint {
+        let mut hasher = DefaultHasher::new();
+        canonical(address).hash(&mut hasher);
+        let count = u64::try_from(1 + self.more_endpoints.len()).unwrap_or(u64::MAX);
+        let index = usize::try_from(hasher.finish() % count).unwrap_or_default();
+        self.endpoints().nth(index).unwrap_or(&self.endpoint)
+    }
+
+    fn endpoints(&self) -> impl Iterator<Item = &Endpoint> {
+        std::iter::once(&self.endpoint).chain(&self.more_endpoints).map(|endpoint| &**endpoint)
     }
 
     async fn attempt(&self, address: &Address) -> Result<quinn::Connection, Error> {
@@ -135,7 +159,8 @@ impl Dialer {
     ) -> Result<quinn::Connection, Error> {
         let verdict = Verdict::default();
         let config = self.client_config(verdict.clone())?;
-        let connect = |address| self.endpoint.connect(config.clone(), address, server_name);
+        let connect =
+            |address| self.endpoint(address).connect(config.clone(), address, server_name);
         let mut addresses = addresses.into_iter();
         let mut attempts = FuturesUnordered::new();
         let mut last = Error::NameNotFound;

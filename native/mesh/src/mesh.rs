@@ -240,8 +240,12 @@ impl<T: Handles> Mesh<T> {
             has_dialled: false,
         };
         let observer: Arc<dyn Fn(Event) + Send + Sync> = Arc::new(observer);
-        let witness = observer.clone();
-        let on_loss = move || witness(Event::SocketLost);
+        let endpoint = || {
+            let witness = observer.clone();
+            let on_loss = move || witness(Event::SocketLost);
+            Arc::new(Endpoint::new(config.udp_buffer_bytes(), on_loss))
+        };
+        let more_endpoints = (1..config.endpoints()).map(|_| endpoint()).collect();
         let settings = Settings {
             transport: config.transport(),
             identity,
@@ -251,11 +255,12 @@ impl<T: Handles> Mesh<T> {
         };
         let context = Context {
             dialer: Dialer::new(
-                Arc::new(Endpoint::new(config.udp_buffer_bytes(), on_loss)),
+                endpoint(),
                 settings,
                 config.max_concurrent_dials(),
                 config.connect_timeout(),
-            )?,
+            )?
+            .with_more_endpoints(more_endpoints),
             scope: Scope::new(&config, runtime),
             config,
         };

@@ -1,5 +1,5 @@
-//! What is sent next over one QUIC connection, and how it fared. To a node of the field each message
-//! gets a stream of its own, to one of ours many share one.
+//! What is sent next over one QUIC connection, and how it fared. To a node of the field each
+//! message gets a stream of its own, to one of ours many share one.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -192,6 +192,9 @@ impl<'a> Sender<'a> {
     pub(crate) fn land(&mut self, landing: Landing) {
         let Landing { kind, load, number, cargo, outcome } = landing;
         *self.aloft.of(kind) -= 1;
+        if self.aloft.is_none() {
+            self.credit.rest();
+        }
         match (outcome, cargo) {
             (Ok(()), cargo) => {
                 self.stats.delivered.add(load.messages);
