@@ -250,6 +250,9 @@ impl MessageReader {
                 Ok(None) => {}
                 Err(breach) => return self.close(breach),
             }
+            if self.is_over() {
+                return Received::Lost(self.connection.ended().await);
+            }
             let max_bytes = self.max_bytes;
             let current = self.ordered.first_entry().and_then(|first| {
                 // Behind a stream whose kind is not known, nothing is known to be next.
@@ -285,6 +288,11 @@ impl MessageReader {
                 },
             }
         }
+    }
+
+    /// Whether nothing more can come: the connection is over, and all streams of it are read.
+    fn is_over(&self) -> bool {
+        self.has_ended && self.opening.is_empty() && self.ordered.is_empty()
     }
 
     fn note(&mut self, opened: Opened) -> Option<Received> {

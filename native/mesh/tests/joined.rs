@@ -95,6 +95,17 @@ async fn code_for(bytes: &[u8]) -> u64 {
 }
 
 #[tokio::test]
+async fn the_end_of_the_connection_ends_the_reading_when_all_is_read() {
+    let (_listener, _endpoint, sender, receiver) = connect().await;
+    send(&sender, &[0, 3, b'o', b'n', b'e']).await;
+    let mut reader = reader(&receiver).await;
+    assert_eq!(receive(&mut reader).await, b"one");
+    sender.close(7_u32.into(), b"");
+    let end = timeout(PATIENCE, reader.receive()).await.expect("an end");
+    assert_eq!(end, Received::Lost(mesh::Error::ClosedByPeer(7)));
+}
+
+#[tokio::test]
 async fn a_stream_of_no_known_kind_closes_the_connection() {
     assert_eq!(code_for(&[9, 1, 1]).await, 0x4d01);
 }
