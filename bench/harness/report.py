@@ -38,8 +38,7 @@ Written by `make bench`; never edited by hand. How it is done: [bench/README.md]
 - Every figure is of this machine and this run; the ratios are what holds elsewhere. Contestants take turns,
   and each figure is the median of its repetitions, with the least and the greatest behind it.
 - *The ceiling* is a program in Rust that does the same work on quinn itself, with the same transport
-  settings, on one thread, without queue, bounds or accounts. Where it sends to several peers, it also
-  has a send window of 128 KiB per connection, which is the best for it.
+  settings but send windows, which are what is best for it; on one thread, without queue, bounds or accounts.
 - *The bridge* is a virtual machine with default flags and the default options, by the public API.
 - Sender and receiver are two processes on this machine, over loopback with a path MTU of 1,452. Where
   nothing else is said, the receiver is the same program in Rust for the ceiling, the core crate and

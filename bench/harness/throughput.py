@@ -109,7 +109,7 @@ def mesh(size, goal, peers=1, more_callers=False, only=None):
         contestants.append(Contestant("ssl x16", c.tcp(peers, 16), c.tcp_receiver()))
     if only:
         contestants = [contestant for contestant in contestants if contestant.name in only]
-    about = "The ceiling joins the messages into buffers of 16 KiB on one stream" + (
+    about = "The ceiling joins the messages into buffers of 32 KiB on one stream" + (
         " per peer, a task each. " if peers > 1 else ". ")
     return Row(name("mesh", size, peers), title("`macula-mesh/1`", size, peers), size, about,
                contestants)

@@ -22,7 +22,7 @@ type Outcome<T> = Result<T, Box<dyn Error + Send + Sync>>;
 pub(crate) const ORDERED: u8 = 0;
 /// Messages are joined into buffers of so many bytes; from here on they are handed over as they
 /// are (LIMITS: the fewer chunks quinn holds, the faster).
-pub(crate) const JOIN_BYTES: usize = 16 * 1024;
+pub(crate) const JOIN_BYTES: usize = 32 * 1024;
 
 /// Of so many streams, one tells that the receiver has answered.
 const MARK_EVERY: u64 = 25;
@@ -34,7 +34,7 @@ const PACKET_BYTES: usize = 96;
 const FRAME_BYTES: usize = 13;
 
 /// A sender of streams lets quinn send after so many.
-const TURN: u64 = 64;
+const TURN: u64 = 32;
 
 /// Sends to `--peers` connections for `--seconds`, each by a task of its own.
 pub(crate) async fn run(args: &Args) -> Result<(), Box<dyn Error>> {
