@@ -34,7 +34,7 @@ class Profile:
     with_instructions: bool = True
 
 
-FULL = Profile(repetitions=3, seconds=1.0)
+FULL = Profile(repetitions=4, seconds=1.0)
 QUICK = Profile(
     repetitions=1,
     seconds=0.7,

@@ -21,7 +21,7 @@ type Outcome<T> = Result<T, Box<dyn Error + Send + Sync>>;
 /// The kind of an ordered stream (docs/protocol.md).
 pub(crate) const ORDERED: u8 = 0;
 /// Messages are joined into buffers of so many bytes; from here on they are handed over as they
-/// are (LIMITS: the fewer chunks quinn holds, the faster).
+/// are: the fewer chunks quinn holds, the faster.
 pub(crate) const JOIN_BYTES: usize = 32 * 1024;
 
 /// Of so many streams, one tells that the receiver has answered.

@@ -16,7 +16,7 @@ use pool::{Pool, Resident, Slot};
 
 const SIZES: [u32; 5] = [1_000, 3_000, 10_000, 30_000, 100_000];
 const INSERTS: u32 = 200_000;
-/// Sizes take turns so often; the median counts.
+/// Sizes take turns so often.
 const REPETITIONS: usize = 9;
 /// Keys are looked up in steps of this, so that they are not neighbours in memory. It shares no
 /// factor with the sizes.
@@ -34,22 +34,14 @@ impl Resident for Connection {
 
 /// For each size, in nanoseconds: an insert into a full pool, which evicts, and a look-up.
 pub(crate) fn run() -> Result<(), Box<dyn Error>> {
-    let mut costs = SIZES.map(|size| (size, Vec::new(), Vec::new()));
-    for _ in 0..REPETITIONS {
-        for (size, inserts, lookups) in &mut costs {
-            let mut pool = full(*size)?;
-            inserts.push(time(|n| insert(&mut pool, *size + n)));
-            let first = INSERTS;
-            lookups.push(time(|n| {
-                let key = key(first + n.wrapping_mul(STRIDE) % *size);
-                assert!(matches!(black_box(pool.lookup(&key)), Slot::Ready(_)), "pooled");
-            }));
-        }
-    }
-    for (size, inserts, lookups) in &mut costs {
-        let line =
-            format!("cost size={size} insert={} lookup={}", median(inserts), median(lookups));
-        say(&line)?;
+    for size in [SIZES; REPETITIONS].as_flattened() {
+        let mut pool = full(*size)?;
+        let insert = time(|number| insert(&mut pool, size + number));
+        let lookup = time(|number| {
+            let key = key(INSERTS + number.wrapping_mul(STRIDE) % size);
+            assert!(matches!(black_box(pool.lookup(&key)), Slot::Ready(_)), "pooled");
+        });
+        say(&format!("cost size={size} insert={insert:.2} lookup={lookup:.2}"))?;
     }
     Ok(())
 }
@@ -81,9 +73,4 @@ fn time(mut work: impl FnMut(u32)) -> f64 {
     let begin = Instant::now();
     (0..INSERTS).for_each(&mut work);
     begin.elapsed().as_secs_f64() * 1e9 / f64::from(INSERTS)
-}
-
-fn median(figures: &mut [f64]) -> f64 {
-    figures.sort_by(f64::total_cmp);
-    figures.get(figures.len() / 2).copied().unwrap_or_default()
 }
