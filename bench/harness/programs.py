@@ -47,7 +47,10 @@ class Program:
 
     def hear(self, word):
         """The fields of the next line, which must begin with `word`."""
-        first, fields = self.line()
+        try:
+            first, fields = self.line()
+        except EOFError as end:
+            raise Failed(str(end)) from None
         if first != word:
             raise Failed(f"{self}: {word} expected, but: {first} {fields}")
         return fields

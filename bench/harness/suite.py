@@ -27,7 +27,7 @@ class Profile:
     dials: tuple = (("sequential", 300, 1), ("32 at once", 1000, 32))
     idle: tuple = (1_000, 10_000)
     idle_repetitions: int = 2
-    # One interval of keep-alives.
+    # One interval of keep-alives; 0: wake-ups are not counted.
     idle_seconds: float = 20.0
     call_repetitions: int = 3
     with_costs: bool = True
@@ -36,14 +36,14 @@ class Profile:
 
 FULL = Profile(repetitions=4, seconds=1.0)
 QUICK = Profile(
-    repetitions=1,
+    repetitions=2,
     seconds=0.7,
     rows=("mesh-256", "mesh-64k", "macula-256", "macula-256-50", "bulk-write", "bulk-read"),
     contestants=("ceiling", "send", "async", "bridge", "ssl"),
     with_sizes=False,
     idle=(1_000,),
     idle_repetitions=1,
-    idle_seconds=2.0,
+    idle_seconds=0.0,
     call_repetitions=1,
     with_instructions=False,
 )
@@ -136,7 +136,8 @@ class Suite:
                 for contestant in ("ceiling", "core", "bridge"):
                     self.progress(f"{count} idle connections: {contestant}, {repetition + 1} of "
                                   f"{self.profile.idle_repetitions}")
-                    is_watched = count == WATCHED and repetition == 0
+                    is_watched = (count == WATCHED and repetition == 0
+                                  and self.profile.idle_seconds > 0)
                     idle = connections.idle(
                         contestant, count, self.profile.idle_seconds if is_watched else 0.3)
                     if count == LEAST:
