@@ -143,6 +143,10 @@ impl Error {
     }
 }
 
+/// No more file descriptors in the system, and for this process: the same numbers on all systems
+/// that the library runs on.
+const ENFILE: i32 = 23;
+const EMFILE: i32 = 24;
 /// CONNECTION_REFUSED (RFC 9000, section 20.1).
 const CONNECTION_REFUSED: u64 = 0x2;
 /// INTERNAL_ERROR (RFC 9000, section 20.1); quinn reports the loss of its socket so.
@@ -187,7 +191,16 @@ impl From<ConnectError> for Error {
 
 impl From<io::Error> for Error {
     fn from(error: io::Error) -> Self {
-        Self::Socket(error.kind())
+        Self::Socket(kind(&error))
+    }
+}
+
+/// The kind of an I/O error, also where the standard library has none: for the lack of file
+/// descriptors, of this process or of the system.
+pub(crate) fn kind(error: &io::Error) -> io::ErrorKind {
+    match error.raw_os_error() {
+        Some(ENFILE | EMFILE) => io::ErrorKind::QuotaExceeded,
+        _ => error.kind(),
     }
 }
 

@@ -135,7 +135,7 @@ fn read(path: &Path) -> Result<Vec<u8>, BadCertificate> {
     let mut text = Vec::new();
     File::open(path)
         .and_then(|file| file.take(MAX_FILE_BYTES as u64 + 1).read_to_end(&mut text))
-        .map_err(|error| unreadable(error.kind()))?;
+        .map_err(|error| unreadable(crate::error::kind(&error)))?;
     if text.len() > MAX_FILE_BYTES {
         return Err(unreadable(io::ErrorKind::FileTooLarge));
     }
