@@ -129,15 +129,21 @@ impl<T: Handles> Drop for Tenancy<T> {
         if let Some(connection) = &self.connection {
             connection.end();
         }
-        let cause = &self.end;
+        let refusal = self.outbox.refusal();
+        let cause = match &refusal {
+            // The task was stopped because of it.
+            Some(reason) if self.end == Error::Cancelled => reason,
+            _ => &self.end,
+        };
         let Remains { queued, taken } = self.outbox.close(cause.clone());
         self.shared.context.scope.stats.unconfirmed.add(taken);
         let Some(connection) = &self.connection else {
             let end = |message: Message| message.fail(Undelivered::NotConnected(cause.clone()));
             return self.shared.give_up(queued, end, cause);
         };
+        let is_wanted = refusal != Some(Error::Removed);
         // A peer that closes each connection before it has taken anything gets one retry.
-        if cause.is_loss() && (connection.has_delivered() || !self.is_retry) {
+        if cause.is_loss() && is_wanted && (connection.has_delivered() || !self.is_retry) {
             self.shared.resend(&self.node, self.target.clone(), queued, cause);
         } else {
             let end = |message: Message| message.fail(Undelivered::NotSent(cause.clone()));
