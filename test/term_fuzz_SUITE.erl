@@ -139,7 +139,8 @@ no_term_crashes_a_function_the_server_or_the_vm(Config) ->
 %%% Internal
 
 is_callback(macula_gateway_mesh, Function) ->
-    lists:member(Function, [init, handle_call, handle_cast, handle_info, terminate, module_info]);
+    Callbacks = [init, handle_call, handle_cast, handle_info, terminate, code_change],
+    lists:member(Function, [module_info | Callbacks]);
 is_callback(_Module, Function) ->
     Function =:= module_info.
 

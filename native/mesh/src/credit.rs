@@ -23,6 +23,9 @@ const MAX_MARKS: usize = 4;
 /// The least time between two frames that are sent though no stream has shown anything.
 const LEAST_NUDGE: Duration = Duration::from_millis(1);
 
+/// The most.
+const LONGEST_GAP: Duration = Duration::from_secs(1);
+
 /// What is known of a peer's credit.
 pub(crate) struct Credit {
     used: u64,
@@ -32,11 +35,21 @@ pub(crate) struct Credit {
     marks: VecDeque<RecvStream>,
     /// When the waiting began, or a frame was last sent though no stream had shown anything.
     waits_since: Option<Instant>,
+    /// How long to wait for a sign before the next such frame; twice as long each time. A peer that
+    /// stands still would have the congestion window filled with them, and quinn then sends not
+    /// even a CONNECTION_CLOSE.
+    gap: Duration,
 }
 
 impl Credit {
     pub(crate) fn new() -> Self {
-        Self { used: 0, is_short: false, marks: VecDeque::new(), waits_since: None }
+        Self {
+            used: 0,
+            is_short: false,
+            marks: VecDeque::new(),
+            waits_since: None,
+            gap: LEAST_NUDGE,
+        }
     }
 
     /// A stream was opened; nobody reads an answer on it. Said at once, the peer's credit can
@@ -44,6 +57,7 @@ impl Credit {
     pub(crate) fn use_up(&mut self, mut answer: RecvStream) {
         self.used += 1;
         self.waits_since = None;
+        self.gap = LEAST_NUDGE;
         let is_mark = self.is_short && self.used.is_multiple_of(MARK_EVERY);
         if is_mark && self.marks.len() < MAX_MARKS {
             self.marks.push_back(answer);
@@ -73,10 +87,11 @@ impl Credit {
                 biased;
                 opened = &mut opening => return opened,
                 () = marked_end(&mut self.marks) => {}
-                () = sleep_until(since + LEAST_NUDGE.max(carrier.rtt())) => {
+                () = sleep_until(since + self.gap.max(carrier.rtt())) => {
                     // Dropped, they are refused: a peer may wait for that.
                     self.marks.clear();
                     self.waits_since = None;
+                    self.gap = (self.gap * 2).min(LONGEST_GAP);
                 }
             }
             ping(carrier);
