@@ -15,6 +15,7 @@ use crate::byte_stream::{ByteStream, Ends, Reader};
 use crate::config::size;
 use crate::dial::Dialer;
 use crate::endpoint::Endpoint;
+use crate::farewell;
 use crate::joined::{self, MESH_ALPN, MessageReader};
 use crate::rendezvous::{Rendezvous, Request, RequestId, Waiter};
 use crate::scope::Scope;
@@ -221,7 +222,7 @@ impl Connection {
     /// may be lost.
     pub fn close(&self, code: u64) {
         if let Some(carrier) = &*self.lock() {
-            carrier.close(VarInt::from_u64(code).unwrap_or(VarInt::MAX), &[]);
+            farewell::close(carrier, VarInt::from_u64(code).unwrap_or(VarInt::MAX));
         }
     }
 

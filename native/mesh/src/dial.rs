@@ -16,6 +16,7 @@ use tokio::time::{Duration, Instant, sleep, timeout_at};
 use crate::Error;
 use crate::address::{Address, Resolver, canonical};
 use crate::endpoint::{Endpoint, Granted};
+use crate::farewell;
 use crate::handshake::Observed;
 use crate::refusals::Hints;
 use crate::settings::Settings;
@@ -83,7 +84,7 @@ impl Dialer {
         if let Verification::Key(rule) = self.settings.verification {
             // Before anything is sent: whoever it is, it learns nothing from us.
             if let Err(fault) = rule.check_server(&connection, node) {
-                connection.close(IMPOSTOR, &[]);
+                farewell::close(&connection, IMPOSTOR);
                 return Err(fault.into());
             }
         }

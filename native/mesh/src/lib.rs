@@ -25,6 +25,7 @@ mod dial;
 mod endpoint;
 mod entry;
 mod error;
+mod farewell;
 mod flight;
 mod frames;
 #[cfg(any(test, feature = "fuzzing"))]

@@ -14,6 +14,7 @@ use tokio::time::{sleep, timeout};
 use crate::address::canonical;
 use crate::connection::{Connection, Facts};
 use crate::endpoint;
+use crate::farewell;
 use crate::rendezvous::{Rendezvous, Request, RequestId, Waiter};
 use crate::reset::ResetKeys;
 use crate::scope::Scope;
@@ -319,7 +320,7 @@ impl Inner {
             && rule.check_client(&carrier).is_err()
         {
             self.refused.count("wrong_key");
-            carrier.close(quinn::VarInt::from_u64(IMPOSTOR).unwrap_or_default(), &[]);
+            farewell::close(&carrier, quinn::VarInt::from_u64(IMPOSTOR).unwrap_or_default());
             return;
         }
         let facts = Facts::accepted(&carrier, local);

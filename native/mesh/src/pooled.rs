@@ -18,6 +18,7 @@ use crate::byte_stream::{ByteStream, Ends, Reader};
 use crate::config::Load;
 use crate::connection::Traffic;
 use crate::dial::Dialer;
+use crate::farewell;
 use crate::flight::{Flight, Kind, Trail};
 use crate::handshake::PeerParameters;
 use crate::liveness::{News, Pulse, Vigil, ping};
@@ -279,7 +280,7 @@ impl PooledConnection {
         // one of its streams would be told that nobody knows why.
         if let Some(carrier) = self.lock().take().filter(|carrier| carrier.close_reason().is_none())
         {
-            carrier.close(NO_ERROR, &[]);
+            farewell::close(&carrier, NO_ERROR);
         }
     }
 
@@ -290,7 +291,7 @@ impl PooledConnection {
         self.0.context.scope.tasks.spawn(async move {
             let _place = place;
             timeout(linger, carrier.closed()).await.ok();
-            carrier.close(NO_ERROR, &[]);
+            farewell::close(&carrier, NO_ERROR);
         });
     }
 
@@ -324,7 +325,7 @@ impl PooledConnection {
                 error = &mut lost => break (error.into(), None),
                 () = &mut linger_over => {
                     // Before the flights are dropped: a closed connection finishes no stream.
-                    carrier.close(NO_ERROR, &[]);
+                    farewell::close(carrier, NO_ERROR);
                     return End::Drained;
                 }
                 Some(landing) = flights.next() => {
@@ -337,7 +338,7 @@ impl PooledConnection {
                 }
                 // Before the turn, which must not use what may be dead.
                 news = vigil.next() => if let News::Dead(fresh) = news {
-                    carrier.close(NO_ERROR, &[]);
+                    farewell::close(carrier, NO_ERROR);
                     break (Error::Dead, fresh);
                 },
                 turn = sender.turn(), if !is_drained && !vigil.holds() && sender.may_fly() => match turn {

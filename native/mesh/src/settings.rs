@@ -1,10 +1,12 @@
 //! The options of a connection or listener of a caller's own, with their defaults and bounds.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use quinn::{IdleTimeout, TransportConfig, VarInt};
 
 use crate::config::{BadOption, Bounds, LONGEST_MS, MIB, keep_alive, options, size};
+use crate::farewell::Windows;
 use crate::tls::{ALPN, Identity};
 use crate::verify::Verification;
 
@@ -101,6 +103,7 @@ impl Transport {
             .max_concurrent_bidi_streams(streams(self.peer_bidi_stream_count))
             .max_concurrent_uni_streams(streams(self.peer_unidi_stream_count))
             .receive_window(VarInt::from_u64(self.receive_window_bytes).unwrap_or(VarInt::MAX))
+            .congestion_controller_factory(Arc::new(Windows::default()))
             .datagram_receive_buffer_size(None);
         transport
     }

@@ -4,53 +4,16 @@
 #![allow(clippy::disallowed_methods, reason = "tokio's test macro blocks, on a thread of the test")]
 #![allow(clippy::expect_used, clippy::panic, reason = "how a test fails")]
 
-use std::net::{Ipv4Addr, SocketAddr};
-use std::sync::Arc;
-use std::time::Duration;
+mod common;
 
-use mesh::{
-    Connection, Identity, Listener, MESH_ALPN, Place, Reader, Received, Refusal, Request, Settings,
-    Stream, Waiter,
-};
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+
+use common::{PATIENCE, listen, next};
+use mesh::{Connection, Listener, MESH_ALPN, Reader, Received, Stream};
 use quinn::crypto::rustls::QuicClientConfig;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use tokio::sync::mpsc;
 use tokio::time::timeout;
-
-/// How long anything here may take at most.
-const PATIENCE: Duration = Duration::from_secs(10);
-
-/// Somebody who waits for one connection or stream.
-struct Waiting<T>(mpsc::Sender<T>);
-
-impl<T: Send> Waiter<T> for Waiting<T> {
-    fn meet(self: Box<Self>, item: T) -> Option<T> {
-        self.0.try_send(item).err().map(|refused| refused.into_inner())
-    }
-
-    fn refuse(self: Box<Self>, _why: Refusal) {}
-}
-
-async fn next<T: Send + 'static>(request: impl FnOnce(Box<dyn Waiter<T>>) -> Request<T>) -> T {
-    let (sender, mut receiver) = mpsc::channel(1);
-    if let Request::Served(item, _) = request(Box::new(Waiting(sender))) {
-        return item;
-    }
-    timeout(PATIENCE, receiver.recv()).await.expect("in time").expect("an arrival")
-}
-
-fn listen() -> (Listener, SocketAddr) {
-    let certified = rcgen::generate_simple_self_signed(["peer".into()]).expect("a certificate");
-    let chain = vec![certified.cert.der().to_vec()];
-    let identity = Identity::from_der(chain, certified.signing_key.serialize_der());
-    let mut settings = Settings { identity: identity.ok(), ..Settings::default() };
-    settings.transport.set("max_frame_bytes", 100_000).expect("a limit");
-    let place = Place::At(vec![(Ipv4Addr::LOCALHOST, 0).into()]);
-    let runtime = tokio::runtime::Handle::current();
-    let listener = Listener::bind(&place, settings, runtime, |_| {}).expect("a listener");
-    let address = *listener.local_addresses().first().expect("an address");
-    (listener, address)
-}
 
 /// A raw sender and the connection that has taken it in.
 async fn connect() -> (Listener, quinn::Endpoint, quinn::Connection, Connection) {

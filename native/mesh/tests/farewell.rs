@@ -1,0 +1,81 @@
+//! The last packet of a connection, on a path that has swallowed everything before it.
+
+#![allow(clippy::disallowed_methods, reason = "tokio's test macro blocks, on a thread of the test")]
+#![allow(clippy::expect_used, reason = "how a test fails")]
+
+mod common;
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use bytes::Bytes;
+use common::{PATIENCE, listen, next};
+use mesh::{Address, Client, Error, Settings, Traffic};
+use tokio::net::UdpSocket;
+use tokio::time::{Duration, sleep, timeout};
+
+/// The longest UDP datagram.
+const MAX_DATAGRAM: usize = 65_535;
+/// More than any congestion window at first, and less than that (RFC 9002, section 7.2).
+const BULK_BYTES: usize = 1_000_000;
+const WINDOW_BYTES: u64 = 10_000;
+
+/// Carries datagrams between a client and `server`; nothing goes back while `is_mute`.
+async fn path(server: SocketAddr, is_mute: Arc<AtomicBool>) -> SocketAddr {
+    let near = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a socket");
+    let far = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a socket");
+    far.connect(server).await.expect("a server");
+    let address = near.local_addr().expect("an address");
+    tokio::spawn(async move {
+        let (mut there, mut back) = (vec![0; MAX_DATAGRAM], vec![0; MAX_DATAGRAM]);
+        let mut client = None;
+        loop {
+            tokio::select! {
+                Ok((length, from)) = near.recv_from(&mut there) => {
+                    client = Some(from);
+                    far.send(there.get(..length).unwrap_or_default()).await.ok();
+                }
+                Ok(length) = far.recv(&mut back) => match client {
+                    Some(client) if !is_mute.load(Ordering::Relaxed) => {
+                        near.send_to(back.get(..length).unwrap_or_default(), client).await.ok();
+                    }
+                    _ => {}
+                },
+            }
+        }
+    });
+    address
+}
+
+#[tokio::test]
+async fn a_close_gets_through_although_the_congestion_window_is_full() {
+    let (listener, server) = listen();
+    let is_mute = Arc::new(AtomicBool::new(false));
+    let near = path(server, is_mute.clone()).await;
+    let client = Client::new(tokio::runtime::Handle::current());
+    let address = Address::from(near);
+    let dial = client.connect(&address, Settings::default(), PATIENCE);
+    let (dialled, accepted) = tokio::join!(dial, next(|waiter| listener.request(1, waiter)));
+    let connection = dialled.expect("a connection");
+    // What comes from there confirms the handshake, too: no packets but those of data are left.
+    let greeting = accepted.open_stream().await.expect("a stream");
+    greeting.send(Bytes::from_static(b"hello").into()).expect("taken");
+    let _greeted = next(|waiter| connection.request_stream(1, waiter)).await;
+    let stream = connection.open_stream().await.expect("a stream");
+    is_mute.store(true, Ordering::Relaxed);
+    stream.send(Bytes::from(vec![0; BULK_BYTES]).into()).expect("taken");
+    // Full, when for a while nothing more is sent.
+    let sent = || connection.traffic().as_ref().map_or(0, |t: &Traffic| t.sent_bytes);
+    let mut before = 0;
+    timeout(PATIENCE, async {
+        while sent() < WINDOW_BYTES || std::mem::replace(&mut before, sent()) != sent() {
+            sleep(Duration::from_millis(20)).await;
+        }
+    })
+    .await
+    .expect("a full window");
+    connection.close(7);
+    let end = timeout(PATIENCE, accepted.ended()).await.expect("the close");
+    assert_eq!(end, Error::ClosedByPeer(7));
+}
