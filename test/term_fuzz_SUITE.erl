@@ -27,8 +27,8 @@
 -define(RESTING_TASKS, 4).
 %% Less than any deadline or idle time of a dial that goes on.
 -define(SOON_MS, 20_000).
-%% Handles that were closed and connections whose peer has gone need their idle time.
--define(REST_MS, 30_000).
+%% A connection whose peer has gone without a word needs its idle time, a minute.
+-define(REST_MS, 90_000).
 
 suite() -> [{timetrap, {minutes, 5}}].
 

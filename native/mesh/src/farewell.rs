@@ -2,9 +2,9 @@
 //!
 //! quinn holds a CONNECTION_CLOSE back like data while the congestion window is full and anything
 //! else is pending, and a closed connection processes no acknowledgement that would make room: the
-//! peer then learns nothing before its idle timeout. A close is no data, and is not congestion
-//! controlled (RFC 9002, section 7, of packets that are not ack-eliciting). So the controller here is
-//! quinn's own, but for a window that opens with the last packet.
+//! peer then learns nothing before its idle timeout. A close elicits no acknowledgement and is not
+//! congestion controlled (RFC 9002, section 7). So the controller here is quinn's own, but for a
+//! window that opens with the last packet.
 
 use std::any::Any;
 use std::sync::Arc;
