@@ -105,8 +105,8 @@ otp27: build peer ## all suites on Debian 13's Erlang, in a folder; as root
 otp29: build peer ## all suites on the Erlang of the Debian after that; as root
 	sh test/otp.sh forky 29
 
-interop: setup ## peers on three other QUIC stacks, which it builds; minutes
-	sh interop/run.sh aioquic msquic s2n
+interop: setup ## peers on four other QUIC stacks, which it builds; minutes
+	sh interop/run.sh aioquic msquic s2n quiche
 
 interop-aioquic: setup ## the short form: one of them, in Python, and fewer messages
 	MACULA_INTEROP_MESSAGES=2000 sh interop/run.sh aioquic

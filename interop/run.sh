@@ -3,7 +3,7 @@
 # what they need.
 #
 #   run.sh aioquic                        needs Python with venv, and pip
-#   run.sh aioquic msquic s2n             builds the peers in Rust, too
+#   run.sh aioquic msquic s2n quiche      builds the peers in Rust, too
 #
 # All goes to _build/interop: the Python environment, and the target folder of the Rust workspace.
 set -eu
@@ -35,18 +35,43 @@ set_up_python() {
     cp "$here/aioquic/requirements.txt" "$venv/requirements.txt"
 }
 
-# MsQuic and the TLS library of s2n-quic are built from C sources.
-set_up_compilers() {
-    command -v cmake >/dev/null 2>&1 && return
+# install WHAT PACKAGE...
+install() {
+    what=$1
+    shift
     command -v apt-get >/dev/null 2>&1 || {
-        say "cmake is missing, and there is no apt-get here to install it" >&2
+        say "$what is missing, and there is no apt-get here to install it" >&2
         exit 1
     }
-    say "missing, to be installed by apt-get: cmake"
+    say "missing, to be installed by apt-get: $*"
     as_root=
     [ "$(id -u)" -eq 0 ] || as_root=sudo
     $as_root apt-get update
-    $as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends cmake
+    $as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "$@"
+}
+
+# MsQuic, and the TLS libraries of s2n-quic and quiche, are built from sources in C and C++.
+set_up_compilers() {
+    command -v cmake >/dev/null 2>&1 || install cmake cmake
+    # quiche's is in C++. The compiler is of use only with its headers, a package apart.
+    echo '#include <string>' | c++ -x c++ -E - >/dev/null 2>&1 || install "a C++ compiler" g++
+}
+
+# quiche's TLS library is bound with bindgen, which looks for libclang here.
+set_up_bindgen() {
+    [ -z "${LIBCLANG_PATH:-}" ] || return 0
+    find_libclang
+    [ -n "$LIBCLANG_PATH" ] || install libclang clang libclang-dev
+    find_libclang
+    export LIBCLANG_PATH
+}
+
+find_libclang() {
+    LIBCLANG_PATH=
+    for library in /usr/lib/llvm-*/lib/libclang.so /usr/lib/llvm-*/lib/libclang.so.1; do
+        [ -e "$library" ] && LIBCLANG_PATH=$(dirname "$library")
+    done
+    return 0
 }
 
 build_peer() {
@@ -61,14 +86,15 @@ for peer in "$@"; do
             set_up_python
             export MACULA_INTEROP_AIOQUIC="$venv/bin/python$line_break$here/aioquic/peer.py"
             ;;
-        msquic | s2n)
+        msquic | s2n | quiche)
             set_up_compilers
+            [ "$peer" != quiche ] || set_up_bindgen
             build_peer "$peer"
             program=$build/target/release/$peer-peer
             export "MACULA_INTEROP_$(echo "$peer" | tr '[:lower:]' '[:upper:]')=$program"
             ;;
         *)
-            echo "usage: $0 [aioquic] [msquic] [s2n]" >&2
+            echo "usage: $0 [aioquic] [msquic] [s2n] [quiche]" >&2
             exit 2
             ;;
     esac

@@ -6,7 +6,6 @@
 
 -include_lib("stdlib/include/assert.hrl").
 
-
 -compile([export_all, nowarn_export_all]).
 
 -define(LOOPBACK, {127, 0, 0, 1}).
@@ -25,7 +24,7 @@ suite() -> [{timetrap, {minutes, 4}}].
 all() -> [{group, Peer} || Peer <- peers()].
 
 groups() ->
-    [{Peer, [], parts(Peer)} || Peer <- [aioquic, msquic, s2n]].
+    [{Peer, [], parts(Peer)} || Peer <- [aioquic, msquic, s2n, quiche]].
 
 parts(Peer) ->
     [{Group, [], Cases ++ offered(Group, Peer)} || {Group, Cases} <- groups_of_each()].
@@ -59,8 +58,10 @@ offered(Group, Peer) ->
 offered() ->
     [
         {the_peer_updates_its_keys, [we_dial, the_peer_dials], [aioquic, msquic]},
-        {the_peer_moves_to_another_address, [the_peer_dials], [aioquic, msquic]},
-        {a_receiver_that_takes_chunks_for_messages_loses_none, [pool], [aioquic, msquic]}
+        {the_peer_moves_to_another_address, [the_peer_dials], [aioquic, msquic, quiche]},
+        {a_client_behind_a_forgetful_nat_goes_on, [we_dial, the_peer_dials], peers()},
+        {a_narrow_path_carries_everything, [we_dial, the_peer_dials], peers()},
+        {a_receiver_that_takes_chunks_for_messages_loses_none, [pool], [aioquic, msquic, quiche]}
     ].
 
 peers() ->
@@ -223,7 +224,12 @@ the_peers_reset_and_its_stop_arrive_with_their_codes(Config) ->
     interop_peer:stop(Peer).
 
 our_close_arrives_with_its_code(Config) ->
-    {Connection, Peer} = pair(Config, "count"),
+    {Connection, Peer} = pair(Config, "echo"),
+    {ok, Stream} = macula_quic:open_stream(Connection),
+    %% A client whose handshake is not confirmed yet says it in a Handshake packet, too (RFC 9000,
+    %% section 10.2.3). When the server has confirmed it, quiche drops that one with all that
+    %% follows in the datagram.
+    echo(Stream, interop_peer:frame(1, ?SIZE)),
     ok = macula_quic:async_shutdown_connection(Connection, 0, 77),
     ?assertMatch(#{close_codes := #{77 := 1}}, interop_peer:wait(Peer, closes, 1)),
     interop_peer:stop(Peer).
@@ -252,6 +258,43 @@ silence_ends_the_connection_at_both_ends(Config) ->
             {[], [{idle_timeout_ms, 1_000}]}
         ]
     ].
+
+%%% What lies between the two
+
+%% The client stays where it is, but its datagrams come from another port after a while. Whichever
+%% end is the server must go on with it there (RFC 9000, section 9.3).
+a_client_behind_a_forgetful_nat_goes_on(Config) ->
+    {Connection, Peer, Nat} = pair_by(Config, fun interop_nat:start/1),
+    {ok, Stream} = macula_quic:open_stream(Connection),
+    Ports = [
+        begin
+            echo(Stream, interop_peer:frame(Index, 5_000)),
+            Port = interop_nat:forget(Nat),
+            %% A server learns of it by what the client sends: when that is the peer, a new stream,
+            %% since not every stack lets its users ping.
+            ok = interop_peer:command(Peer, io_lib:format("open ~b", [?SIZE])),
+            Port
+        end
+     || Index <- lists:seq(1, 3)
+    ],
+    ?assertEqual(3, length(lists:usort(Ports))),
+    echo(Stream, interop_peer:frame(0, 100_000)),
+    interop_peer:stop(Peer).
+
+%% A path that carries the least that the peer sends, for most the least that QUIC asks for (RFC
+%% 9000, section 14.1), and not a byte more: searches for more come to nothing, and everything
+%% arrives.
+a_narrow_path_carries_everything(Config) ->
+    Width = least_of(proplists:get_value(stack, Config)),
+    {Connection, Peer, Nat} = pair_by(Config, fun(Port) -> interop_nat:start(Port, Width) end),
+    {ok, Stream} = macula_quic:open_stream(Connection),
+    [echo(Stream, interop_peer:frame(Size, Size)) || Size <- [?LEAST_MTU, 9_000, 300_000]],
+    ct:pal("too long for the path: ~p", [interop_nat:dropped(Nat)]),
+    interop_peer:stop(Peer).
+
+%% MsQuic's is QUIC_DPLPMTUD_MIN_MTU, less the headers of IPv4 and UDP.
+least_of(msquic) -> 1_248 - 20 - 8;
+least_of(_Stack) -> ?LEAST_MTU.
 
 %%% What some stacks offer
 
@@ -339,6 +382,21 @@ a_receiver_that_takes_chunks_for_messages_loses_none(Config) ->
 
 %%% Internal
 
+%% The same by way of what `Start(Port)' puts before the listener.
+pair_by(Config, Start) ->
+    Peer = peer(Config, ["--mode", "echo"]),
+    {{ok, Connection}, Nat} = meet_by(proplists:get_value(direction, Config), Peer, Config, Start),
+    _ = interop_peer:wait(Peer, connections_opened, 1),
+    {Connection, Peer, Nat}.
+
+meet_by(we_dial, Peer, _Config, Start) ->
+    Nat = Start(interop_peer:port(Peer)),
+    {macula_quic:connect(?LOOPBACK, interop_nat:port(Nat), [], ?TIMEOUT), Nat};
+meet_by(the_peer_dials, Peer, Config, Start) ->
+    {Listener, Port} = listener(Config, []),
+    Nat = Start(Port),
+    {accept_from(Peer, Listener, interop_nat:port(Nat)), Nat}.
+
 %% A connection between us and a fresh peer, dialled as the group says.
 pair(Config, Mode) ->
     pair(Config, Mode, [], []).
@@ -355,9 +413,16 @@ pair(Config, Mode, Args, Options) ->
     {Connection, Peer}.
 
 dialled_by(Peer, Config, Options) ->
+    {Listener, Port} = listener(Config, Options),
+    accept_from(Peer, Listener, Port).
+
+listener(Config, Options) ->
     Identity = [lists:keyfind(Key, 1, Config) || Key <- [certfile, keyfile]],
     {ok, Listener} = macula_quic:listen({?LOOPBACK, 0}, Identity ++ Options),
     {ok, {_, Port}} = macula_quic:sockname(Listener),
+    {Listener, Port}.
+
+accept_from(Peer, Listener, Port) ->
     ok = interop_peer:ask(Peer, io_lib:format("connect ~b", [Port])),
     Accepted = macula_quic:accept(Listener, ?TIMEOUT),
     connected = interop_peer:await(Peer, ?TIMEOUT),

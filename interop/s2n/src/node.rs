@@ -158,13 +158,15 @@ impl Node for S2n<'_> {
     }
 
     fn open(&self, data: Vec<u8>) -> Outcome {
-        self.runtime.block_on(async {
+        let opening = async {
             let mut handle = self.newest()?;
             let mut stream = handle.open_bidirectional_stream().await.map_err(said)?;
             stream.send(Bytes::from(data)).await.map_err(said)?;
             self.runtime.spawn(self.shared.clone().attend(stream, true));
             Ok(())
-        })
+        };
+        let late = |_| "no credit for a stream".to_owned();
+        self.runtime.block_on(async { timeout(CONNECT_TIME, opening).await.map_err(late)? })
     }
 
     fn reset(&self, code: u64) -> Outcome {
