@@ -13,7 +13,9 @@ use super::{Connection, Listener, spawn};
 use crate::events;
 use crate::library::hold;
 use crate::reply::{Quiet, Reply};
-use crate::resources::{Caller, ConnectionResource, ListenerResource, Owner, StreamResource, lock};
+use crate::resources::{
+    Caller, ConnectionResource, ListenerResource, NO_ERROR, Owner, StreamResource, lock,
+};
 use crate::{address, atoms, runtime, settings, terms};
 
 /// Dials all connections of processes' own.
@@ -144,8 +146,13 @@ fn quic_connect<'a>(
             outcome = client.connect(&target.address, settings, timeout) => outcome,
             () = caller.0.notified() => return reply.forget(),
         };
-        let outcome =
-            outcome.and_then(|connection| watched(connection, owner).ok_or(Error::Cancelled));
+        let outcome = outcome.and_then(|connection| {
+            watched(connection.clone(), owner).ok_or_else(|| {
+                // Its process died in this moment, and nobody else would ever close it.
+                connection.close(NO_ERROR);
+                Error::Cancelled
+            })
+        });
         reply.send(|env| match outcome {
             Ok(connection) => (atoms::ok(), connection).encode(env),
             Err(error) => terms::error(env, &error),
