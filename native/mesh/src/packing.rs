@@ -42,13 +42,19 @@ impl Packing {
         bytes + HEAD_BYTES <= self.room
     }
 
+    /// Whether a message of so many bytes is larger than a packet, so that nothing keeps it whole.
+    pub(crate) fn is_beyond(&self, bytes: usize) -> bool {
+        bytes + HEAD_BYTES + RESERVE_BYTES > self.size
+    }
+
     /// Adds a message to it, or to the next one, which is only begun when this one has left.
     pub(crate) fn add(&mut self, carrier: &quinn::Connection, bytes: usize) {
         if !self.has_room(bytes) {
             let stats = carrier.stats();
             self.size = usize::from(stats.path.current_mtu);
             self.room = self.size.saturating_sub(RESERVE_BYTES);
-            self.frames = stats.frame_tx.stream;
+            // What has not left yet, since nobody waited for it, is still to come.
+            self.frames = self.frames.max(stats.frame_tx.stream);
         }
         self.room = self.room.saturating_sub(bytes + HEAD_BYTES);
         // A message larger than a packet takes one for each part, at least.
@@ -56,7 +62,7 @@ impl Packing {
     }
 
     /// Resolves when the messages in it have left, or should have.
-    pub(crate) async fn left(&self, carrier: &quinn::Connection) {
+    pub(crate) async fn left(&mut self, carrier: &quinn::Connection) {
         let begin = Instant::now();
         while carrier.stats().frame_tx.stream < self.frames && begin.elapsed() < LATEST {
             if begin.elapsed() < SOON {
@@ -65,5 +71,7 @@ impl Packing {
                 sleep(LATER).await;
             }
         }
+        // Frames that will never leave are waited for once, and not with each packet from here on.
+        self.frames = 0;
     }
 }

@@ -140,7 +140,8 @@ impl<'a> Sender<'a> {
 
     /// One message on a stream of its own.
     async fn alone(&mut self) -> Result<Turn, Error> {
-        if !self.outbox.next_bytes().is_some_and(|bytes| self.packet.has_room(bytes)) {
+        let bytes = self.outbox.next_bytes().unwrap_or_default();
+        if !self.packet.has_room(bytes) && !self.packet.is_beyond(bytes) {
             self.packet.left(self.carrier).await;
         }
         let opened = match self.carrier.open_bi().now_or_never() {
