@@ -30,6 +30,8 @@ const FORCE_KEY_UPDATE: u32 = 0x8500_0000;
 const LOCAL_ADDRESS: u32 = 0x0500_0001;
 
 const INVALID_STATE: u32 = StatusCode::QUIC_STATUS_INVALID_STATE as u32;
+/// How long nothing must arrive before a move. It is long beside a delayed acknowledgement.
+const SILENCE: Duration = Duration::from_millis(150);
 /// Between two attempts at new keys.
 const KEY_UPDATE_PAUSE: Duration = Duration::from_millis(5);
 
@@ -240,6 +242,7 @@ impl Node for MsQuic<'_> {
 
     fn rebind(&self) -> Outcome<u16> {
         let connection = self.newest()?;
+        wait_for_silence(&connection)?;
         let address = Addr::from(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)));
         let length = u32::try_from(size_of::<Addr>()).unwrap_or(0);
         // SAFETY: the value is an address of this length, which MsQuic copies.
@@ -357,6 +360,27 @@ impl StreamHandler {
             self.shared.room.leave();
         }
     }
+}
+
+/// MsQuic keeps what its old socket has received, and after a move takes it for the peer's own move
+/// to a path which no socket is left for (the TODO at QUIC_PARAM_CONN_LOCAL_ADDRESS in MsQuic's
+/// connection.c). A move while packets are under way so ends every second connection.
+fn wait_for_silence(connection: &Connection) -> Outcome {
+    let received = || {
+        let stats = connection.get_stats_v2().map_err(|status| status.to_string())?;
+        Ok::<_, String>(stats.RecvTotalPackets)
+    };
+    let deadline = Instant::now() + CONNECT_TIME;
+    let mut before = received()?;
+    while Instant::now() < deadline {
+        std::thread::sleep(SILENCE);
+        let after = received()?;
+        if after == before {
+            return Ok(());
+        }
+        before = after;
+    }
+    Err("the other end never falls silent".to_owned())
 }
 
 /// Bytes that MsQuic sends; they must stay until it says so.
