@@ -157,7 +157,8 @@ pub(crate) struct Trail {
     oldest: Option<BoxFuture<'static, Result<(), Error>>>,
     /// Goes off when it is time for a look, or to see that it is not yet: setting it anew for each
     /// flight would cost more than that.
-    timer: Pin<Box<Sleep>>,
+    /// There is none before the first flight, for many a connection has none of this kind.
+    timer: Option<Pin<Box<Sleep>>>,
     patience: Duration,
     /// Or the last look.
     last_landing: Instant,
@@ -168,7 +169,7 @@ impl Trail {
         Self {
             flights: VecDeque::new(),
             oldest: None,
-            timer: Box::pin(sleep(FIRST_LOOK)),
+            timer: None,
             patience: FIRST_LOOK,
             last_landing: Instant::now(),
         }
@@ -182,8 +183,12 @@ impl Trail {
         if self.flights.is_empty() {
             self.patience = FIRST_LOOK;
             self.last_landing = Instant::now();
-            if self.timer.is_elapsed() {
-                self.timer.as_mut().reset(self.last_landing + FIRST_LOOK);
+            match &mut self.timer {
+                Some(timer) if timer.is_elapsed() => {
+                    timer.as_mut().reset(self.last_landing + FIRST_LOOK);
+                }
+                Some(_) => {}
+                none @ None => *none = Some(Box::pin(sleep(FIRST_LOOK))),
             }
         }
         self.flights.push_back(flight);
@@ -193,7 +198,9 @@ impl Trail {
     /// Resolves with the flights that have landed, once some have. Cancelled, it loses none.
     pub(crate) async fn landed(&mut self) -> Vec<Landing> {
         loop {
-            let Some(first) = self.flights.front() else { return std::future::pending().await };
+            let (Some(first), Some(timer)) = (self.flights.front(), &mut self.timer) else {
+                return std::future::pending().await;
+            };
             let oldest = self.oldest.get_or_insert_with(|| first.stream.acknowledged().boxed());
             let landings = tokio::select! {
                 biased;
@@ -204,7 +211,7 @@ impl Trail {
                     self.follow(&mut landings);
                     landings
                 }
-                () = self.timer.as_mut() => self.look_if_due(),
+                () = timer => self.look_if_due(),
             };
             if !landings.is_empty() {
                 self.patience = FIRST_LOOK;
@@ -241,7 +248,9 @@ impl Trail {
             self.last_landing = now;
             self.look()
         };
-        self.timer.as_mut().reset(self.last_landing + self.patience);
+        if let Some(timer) = &mut self.timer {
+            timer.as_mut().reset(self.last_landing + self.patience);
+        }
         landings
     }
 

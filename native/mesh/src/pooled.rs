@@ -2,14 +2,14 @@
 //! and the QUIC connection beneath, which is replaced when its peer never returns stream credit.
 
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
+use futures_util::{FutureExt, StreamExt};
 use quinn::{ConnectionError, VarInt};
-use tokio::pin;
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, interval, sleep, timeout};
 
@@ -19,7 +19,7 @@ use crate::config::Load;
 use crate::connection::Traffic;
 use crate::dial::Dialer;
 use crate::farewell;
-use crate::flight::{Flight, Kind, Trail};
+use crate::flight::{Kind, Trail};
 use crate::handshake::PeerParameters;
 use crate::liveness::{News, Pulse, Vigil, ping};
 use crate::outbox::Outbox;
@@ -257,7 +257,8 @@ impl PooledConnection {
             }
             let stats = &self.0.context.scope.stats;
             stats.dials.add(1);
-            match self.0.context.dialer.dial(address, node).await {
+            // In a box, for in most connections' lives it never comes to it.
+            match Box::pin(self.0.context.dialer.dial(address, node)).await {
                 Ok(fresh) => {
                     stats.connections.add(1);
                     stats.renewals.add(1);
@@ -308,13 +309,13 @@ impl PooledConnection {
         let mut vigil = Vigil::new(carrier, outbox, pulse, context, address, node);
         let mut sender = Sender::new(carrier, outbox, context, has_delivered, patience);
         let mut last_landing: Option<Instant> = None;
+        // In boxes: even an empty set has room for one of what it holds.
         let mut flights = FuturesUnordered::new();
         let mut trail = Trail::new();
         let mut is_drained = false;
-        let lost = carrier.closed();
-        let linger_over = self.linger_over();
-        let keep_alive = self.keep_alive(carrier);
-        pin!(lost, linger_over, keep_alive);
+        let mut lost = pin!(carrier.closed());
+        let mut linger_over = pin!(self.linger_over());
+        let mut keep_alive = pin!(self.keep_alive(carrier));
         let (error, fresh) = loop {
             if is_drained && sender.is_resting() && self.is_idle() {
                 self.grace(last_landing).await;
@@ -345,11 +346,11 @@ impl PooledConnection {
                     Ok(Turn::Send(flight)) if flight.kind == Kind::Single => {
                         let mut next = Some(flight);
                         while let Some(flight) = next {
-                            flights.extend(trail.send_off(flight).map(Flight::fly));
+                            flights.extend(trail.send_off(flight).map(|left| left.fly().boxed()));
                             next = sender.follow();
                         }
                     }
-                    Ok(Turn::Send(flight)) => flights.push(flight.fly()),
+                    Ok(Turn::Send(flight)) => flights.push(flight.fly().boxed()),
                     Ok(Turn::Nothing) => {}
                     Ok(Turn::Drained) => is_drained = true,
                     Ok(Turn::NoCredit) if sender.is_exhausted() => return End::Exhausted,

@@ -127,7 +127,7 @@ impl<'a> Sender<'a> {
     /// Many messages on one stream, or a large one.
     async fn joined(&mut self) -> Result<Turn, Error> {
         if let Some(deadline) = self.piles_until {
-            self.outbox.pile(PILE_BYTES, deadline).await;
+            Box::pin(self.outbox.pile(PILE_BYTES, deadline)).await;
         }
         let send = self.carrier.open_uni().await?;
         let piece = self.outbox.take_piece(LARGE_BYTES, PIECE_BYTES);
@@ -146,7 +146,8 @@ impl<'a> Sender<'a> {
         }
         let opened = match self.carrier.open_bi().now_or_never() {
             Some(opened) => opened,
-            None => match timeout(self.patience, self.credit.wait(self.carrier)).await {
+            // In a box, as is the waiting above: each idle connection would keep a place for it.
+            None => match Box::pin(timeout(self.patience, self.credit.wait(self.carrier))).await {
                 Ok(opened) => opened,
                 Err(_) => return Ok(Turn::NoCredit),
             },

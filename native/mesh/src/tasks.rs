@@ -27,6 +27,9 @@ impl Tasks {
     pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
         let stop = self.stop.clone();
         let watch = PanicWatch(self.stats.clone());
+        // Every future around it would hold it twice, once as what it was given and once as what it
+        // waits for: three times its size for as long as it runs.
+        let task = Box::pin(task);
         let task = async move {
             let _watch = watch;
             stop.run_until_cancelled(task).await;
