@@ -28,6 +28,7 @@ all() ->
         a_timed_out_accept_loses_no_connection,
         every_acceptor_gets_one_connection,
         an_acceptor_that_has_died_takes_no_connection_along,
+        an_acceptor_that_dies_as_it_asks_takes_no_connection_along,
         a_closed_listener_ends_those_who_wait,
         a_closed_listener_says_so_to_every_call,
         too_many_who_wait_to_accept_are_told,
@@ -266,6 +267,36 @@ an_acceptor_that_has_died_takes_no_connection_along(_Config) ->
     Server = quic_ct:new_server(Listener),
     _ = quic_ct:streams(Client, Server),
     quic_ct:none(Client).
+
+%% What was there already is on its way to an acceptor that dies meanwhile: it is closed as his, or
+%% there for the next. A client that neither would befall would have nobody to talk to.
+an_acceptor_that_dies_as_it_asks_takes_no_connection_along(_Config) ->
+    Listener = quic_ct:listen(),
+    [dies_as_it_asks(Listener) || _ <- lists:seq(1, 100)].
+
+dies_as_it_asks(Listener) ->
+    Client = quic_ct:connect(Listener),
+    _ = quic_ct:poll_until(fun() ->
+        maps:get(waiting, macula_quic:listener_stats(Listener)) =:= 1
+    end),
+    {_, Monitor} = spawn_monitor(fun() -> macula_quic:async_accept(Listener, []) end),
+    receive
+        {'DOWN', Monitor, process, _, normal} -> ok
+    end,
+    _ = quic_ct:poll_until(fun() -> is_closed(Client) orelse is_for_the_next(Listener) end),
+    macula_quic:close(Client).
+
+is_closed(Connection) ->
+    receive
+        {quic, closed, Connection, _} -> true
+    after 0 -> false
+    end.
+
+is_for_the_next(Listener) ->
+    case macula_quic:accept(Listener, 0) of
+        {ok, Server} -> macula_quic:close(Server) =:= ok;
+        {error, timeout} -> false
+    end.
 
 %%% Ends
 

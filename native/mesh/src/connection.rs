@@ -213,6 +213,12 @@ impl Connection {
         self.0.streams.request(id, waiter)
     }
 
+    /// Takes a stream back whose taker has gone: it is there for the next, if there is room.
+    pub fn give_back(&self, stream: Stream) {
+        // One without a place is reset by dropping it.
+        drop(self.0.streams.offer(stream));
+    }
+
     /// Takes a request for a stream back. `false`: too late, it is answered.
     pub fn cancel_request(&self, id: RequestId) -> bool {
         self.0.streams.cancel(id)

@@ -26,6 +26,7 @@ mod endpoint;
 mod entry;
 mod error;
 mod farewell;
+mod first_packet;
 mod flight;
 mod frames;
 #[cfg(any(test, feature = "fuzzing"))]

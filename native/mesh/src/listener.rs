@@ -15,6 +15,7 @@ use crate::address::canonical;
 use crate::connection::{Connection, Facts};
 use crate::endpoint;
 use crate::farewell;
+use crate::first_packet::Screened;
 use crate::rendezvous::{Rendezvous, Request, RequestId, Waiter};
 use crate::reset::ResetKeys;
 use crate::scope::Scope;
@@ -155,6 +156,11 @@ impl Listener {
     /// Takes a request back. `false`: too late, it is answered.
     pub fn cancel_request(&self, id: RequestId) -> bool {
         self.0.connections.cancel(id)
+    }
+
+    /// Takes a connection back whose taker has gone: it is there for the next, or closed.
+    pub fn give_back(&self, connection: Connection) {
+        self.0.let_in(connection);
     }
 
     /// Shows another certificate to clients from now on; connections go on as they are.
@@ -325,7 +331,10 @@ impl Inner {
         }
         let facts = Facts::accepted(&carrier, local);
         let scope = self.scope.clone();
-        let connection = Connection::start(carrier, facts, scope, transport, seat);
+        self.let_in(Connection::start(carrier, facts, scope, transport, seat));
+    }
+
+    fn let_in(&self, connection: Connection) {
         if let Err(connection) = self.connections.offer(connection) {
             self.refused.count("backlog");
             connection.close(NO_ERROR);
@@ -386,7 +395,7 @@ impl std::fmt::Debug for Inner {
 fn server_config(settings: &Settings) -> Result<ServerConfig, Error> {
     let tls = tls::server_config(settings)?;
     let quic = QuicServerConfig::try_from(tls).map_err(|_| Error::Cancelled)?;
-    let mut server = ServerConfig::with_crypto(Arc::new(quic));
+    let mut server = ServerConfig::with_crypto(Arc::new(Screened(Arc::new(quic))));
     server.transport_config(Arc::new(settings.transport.quinn()));
     Ok(server)
 }
@@ -425,6 +434,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 #[allow(clippy::disallowed_methods, reason = "tokio's test macro blocks, on a thread of the test")]
 mod tests {
     use bytes::Bytes;
+    use futures_util::FutureExt;
     use tokio::sync::mpsc;
 
     use super::*;
@@ -436,6 +446,31 @@ mod tests {
         let certified = rcgen::generate_simple_self_signed(["node".into()]).expect("a certificate");
         let chain = vec![certified.cert.der().to_vec()];
         Identity::from_der(chain, certified.signing_key.serialize_der()).expect("an identity")
+    }
+
+    /// A dial that is taken back at once sends nothing but its end, and so may anybody. What were
+    /// kept for it until the idle timeout, no limit would count.
+    #[tokio::test]
+    async fn a_connection_that_ends_with_its_first_packet_leaves_nothing() {
+        let settings = Settings { identity: Some(identity()), ..Settings::default() };
+        let place = Place::At(vec![(Ipv4Addr::LOCALHOST, 0).into()]);
+        let listener = Listener::bind(&place, settings, tokio::runtime::Handle::current(), |_| {})
+            .expect("a listener");
+        let address = *listener.local_addresses().first().expect("an address");
+        let client = Client::new(tokio::runtime::Handle::current());
+        let patience = Duration::from_secs(60);
+        let address = address.into();
+        let dial = client.connect(&address, Settings::default(), patience);
+        // On this one thread, nothing has left yet.
+        assert!(dial.now_or_never().is_none());
+        while listener.stats().refused.is_empty() {
+            tokio::task::yield_now().await;
+        }
+        let endpoint = lock(&listener.0.doors).first().expect("a door").endpoint.clone();
+        let endpoint = endpoint.expect("an endpoint");
+        // Less than the idle timeout.
+        timeout(patience / 2, endpoint.wait_idle()).await.expect("nothing is left");
+        assert_eq!(listener.stats().connections, 0);
     }
 
     #[tokio::test]

@@ -94,8 +94,9 @@ fn listener_accept<'a>(
     token: Term<'a>,
 ) -> NifResult<Atom> {
     let reply = Quiet::new(Reply::new(atoms::mesh_accepted(), env.pid(), token));
+    let request = listener.listener.request(id, Box::new(Accepting(reply)));
     // The waiter tells the caller of a refusal.
-    serve(listener.listener.request(id, Box::new(Accepting(reply))))?;
+    serve(request, move |connection| listener.listener.give_back(connection))?;
     Ok(atoms::ok())
 }
 
@@ -111,7 +112,8 @@ fn listener_cancel_accept(listener: Listener, id: u64) -> bool {
 #[rustler::nif]
 fn listener_async_accept(env: Env<'_>, listener: Listener) -> NifResult<Term<'_>> {
     let request = listener.listener.request(NO_REQUEST, Box::new(Announcing(env.pid())));
-    Ok(asked(env, serve(request)?))
+    let back = move |connection| listener.listener.give_back(connection);
+    Ok(asked(env, serve(request, back)?))
 }
 
 /// `quic_connect(Address, Options, TimeoutMs, Token) -> ok | {error, Reason}`. The caller gets
@@ -175,8 +177,9 @@ fn connection_accept_stream<'a>(
         return Ok((atoms::error(), atoms::not_accepting()).encode(env));
     };
     let reply = Quiet::new(Reply::new(atoms::mesh_accepted(), env.pid(), token));
+    let (request, own) = (own.request_stream(id, Box::new(Accepting(reply))), own.clone());
     // The waiter tells the caller of a refusal.
-    serve(own.request_stream(id, Box::new(Accepting(reply))))?;
+    serve(request, move |stream| own.give_back(stream))?;
     Ok(atoms::ok().encode(env))
 }
 
@@ -198,8 +201,8 @@ fn connection_async_accept_stream(env: Env<'_>, connection: Connection) -> NifRe
         return Ok((atoms::error(), atoms::not_accepting()).encode(env));
     };
     let waiter = AnnouncingStream { to: env.pid(), connection: connection.clone() };
-    let request = own.request_stream(NO_REQUEST, Box::new(waiter));
-    Ok(asked(env, serve(request)?))
+    let (request, own) = (own.request_stream(NO_REQUEST, Box::new(waiter)), own.clone());
+    Ok(asked(env, serve(request, move |stream| own.give_back(stream))?))
 }
 
 /// `connection_traffic(Connection) -> {ok, map()} | {error, closed}`. Takes the connection's lock,
@@ -227,13 +230,18 @@ fn bad_address<'a>(env: Env<'a>, given: Term<'a>) -> Term<'a> {
     (atoms::error(), (atoms::bad_address(), given)).encode(env)
 }
 
-/// Hands over what was there already, from a thread that may post messages.
-fn serve<T: Send + 'static>(request: Request<T>) -> NifResult<Option<Refusal>> {
+/// Hands over what was there already, from a thread that may post messages. `back` takes it if the
+/// process has died since it asked.
+fn serve<T: Send + 'static>(
+    request: Request<T>,
+    back: impl FnOnce(T) + Send + 'static,
+) -> NifResult<Option<Refusal>> {
     match request {
         Request::Served(item, waiter) => {
             spawn(async move {
-                // A process that asks is alive; should it have died since, what it got closes.
-                drop(waiter.meet(item));
+                if let Some(item) = waiter.meet(item) {
+                    back(item);
+                }
             })?;
             Ok(None)
         }

@@ -1,0 +1,173 @@
+//! First packets that end the connection that they begin: a client whose dial is taken back before
+//! anything has left sends a CONNECTION_CLOSE and nothing else, and so may anybody.
+//!
+//! quinn makes a connection of such a packet and keeps it for its idle timeout, where no limit of
+//! ours counts it: the end of the draining period (RFC 9000, section 10.2) is set for later packets
+//! only. Of all that may look into a first packet, only its keys are ours to choose. So these say
+//! of such a packet that it cannot be read, and quinn keeps nothing.
+
+use std::sync::Arc;
+
+use bytes::{Buf, BytesMut};
+use quinn::crypto::{self, CryptoError, KeyPair, Keys, PacketKey, Session, UnsupportedVersion};
+use quinn_proto::coding::Codec;
+use quinn_proto::transport_parameters::TransportParameters;
+use quinn_proto::{ConnectionId, VarInt};
+
+/// The frames that an Initial packet may hold (RFC 9000, sections 17.2.2 and 19).
+const PADDING: u64 = 0x00;
+const PING: u64 = 0x01;
+const ACK: u64 = 0x02;
+const ACK_ECN: u64 = 0x03;
+const CRYPTO: u64 = 0x06;
+const CONNECTION_CLOSE: u64 = 0x1c;
+/// One that it may not, and that quinn takes all the same.
+const APPLICATION_CLOSE: u64 = 0x1d;
+/// Numbers in an ACK frame before its ranges, but for how many these are (RFC 9000, section 19.3):
+/// the largest packet and the delay, and the first range behind.
+const ACK_NUMBERS: u64 = 2;
+const ACK_FIRST_RANGE: u64 = 1;
+/// Numbers of each further range: the gap and its length.
+const RANGE_NUMBERS: u64 = 2;
+/// Counts behind the ranges of an ACK frame with ECN: ECT(0), ECT(1) and CE.
+const ECN_NUMBERS: u64 = 3;
+
+/// A TLS server configuration for which a first packet that ends its connection is none.
+pub(crate) struct Screened(pub(crate) Arc<dyn crypto::ServerConfig>);
+
+impl crypto::ServerConfig for Screened {
+    fn initial_keys(
+        &self,
+        version: u32,
+        dst_cid: &ConnectionId,
+    ) -> Result<Keys, UnsupportedVersion> {
+        let Keys { header, packet: KeyPair { local, remote } } =
+            self.0.initial_keys(version, dst_cid)?;
+        Ok(Keys { header, packet: KeyPair { local, remote: Box::new(FirstKey(remote)) } })
+    }
+
+    fn retry_tag(&self, version: u32, orig_dst_cid: &ConnectionId, packet: &[u8]) -> [u8; 16] {
+        self.0.retry_tag(version, orig_dst_cid, packet)
+    }
+
+    fn start_session(
+        self: Arc<Self>,
+        version: u32,
+        params: &TransportParameters,
+    ) -> Box<dyn Session> {
+        self.0.clone().start_session(version, params)
+    }
+}
+
+/// The key that first packets are read with; those behind them are read with the session's own.
+struct FirstKey(Box<dyn PacketKey>);
+
+impl PacketKey for FirstKey {
+    fn encrypt(&self, packet: u64, buf: &mut [u8], header_len: usize) {
+        self.0.encrypt(packet, buf, header_len);
+    }
+
+    fn decrypt(
+        &self,
+        packet: u64,
+        header: &[u8],
+        payload: &mut BytesMut,
+    ) -> Result<(), CryptoError> {
+        self.0.decrypt(packet, header, payload)?;
+        if ends_connection(payload) { Err(CryptoError) } else { Ok(()) }
+    }
+
+    fn tag_len(&self) -> usize {
+        self.0.tag_len()
+    }
+
+    fn confidentiality_limit(&self) -> u64 {
+        self.0.confidentiality_limit()
+    }
+
+    fn integrity_limit(&self) -> u64 {
+        self.0.integrity_limit()
+    }
+}
+
+/// Whether there is a CONNECTION_CLOSE among these frames. For all that is wrong otherwise, quinn
+/// turns a first packet away itself.
+fn ends_connection(mut frames: &[u8]) -> bool {
+    while let Some(kind) = number(&mut frames) {
+        let passed = match kind {
+            PADDING | PING => Some(()),
+            ACK | ACK_ECN => pass_ack(&mut frames, kind == ACK_ECN),
+            CRYPTO => pass_crypto(&mut frames),
+            CONNECTION_CLOSE | APPLICATION_CLOSE => return true,
+            _ => None,
+        };
+        if passed.is_none() {
+            break;
+        }
+    }
+    false
+}
+
+fn pass_ack(frames: &mut &[u8], has_ecn: bool) -> Option<()> {
+    pass_numbers(frames, ACK_NUMBERS)?;
+    let ranges = number(frames)?;
+    pass_numbers(frames, ACK_FIRST_RANGE + RANGE_NUMBERS.checked_mul(ranges)?)?;
+    pass_numbers(frames, if has_ecn { ECN_NUMBERS } else { 0 })
+}
+
+fn pass_crypto(frames: &mut &[u8]) -> Option<()> {
+    let _offset = number(frames)?;
+    let length = usize::try_from(number(frames)?).ok()?;
+    frames.get(..length)?;
+    frames.advance(length);
+    Some(())
+}
+
+fn pass_numbers(frames: &mut &[u8], count: u64) -> Option<()> {
+    (0..count).try_for_each(|_| number(frames).map(drop))
+}
+
+/// A variable-length integer (RFC 9000, section 16). quinn takes one of any length for the type of
+/// a frame, too.
+fn number(frames: &mut &[u8]) -> Option<u64> {
+    VarInt::decode(frames).ok().map(VarInt::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CLOSE: [u8; 4] = [0x1c, 0, 0, 0];
+
+    fn closes_behind(frames: &[u8]) -> bool {
+        ends_connection(&[frames, &CLOSE].concat())
+    }
+
+    #[test]
+    fn a_close_is_found_behind_all_that_may_come_before_it() {
+        assert!(closes_behind(&[]));
+        assert!(closes_behind(&[0; 1_000]), "padding");
+        assert!(closes_behind(&[0x01]), "ping");
+        assert!(closes_behind(&[0x06, 0, 3, 0x02, 0x02, 0x02]), "crypto");
+        assert!(closes_behind(&[0x02, 9, 0, 0, 4]), "ack");
+        assert!(closes_behind(&[0x02, 9, 0, 2, 1, 0, 1, 0, 1]), "ack of three ranges");
+        assert!(closes_behind(&[0x03, 9, 0, 0, 4, 1, 2, 3]), "ack with ecn");
+    }
+
+    #[test]
+    fn a_close_is_one_by_either_type_in_any_length() {
+        assert!(ends_connection(&[0x1d, 0, 0]));
+        assert!(ends_connection(&[0x40, 0x1c, 0, 0, 0]));
+        assert!(ends_connection(&[0xc0, 0, 0, 0, 0, 0, 0, 0x1d, 0, 0]));
+        assert!(ends_connection(&[0x1c]), "cut off");
+    }
+
+    #[test]
+    fn what_only_looks_like_a_close_is_none() {
+        assert!(!ends_connection(&[]));
+        assert!(!ends_connection(&[0x06, 0, 4, 0x1c, 0, 0, 0]), "data");
+        assert!(!closes_behind(&[0x06, 0, 5]), "data that is cut off");
+        assert!(!closes_behind(&[0x02, 9, 0, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff]));
+        assert!(!closes_behind(&[0x08]), "behind a frame that has no place here");
+    }
+}
