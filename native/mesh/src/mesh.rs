@@ -330,14 +330,11 @@ impl<T: Handles> Mesh<T> {
         message: Payload<'_>,
         target: impl FnOnce() -> Option<Target>,
     ) -> Result<(), Error> {
-        let outcome = self.0.send(node, &message, target);
-        // Another pool may take what a closed one does not.
-        if let Err(error) = &outcome
-            && *error != Error::PoolClosed
-        {
-            self.0.context.scope.stats.dropped.add(error, 1);
+        let give = |outbox: &Outbox| outbox.push(message.clone());
+        match self.0.place(node, target, Occasion::Message, give) {
+            Ok(_) => Ok(()),
+            Err(refusal) => Err(self.0.refused(&refusal)),
         }
-        outcome
     }
 
     /// Queues a message for `node`, behind others if there is no room, whose sender waits for what
@@ -353,13 +350,21 @@ impl<T: Handles> Mesh<T> {
         target: impl FnOnce() -> Option<Target>,
     ) -> Result<Delivery, Undelivered> {
         let (message, confirmation) = Message::confirmed(message.into_bytes());
-        let stats = &self.0.context.scope.stats;
-        match self.0.place(node, message, target) {
-            Ok(outbox) => Ok(Delivery { outbox, confirmation, stats: stats.clone() }),
+        let mut message = Some(message);
+        let give = |outbox: &Outbox| match message.take().map(|message| outbox.deliver(message)) {
+            Some(Err((error, back))) => {
+                message = Some(back);
+                Err(error)
+            }
+            _ => Ok(()),
+        };
+        match self.0.place(node, target, Occasion::Asked, give) {
+            Ok(outbox) => {
+                let stats = self.0.context.scope.stats.clone();
+                Ok(Delivery { outbox, confirmation, stats })
+            }
             Err(refusal) => {
-                if *refusal.cause() != Error::PoolClosed {
-                    stats.dropped.add(refusal.cause(), 1);
-                }
+                self.0.refused(&refusal);
                 Err(refusal)
             }
         }
@@ -368,22 +373,20 @@ impl<T: Handles> Mesh<T> {
     /// Takes `node` out of the pool: what is queued for it still goes out, bounded by the linger
     /// time, then its connection closes. `false`: it was not there.
     pub fn remove(&self, node: &[u8]) -> bool {
-        let slot = self.0.lock().pool.remove(node);
-        let was_there = match slot {
-            Slot::Ready(resident) => {
-                resident.connection.outbox().drain(Error::Removed);
-                true
+        let slot = {
+            let mut slots = self.0.lock();
+            let slot = slots.pool.remove(node);
+            // Locked: a slot that ends now must know that its messages are to go nowhere else.
+            match &slot {
+                Slot::Ready(resident) => resident.connection.outbox().drain(Error::Removed),
+                Slot::Dialing(dial) => dial.give_up(Error::Removed),
+                Slot::Vacant => return false,
             }
-            Slot::Dialing(dial) => {
-                dial.give_up(Error::Removed);
-                true
-            }
-            Slot::Vacant => false,
+            slot
         };
-        if was_there {
-            self.0.context.scope.stats.removals.add(1);
-        }
-        was_there
+        drop(slot);
+        self.0.context.scope.stats.removals.add(1);
+        true
     }
 
     /// What is known of the connection to `node`. This is no use of it.
@@ -520,74 +523,57 @@ impl<T: Handles> Shared<T> {
         Ok(Claim::Pending(dial.outcome.subscribe()))
     }
 
-    fn send(
-        self: &Arc<Self>,
-        node: &[u8],
-        message: &Payload<'_>,
-        target: impl FnOnce() -> Option<Target>,
-    ) -> Result<(), Error> {
-        let mut target = Some(target);
-        let mut outcome = Err(Error::Cancelled);
-        // A slot that was found may close before it has taken the message; the next look finds
-        // its successor, or makes one.
-        for _ in 0..SEND_ATTEMPTS {
-            let Some(outbox) = self.outbox(node, &mut target, Occasion::Message)? else {
-                return outcome;
-            };
-            outcome = outbox.push(message.clone());
-            match outcome {
-                Ok(()) | Err(Error::QueueFull | Error::PoolQueueFull | Error::MessageTooLarge) => {
-                    return outcome;
-                }
-                Err(_) => {}
-            }
-        }
-        outcome
-    }
-
-    /// Queues a message whose sender waits for its outcome, or puts it in line.
+    /// Gives the queue of messages to `node` a message, by `give`, and returns the queue that has
+    /// taken it.
     fn place(
         self: &Arc<Self>,
         node: &[u8],
-        mut message: Message,
         target: impl FnOnce() -> Option<Target>,
+        occasion: Occasion,
+        mut give: impl FnMut(&Outbox) -> Result<(), Error>,
     ) -> Result<Arc<Outbox>, Undelivered> {
         let mut target = Some(target);
         let mut refusal = Undelivered::NotSent(Error::Cancelled);
+        // A slot that was found may close before it has taken the message; the next look finds
+        // its successor, or makes one.
         for _ in 0..SEND_ATTEMPTS {
             let may_dial = target.is_some();
-            let outbox = self.outbox(node, &mut target, Occasion::Asked);
-            let begins_dial = may_dial && target.is_none();
+            let outbox = self.outbox(&mut self.lock(), node, &mut target, occasion);
             let Some(outbox) = outbox.map_err(Undelivered::NotConnected)? else {
                 return Err(refusal);
             };
-            match outbox.deliver(message) {
+            refusal = match give(&outbox) {
                 Ok(()) => return Ok(outbox),
-                Err((error @ (Error::QueueFull | Error::MessageTooLarge), _)) => {
+                Err(error @ (Error::QueueFull | Error::PoolQueueFull | Error::MessageTooLarge)) => {
                     return Err(Undelivered::NotSent(error));
                 }
-                Err((error, back)) => {
-                    refusal = match begins_dial {
-                        // It has failed already.
-                        true => Undelivered::NotConnected(error),
-                        false => Undelivered::NotSent(error),
-                    };
-                    message = back;
-                }
-            }
+                // The dial that was begun for it has failed already.
+                Err(error) if may_dial && target.is_none() => Undelivered::NotConnected(error),
+                Err(error) => Undelivered::NotSent(error),
+            };
         }
         Err(refusal)
+    }
+
+    /// Counts a message that was not taken, and tells why.
+    fn refused(&self, refusal: &Undelivered) -> Error {
+        let cause = refusal.cause();
+        // Another pool may take what a closed one does not.
+        if *cause != Error::PoolClosed {
+            self.context.scope.stats.dropped.add(cause, 1);
+        }
+        cause.clone()
     }
 
     /// The queue of messages to `node`, with a dial behind it if there is no connection. `None`:
     /// the target has been used up, and what it led to has gone again.
     fn outbox(
         self: &Arc<Self>,
+        slots: &mut Slots<T>,
         node: &[u8],
         target: &mut Option<impl FnOnce() -> Option<Target>>,
         occasion: Occasion,
     ) -> Result<Option<Arc<Outbox>>, Error> {
-        let mut slots = self.lock();
         match slots.pool.lookup(node) {
             Slot::Ready(resident) if resident.is_alive() => {
                 resident.connection.note_use();
@@ -605,7 +591,7 @@ impl<T: Handles> Shared<T> {
             return Ok(None);
         };
         let target = target().ok_or(Error::BadAddress)?;
-        let dial = self.begin(&mut slots, node.into(), target, occasion)?;
+        let dial = self.begin(slots, node.into(), target, occasion)?;
         Ok(Some(dial.outbox))
     }
 
@@ -674,22 +660,14 @@ impl<T: Handles> Shared<T> {
         victim.connection.outbox().drain(Error::Evicted);
     }
 
-    /// Gives messages of which nothing was sent another connection.
-    pub(crate) fn resend(
+    /// The queue for messages of which nothing was sent when a slot of `node` ended.
+    pub(crate) fn heir(
         self: &Arc<Self>,
+        slots: &mut Slots<T>,
         node: &[u8],
         target: Target,
-        queued: VecDeque<Entry>,
-        cause: &Error,
-    ) {
-        if queued.is_empty() {
-            return;
-        }
-        let refused = match self.outbox(node, &mut Some(|| Some(target)), Occasion::Remains) {
-            Ok(Some(outbox)) => outbox.inherit(queued),
-            Ok(None) | Err(_) => queued,
-        };
-        self.give_up(refused, |message| message.fail(Undelivered::NotSent(cause.clone())), cause);
+    ) -> Option<Arc<Outbox>> {
+        self.outbox(slots, node, &mut Some(|| Some(target)), Occasion::Remains).ok().flatten()
     }
 
     /// Counts messages of which nothing was sent, and ends them.

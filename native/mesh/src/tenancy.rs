@@ -8,7 +8,7 @@ use tokio::time::{sleep, sleep_until};
 
 use crate::Error;
 use crate::mesh::{Handles, NodeId, Outcome, Resident, Shared, Target};
-use crate::message::{Message, Undelivered};
+use crate::message::Undelivered;
 use crate::outbox::{Outbox, Remains};
 use crate::pool::Ticket;
 use crate::pooled::{Context, PooledConnection};
@@ -125,10 +125,11 @@ impl<T: Handles> Tenancy<T> {
 
 impl<T: Handles> Drop for Tenancy<T> {
     fn drop(&mut self) {
-        self.shared.lock().pool.leave(&self.node, self.ticket);
         if let Some(connection) = &self.connection {
             connection.end();
         }
+        let mut slots = self.shared.lock();
+        slots.pool.leave(&self.node, self.ticket);
         let refusal = self.outbox.refusal();
         let cause = match &refusal {
             // The task was stopped because of it.
@@ -136,19 +137,28 @@ impl<T: Handles> Drop for Tenancy<T> {
             _ => &self.end,
         };
         let Remains { queued, taken } = self.outbox.close(cause.clone());
-        self.shared.context.scope.stats.unconfirmed.add(taken);
-        let Some(connection) = &self.connection else {
-            let end = |message: Message| message.fail(Undelivered::NotConnected(cause.clone()));
-            return self.shared.give_up(queued, end, cause);
-        };
-        let is_wanted = refusal != Some(Error::Removed);
+        let is_wanted = refusal != Some(Error::Removed) && !queued.is_empty();
         // A peer that closes each connection before it has taken anything gets one retry.
-        if cause.is_loss() && is_wanted && (connection.has_delivered() || !self.is_retry) {
-            self.shared.resend(&self.node, self.target.clone(), queued, cause);
+        let deserves_another = |connection: &PooledConnection| {
+            cause.is_loss() && (connection.has_delivered() || !self.is_retry)
+        };
+        // Under the same lock: who removes the node finds this slot, or the one after it.
+        let heir = if is_wanted && self.connection.as_ref().is_some_and(deserves_another) {
+            self.shared.heir(&mut slots, &self.node, self.target.clone())
         } else {
-            let end = |message: Message| message.fail(Undelivered::NotSent(cause.clone()));
-            self.shared.give_up(queued, end, cause);
-        }
+            None
+        };
+        drop(slots);
+        self.shared.context.scope.stats.unconfirmed.add(taken);
+        let left = match heir {
+            Some(heir) => heir.inherit(queued),
+            None => queued,
+        };
+        let undelivered = match self.connection {
+            Some(_) => Undelivered::NotSent,
+            None => Undelivered::NotConnected,
+        };
+        self.shared.give_up(left, |message| message.fail(undelivered(cause.clone())), cause);
         if let Some(connection) = &self.connection {
             connection.give_up();
         }

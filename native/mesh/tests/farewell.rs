@@ -50,7 +50,7 @@ async fn path(server: SocketAddr, is_mute: Arc<AtomicBool>) -> SocketAddr {
 
 #[tokio::test]
 async fn a_close_gets_through_although_the_congestion_window_is_full() {
-    let (listener, server) = listen();
+    let (listener, server) = listen(Settings::default());
     let is_mute = Arc::new(AtomicBool::new(false));
     let near = path(server, is_mute.clone()).await;
     let client = Client::new(tokio::runtime::Handle::current());

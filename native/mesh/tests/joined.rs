@@ -10,14 +10,14 @@ use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 use common::{PATIENCE, listen, next};
-use mesh::{Connection, Listener, MESH_ALPN, Reader, Received, Stream};
+use mesh::{Connection, Listener, MESH_ALPN, Reader, Received, Settings, Stream};
 use quinn::crypto::rustls::QuicClientConfig;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use tokio::time::timeout;
 
 /// A raw sender and the connection that has taken it in.
 async fn connect() -> (Listener, quinn::Endpoint, quinn::Connection, Connection) {
-    let (listener, address) = listen();
+    let (listener, address) = listen(Settings::default());
     let endpoint = quinn::Endpoint::client((Ipv4Addr::LOCALHOST, 0).into()).expect("an endpoint");
     let connecting = endpoint.connect_with(client(), address, "peer").expect("a dial");
     let accepted = next(|waiter| listener.request(1, waiter));

@@ -32,12 +32,12 @@ pub(crate) async fn next<T: Send + 'static>(
     timeout(PATIENCE, receiver.recv()).await.expect("in time").expect("an arrival")
 }
 
-/// A listener on loopback, and its address.
-pub(crate) fn listen() -> (Listener, SocketAddr) {
+/// A listener on loopback, with a certificate of its own, and its address.
+pub(crate) fn listen(settings: Settings) -> (Listener, SocketAddr) {
     let certified = rcgen::generate_simple_self_signed(["peer".into()]).expect("a certificate");
     let chain = vec![certified.cert.der().to_vec()];
     let identity = Identity::from_der(chain, certified.signing_key.serialize_der());
-    let mut settings = Settings { identity: identity.ok(), ..Settings::default() };
+    let mut settings = Settings { identity: identity.ok(), ..settings };
     settings.transport.set("max_frame_bytes", 100_000).expect("a limit");
     let place = Place::At(vec![(Ipv4Addr::LOCALHOST, 0).into()]);
     let runtime = tokio::runtime::Handle::current();
