@@ -25,6 +25,7 @@
     a_rested_connection_is_checked_before_it_is_handed_out/1,
     a_rested_connection_to_a_dead_peer_is_replaced_before_it_is_handed_out/1,
     a_message_waits_until_a_rested_connection_has_been_checked/1,
+    a_message_waits_for_a_peer_that_the_network_says_is_gone/1,
     without_an_ack_timeout_only_the_idle_timeout_tells/1,
     noticing_takes_as_long_as_is_printed/1
 ]).
@@ -53,6 +54,7 @@ all() ->
         a_rested_connection_is_checked_before_it_is_handed_out,
         a_rested_connection_to_a_dead_peer_is_replaced_before_it_is_handed_out,
         a_message_waits_until_a_rested_connection_has_been_checked,
+        a_message_waits_for_a_peer_that_the_network_says_is_gone,
         without_an_ack_timeout_only_the_idle_timeout_tells,
         noticing_takes_as_long_as_is_printed
     ].
@@ -336,6 +338,20 @@ a_message_waits_until_a_rested_connection_has_been_checked(_Config) ->
     Peer = mesh_ct:start_peer(),
     _ = mesh_ct:connect(Pool, Peer),
     ok = mesh_peer:kill(Peer),
+    Successor = mesh_ct:start_peer(["--port", integer_to_list(mesh_peer:port(Peer))]),
+    [ok = mesh_ct:send(Pool, Peer, mesh_peer:frame(N, 8)) || N <- lists:seq(0, 99)],
+    ?assertMatch(#{distinct := 100}, mesh_peer:wait(Successor, messages, 100)),
+    ?assertEqual({#{dead => 1}, 0}, {mesh_ct:stat(closes), mesh_ct:stat(messages_unconfirmed)}).
+
+a_message_waits_for_a_peer_that_the_network_says_is_gone(_Config) ->
+    %% The same, where the connection has not rested for long, and a packet of its own has just been
+    %% answered by the network.
+    Pool = mesh_ct:start_pool(#{ack_timeout_ms => 3_000, keep_alive_interval_ms => 50}),
+    Peer = mesh_ct:start_peer(),
+    _ = mesh_ct:connect(Pool, Peer),
+    ok = mesh_peer:kill(Peer),
+    mesh_load:eventually(1, fun() -> mesh_ct:stat(probes) end),
+    %% In well below the three seconds until the pool dials it.
     Successor = mesh_ct:start_peer(["--port", integer_to_list(mesh_peer:port(Peer))]),
     [ok = mesh_ct:send(Pool, Peer, mesh_peer:frame(N, 8)) || N <- lists:seq(0, 99)],
     ?assertMatch(#{distinct := 100}, mesh_peer:wait(Successor, messages, 100)),

@@ -64,8 +64,10 @@ start_peer(Args) ->
     remember(fun() -> end_peer(Peer) end),
     Peer.
 
-%% A test may have ended its peer itself: that of a peer that is gone is no failure.
+%% A test may have ended its peer itself: that of a peer that is gone is no failure. Nor is one that
+%% a failed test has left standing still.
 end_peer(Peer) ->
+    mesh_load:resume(Peer),
     mesh_peer:stop(Peer).
 
 %% The stream of a connection to `Peer', whose node id follows from its port.

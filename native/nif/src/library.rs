@@ -7,7 +7,7 @@
 //! taken.
 
 use std::ops::Deref;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{PoisonError, RwLock};
 
 use rustler::codegen_runtime::ResourceRegistration;
@@ -19,13 +19,12 @@ use crate::resources::{
 
 /// Which resource types are the present ones: written when the module is loaded, read by whoever
 /// makes a resource, which may be a task from before that. rustler itself knows of no second load.
-static TYPES: RwLock<()> = RwLock::new(());
+/// It asks for names that last as long as the program; here are all of them, so that they are not
+/// taken for leaks.
+static TYPES: RwLock<Vec<&'static str>> = RwLock::new(Vec::new());
 
 /// Whether [`keep_types`] has been called since the module was loaded.
 static ARE_KEPT: AtomicBool = AtomicBool::new(false);
-
-/// Numbers the names of resource types.
-static LOADS: AtomicU64 = AtomicU64::new(0);
 
 /// What is in a resource: something, but for the objects that only keep their type alive. No term
 /// leads to one of those.
@@ -50,24 +49,24 @@ where
 
 /// Registers the resource types: the VM calls it while it loads the module.
 pub(crate) fn load<'a>(env: Env<'a>, _info: Term<'a>) -> bool {
-    let _types = TYPES.write().unwrap_or_else(PoisonError::into_inner);
+    let mut names = TYPES.write().unwrap_or_else(PoisonError::into_inner);
     ARE_KEPT.store(false, Ordering::Release);
-    register::<PoolResource>(env, "pool")
-        && register::<ConnectionResource>(env, "connection")
-        && register::<StreamResource>(env, "stream")
-        && register::<ListenerResource>(env, "listener")
-        && register::<Caller>(env, "caller")
+    register::<PoolResource>(env, "pool", &mut names)
+        && register::<ConnectionResource>(env, "connection", &mut names)
+        && register::<StreamResource>(env, "stream", &mut names)
+        && register::<ListenerResource>(env, "listener", &mut names)
+        && register::<Caller>(env, "caller", &mut names)
 }
 
 /// Registers a resource type under a name that no load has used before. When callers are about to
 /// load the module while it is purged, OTP 25 now and then leaves the former types behind; types of
 /// the same name would then be refused until the VM ends.
-fn register<T>(env: Env<'_>, name: &str) -> bool
+fn register<T>(env: Env<'_>, noun: &str, names: &mut Vec<&'static str>) -> bool
 where
     Held<T>: Resource,
 {
-    let number = LOADS.fetch_add(1, Ordering::Relaxed);
-    let name = Box::leak(format!("{name} {number}").into_boxed_str());
+    let name = &*format!("{noun} {}", names.len()).leak();
+    names.push(name);
     ResourceRegistration::new::<Held<T>>().with_name(name).register(env).is_ok()
 }
 

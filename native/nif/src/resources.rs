@@ -193,7 +193,7 @@ impl Drop for StreamResource {
     }
 }
 
-/// Who waits for a dial of his own, which ends with him.
+/// Who waits for a dial of his own, or for his turn to send: both end with him.
 pub(crate) struct Caller(pub(crate) Notify);
 
 #[rustler::resource_impl(register = false)]

@@ -2,11 +2,13 @@
 
 use mesh::{Error, Packet, Sent};
 use rustler::{Atom, Binary, Encoder, Env, LocalPid, NifResult, Term};
+use tokio::sync::Notify;
 
 use super::{Connection, Stream, spawn};
 use crate::inlet::{Inlet, Mode, Refusal, end_error};
+use crate::library::hold;
 use crate::reply::Reply;
-use crate::resources::{ConnectionResource, StreamResource};
+use crate::resources::{Caller, ConnectionResource, StreamResource};
 use crate::{atoms, data, terms};
 
 /// Flags of `async_shutdown_stream/3`, as nodes in the field know them.
@@ -27,7 +29,8 @@ fn stream_send<'a>(env: Env<'a>, stream: Stream, data: Binary<'a>) -> Term<'a> {
 }
 
 /// `stream_send_wait(Stream, Data, Token) -> ok | {error, Reason} | wait`. After `wait`, the
-/// caller gets `{mesh_sent, Token, ok | {error, Reason}}`.
+/// caller gets `{mesh_sent, Token, ok | {error, Reason}}`; when it dies before its turn, nothing is
+/// sent.
 #[rustler::nif]
 fn stream_send_wait<'a>(
     env: Env<'a>,
@@ -40,9 +43,16 @@ fn stream_send_wait<'a>(
         Ok(Sent::Waiting(turn)) => turn,
         Err(error) => return Ok(terms::error(env, &error)),
     };
-    let reply = Reply::new(atoms::mesh_sent(), env.pid(), token);
+    let sender = env.pid();
+    let reply = Reply::new(atoms::mesh_sent(), sender, token);
+    let caller = hold(Caller(Notify::new()));
+    env.monitor(&caller, &sender);
     spawn(async move {
-        let outcome = turn.await.unwrap_or(Err(Error::Cancelled));
+        let outcome = tokio::select! {
+            outcome = turn => outcome.unwrap_or(Err(Error::Cancelled)),
+            // The message leaves the line with its turn.
+            () = caller.0.notified() => return reply.forget(),
+        };
         reply.send(|env| match outcome {
             Ok(()) => atoms::ok().encode(env),
             Err(error) => terms::error(env, &error),
