@@ -76,8 +76,16 @@ with_application(Options, PeerArgs, Test) ->
     ok = mesh_vm:call(Vm, mesh_vm_app, run, [Options]),
     Test(Vm, Peer),
     unlink(Vm),
-    catch peer:stop(Vm),
+    ok = end_vm(Vm),
     mesh_peer:stop(Peer).
+
+%% The test may have stopped it.
+end_vm(Vm) ->
+    try
+        peer:stop(Vm)
+    catch
+        exit:_ -> ok
+    end.
 
 frames(Peer) ->
     [?POOL, <<"node">>, mesh_peer:address(Peer), lists:seq(0, ?MESSAGES - 1)].

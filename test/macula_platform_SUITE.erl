@@ -12,9 +12,6 @@
     takes_nothing_on_a_stream_whose_connection_is_lost/1
 ]).
 
-%% RFC 5280, section 4.2.1.6.
--define(SUBJECT_ALT_NAME, {2, 5, 29, 17}).
--define(NAME, "node.example").
 -define(WAIT, 5_000).
 -define(MOMENT, 100).
 
@@ -30,22 +27,17 @@ all() ->
     ].
 
 init_per_suite(Config) ->
-    %% Not of elliptic curves: public_key signs with parameters that RFC 5758, section 3.2, forbids.
-    Key = [{digest, sha256}, {key, {rsa, 2_048, 65_537}}],
-    %% public_key would name this machine, whose name need not be one that DNS allows.
-    Named = [{extensions, [{'Extension', ?SUBJECT_ALT_NAME, false, [{dNSName, ?NAME}]}]} | Key],
-    Chain = #{root => Key, intermediates => [Key], peer => Named},
-    #{server_config := Server, client_config := Client} =
-        public_key:pkix_test_data(#{server_chain => Chain, client_chain => Chain}),
-    {cert, Cert} = lists:keyfind(cert, 1, Server),
-    {key, {Type, Der}} = lists:keyfind(key, 1, Server),
-    %% The server shows no chain, so its issuer is trusted besides the roots.
-    Roots = lists:append([proplists:get_value(cacerts, Side) || Side <- [Server, Client]]),
+    %% An RSA key, as nodes may have it; the other suites have elliptic curves. Not of
+    %% public_key:pkix_test_data/1: since OTP 29 that makes RSA keys without the parameters that
+    %% RFC 3279, section 2.3.1, asks for, and they are refused.
+    Authority = quic_certs:authority(filename:join(config(priv_dir, Config), "authority")),
+    Facts = #{kind => rsa, names => "DNS:node.example"},
+    {CertFile, KeyFile} = quic_certs:issue(Authority, "node", Facts),
     [
-        {der, [{cert, Cert}, {key, {Type, Der}}]},
-        {certfile, pem(Config, "cert.pem", [{'Certificate', Cert}])},
-        {keyfile, pem(Config, "key.pem", [{Type, Der}])},
-        {cacertfile, pem(Config, "roots.pem", [{'Certificate', Root} || Root <- Roots])}
+        {der, [{cert, quic_certs:der(CertFile)}, {key, quic_certs:key_der(KeyFile)}]},
+        {certfile, CertFile},
+        {keyfile, KeyFile},
+        {cacertfile, filename:join(Authority, "ca.pem")}
         | Config
     ].
 
@@ -55,12 +47,6 @@ end_per_testcase(_Name, _Config) ->
     [os:unsetenv("MACULA_TLS_" ++ Name) || Name <- ["MODE", "CACERTFILE", "VERIFY_HOSTNAME"]],
     [application:unset_env(macula, Key) || Key <- [tls_mode, tls_cacertfile, tls_verify_hostname]],
     ok.
-
-pem(Config, Name, Entries) ->
-    File = filename:join(config(priv_dir, Config), Name),
-    Pem = public_key:pem_encode([{Type, Der, not_encrypted} || {Type, Der} <- Entries]),
-    ok = file:write_file(File, Pem),
-    File.
 
 %% The gateway's listening process gives its PEM files so.
 listens_with_files_named_by_cert_and_key(Config) ->

@@ -133,9 +133,16 @@ mortal(Targets) -> spawn(fun() -> call_for_ever(Targets) end).
 
 call_for_ever(Targets) ->
     {NodeId, Address} = pick(Targets),
-    _ = (catch ?POOL:get_or_create_connection(?POOL, NodeId, Address)),
+    _ = call(NodeId, Address),
     timer:sleep(1),
     call_for_ever(Targets).
+
+call(NodeId, Address) ->
+    try
+        ?POOL:get_or_create_connection(?POOL, NodeId, Address)
+    catch
+        exit:_ -> refused
+    end.
 
 largest(Watch) ->
     Watch ! {stop, self()},

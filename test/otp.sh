@@ -3,7 +3,9 @@
 # release, in a folder of its own. The library and the peer program are those of this machine: that
 # a library built on an older system loads on newer ones is part of the claim.
 #
-#   otp.sh RELEASE OTP    for example: otp.sh trixie 27
+#   otp.sh RELEASE OTP [SUITE...]    for example: otp.sh trixie 27, or: otp.sh trixie 27 load
+#
+# With suites named, it runs these of the main application, and nothing else.
 #
 # Everything is in _build/otp/RELEASE, about 1 GB, and the next run uses it again; `rm -rf` is safe.
 # The mounts are in a namespace of this script's own, and end with it, however it ends.
@@ -15,6 +17,11 @@ tests_s=2400
 
 release=$1
 otp=$2
+shift 2
+suites=
+for suite; do
+    suites=${suites:+$suites,}test/${suite}_SUITE
+done
 here=$(cd "$(dirname "$0")/.." && pwd -P)
 place=$here/_build/otp/$release
 root=$place/root
@@ -81,7 +88,10 @@ mkdir -p "$place"
 cd "$here"
 rm -rf "$root/product"
 mkdir -p "$root/product/tree"
-cp "$MACULA_PEER" "$(dirname "$MACULA_PEER")/attacker" "$root/product/"
+# The tests look for the others beside the peer.
+for program in peer attacker relay; do
+    cp "$(dirname "$MACULA_PEER")/$program" "$root/product/"
+done
 cp priv/macula_gateway_mesh_nif.so "$root/product/library.so"
 git ls-files -z --cached --others --exclude-standard |
     xargs -0 cp --parents --target-directory "$root/product/tree"
@@ -89,10 +99,11 @@ git ls-files -z --cached --others --exclude-standard |
 inside "asking for its OTP" 60 "$root" '
     erl -noshell -eval "io:put_chars(erlang:system_info(otp_release)), halt()."'
 [ "$(tail -n 1 "$log")" = "$otp" ] || fail "Debian $release has OTP $(tail -n 1 "$log"), not $otp"
-inside "rebar3 ct on OTP $otp" "$tests_s" "$root" '
+inside "rebar3 ct on OTP $otp" "$tests_s" "$root" "
     cd /product/tree
-    rebar3 ct'
+    rebar3 ct ${suites:+--suite $suites}"
 tail -n 3 "$log"
+[ -z "$suites" ] || exit 0
 inside "the facade's suite on OTP $otp" "$tests_s" "$root" '
     cd /product/tree
     rebar3 compile

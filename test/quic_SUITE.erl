@@ -59,7 +59,7 @@ end_per_testcase(_Name, _Config) -> ok.
 %% Callers hold hosts as strings, binaries and tuples, of both families.
 connects_to_a_host_by_every_form_of_its_name(_Config) ->
     {ok, Listener} = macula_quic:listen(0, quic_ct:server_options()),
-    {ok, {_, Port}} = macula_quic:sockname(Listener),
+    {ok, {_, Port}} = macula_quic:sockname(quic_ct:keep(Listener)),
     Hosts = [
         "localhost",
         <<"localhost">>,
@@ -287,12 +287,13 @@ traffic_counters_are_true(_Config) ->
     Size = 300_000,
     ok = macula_quic:send(Near, binary:copy(<<7>>, Size)),
     _ = quic_ct:read(Far, Size),
-    {ok, After} = macula_quic:getstat(Client, Keys),
     {ok, FarAfter} = macula_quic:getstat(Server, Keys),
+    {ok, After} = macula_quic:getstat(Client, Keys),
     Sent = grown(send_oct, Before, After),
-    Received = grown(recv_oct, FarBefore, FarAfter),
     ?assert(Sent >= Size andalso Sent < 2 * Size),
-    ?assert(Received >= Size andalso Received =< Sent),
+    ?assert(grown(recv_oct, FarBefore, FarAfter) >= Size),
+    %% Of all times: when the first figures were taken, something was under way.
+    ?assert(grown(recv_oct, [{recv_oct, 0}], FarAfter) =< grown(send_oct, [{send_oct, 0}], After)),
     ?assert(grown(send_cnt, Before, After) >= Size div 65_536),
     ?assert(grown(recv_cnt, Before, After) > 0),
     %% Nobody reads any more: what waits here is told, once all windows are full.

@@ -99,6 +99,7 @@ entries(File) ->
 files(Base) -> {Base ++ ".pem", Base ++ ".key"}.
 
 key(p256, File) -> run("genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 -out ~s", [File]);
+key(rsa, File) -> run("genpkey -algorithm RSA -pkeyopt rsa_keygen_bits:2048 -out ~s", [File]);
 key(ed25519, File) -> run("genpkey -algorithm ED25519 -out ~s", [File]).
 
 run(Format, Arguments) -> shell("openssl " ++ Format, Arguments).

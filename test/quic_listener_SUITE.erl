@@ -434,7 +434,7 @@ too_many_connections_are_refused_and_places_come_back(_Config) ->
 too_many_connections_of_one_address_are_refused(_Config) ->
     Options = quic_ct:server_options([{max_connections_per_address, 1}]),
     {ok, Listener} = macula_quic:listen(0, Options),
-    {ok, {_, Port}} = macula_quic:sockname(Listener),
+    {ok, {_, Port}} = macula_quic:sockname(quic_ct:keep(Listener)),
     Dial = fun(Address) -> macula_quic:connect(Address, Port, [], ?WAIT_MS) end,
     {ok, First} = Dial(?LOOPBACK),
     ?assertEqual({error, refused}, Dial(?LOOPBACK)),
@@ -538,7 +538,7 @@ stats(Listener) -> macula_quic:listener_stats(Listener).
 dial(Listener) -> dial(Listener, []).
 
 dial(Listener, Options) ->
-    {ok, {Address, Port}} = macula_quic:sockname(Listener),
+    {ok, {Address, Port}} = macula_quic:sockname(quic_ct:keep(Listener)),
     macula_quic:connect(Address, Port, Options, ?WAIT_MS).
 
 new_conn() ->

@@ -7,9 +7,9 @@
 //! it, the connection is suspect: another is dialled, while this one is still listened to. It is
 //! dead when that dial has failed, too, or has succeeded and this one is silent even then.
 //!
-//! When the network says that nobody is at the peer's port, the peer is asked, too, and messages wait
-//! for its answer; but anybody can make it say so, and no connection ends by it (RFC 9000, section
-//! 14.2.1).
+//! When the network says that nobody is at the peer's port, the peer is asked, too, and messages
+//! wait for its answer; but anybody can make it say so, and no connection ends by it (RFC 9000,
+//! section 14.2.1).
 //!
 //! A connection from which nothing has come for `probe_after_ms` is asked before it is used.
 
