@@ -339,6 +339,9 @@ a_message_waits_until_a_rested_connection_has_been_checked(_Config) ->
     _ = mesh_ct:connect(Pool, Peer),
     ok = mesh_peer:kill(Peer),
     Successor = mesh_ct:start_peer(["--port", integer_to_list(mesh_peer:port(Peer))]),
+    %% A successor may be there within the millisecond in which the peer was heard of last.
+    Rested = erlang:monotonic_time(millisecond) + 100,
+    mesh_ct:poll_until(fun() -> erlang:monotonic_time(millisecond) > Rested end),
     [ok = mesh_ct:send(Pool, Peer, mesh_peer:frame(N, 8)) || N <- lists:seq(0, 99)],
     ?assertMatch(#{distinct := 100}, mesh_peer:wait(Successor, messages, 100)),
     ?assertEqual({#{dead => 1}, 0}, {mesh_ct:stat(closes), mesh_ct:stat(messages_unconfirmed)}).

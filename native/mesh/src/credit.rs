@@ -22,8 +22,7 @@ const MARK_EVERY: u64 = 25;
 const MAX_MARKS: usize = 4;
 /// The least time between two frames that are sent though no stream has shown anything.
 const LEAST_NUDGE: Duration = Duration::from_millis(1);
-
-/// The most.
+/// The longest: each such frame in vain doubles it.
 const LONGEST_GAP: Duration = Duration::from_secs(1);
 
 /// What is known of a peer's credit.
