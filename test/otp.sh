@@ -18,11 +18,13 @@ tests_s=2400
 release=$1
 otp=$2
 shift 2
+here=$(cd "$(dirname "$0")/.." && pwd -P)
 suites=
 for suite; do
-    suites=${suites:+$suites,}test/${suite}_SUITE
+    # The property suites have a folder of their own.
+    file=$(cd "$here" && find test -name "${suite}_SUITE.erl")
+    suites=${suites:+$suites,}${file:-$suite}
 done
-here=$(cd "$(dirname "$0")/.." && pwd -P)
 place=$here/_build/otp/$release
 root=$place/root
 log=$place/log

@@ -384,7 +384,8 @@ handle_info(_Message, State) ->
 terminate(_Reason, #state{pool = Pool, tag = Tag, linger_ms = Linger}) ->
     ok = macula_gateway_mesh_nif:pool_close(Pool, Tag),
     Timer = erlang:start_timer(Linger + ?FAREWELL_MS, self(), Tag),
-    await_closed(Tag, Timer).
+    ok = await_closed(Tag, Timer),
+    withdraw().
 
 %% @private
 %% The state is the native pool, which stays.
@@ -496,13 +497,13 @@ still(Server) ->
     end.
 
 %% The native pool behind a server reference, if that is the server of this node. Its term is
-%% written once per start of the server, and read without copying by everyone.
+%% written once per start and once per stop of the server, and read without copying by everyone.
 -spec local_pool(server()) -> {ok, macula_gateway_mesh_nif:pool()} | none.
 local_pool(Server) ->
     case persistent_term:get(?MODULE, undefined) of
-        {Server, Pool, _Former} -> {ok, Pool};
-        {_Pid, Pool, Former} -> other_name(Server, Pool, Former);
-        undefined -> none
+        {Server, Pool, _Former} when Pool =/= none -> {ok, Pool};
+        {_Pid, Pool, Former} when Pool =/= none -> other_name(Server, Pool, Former);
+        _NoPool -> none
     end.
 
 -spec other_name(server(), macula_gateway_mesh_nif:pool(), [pid()]) ->
@@ -527,3 +528,13 @@ publish(Pool) ->
             undefined -> []
         end,
     persistent_term:put(?MODULE, {self(), Pool, Former}).
+
+%% Or a pool that has been stopped would be held until the VM ends.
+-spec withdraw() -> ok.
+withdraw() ->
+    case persistent_term:get(?MODULE, undefined) of
+        {Pid, _Pool, Former} when Pid =:= self() ->
+            persistent_term:put(?MODULE, {Pid, none, Former});
+        _Other ->
+            ok
+    end.
