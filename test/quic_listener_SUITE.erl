@@ -8,6 +8,8 @@
 
 -define(WAIT_MS, 10_000).
 -define(RACES, 1_000).
+%% RFC 9000, section 20.1.
+-define(STREAM_LIMIT_ERROR, 16#4).
 -define(LOOPBACK, {127, 0, 0, 1}).
 -define(LOOPBACK6, {0, 0, 0, 0, 0, 0, 0, 1}).
 
@@ -34,6 +36,7 @@ all() ->
         too_many_who_wait_to_accept_are_told,
         accepted_connections_outlive_their_listener,
         connections_that_nobody_accepted_end_with_the_listener,
+        a_client_that_breaks_the_protocol_is_told_by_its_code,
         a_listener_dies_with_its_owner,
         a_listener_goes_to_its_new_owner,
         a_listener_that_nobody_holds_is_closed,
@@ -373,6 +376,19 @@ connections_that_nobody_accepted_end_with_the_listener(_Config) ->
     _ = quic_ct:poll_until(fun() -> figure(waiting, Listener) =:= 1 end),
     ok = macula_quic:close(Listener),
     ?assertEqual({shutdown, 0}, quic_ct:next(Client)).
+
+%% An owner tells a client that breaks QUIC from one that has gone, and so does an operator.
+a_client_that_breaks_the_protocol_is_told_by_its_code(_Config) ->
+    Listener = quic_ct:listen(),
+    Attacker = mesh_attacker:start(Listener, stray, []),
+    Server = quic_ct:new_server(Listener),
+    Code = ?STREAM_LIMIT_ERROR,
+    Ended = #{is_app_closing => false, status => {transport_error, Code}},
+    ?assertEqual({transport_shutdown, Ended}, quic_ct:next(Server)),
+    ?assertEqual({closed, Ended}, quic_ct:next(Server)),
+    ?assertEqual({error, {transport_error, Code}}, macula_quic:open_stream(Server)),
+    ?assertMatch(#{ended := {transport, Code}}, mesh_attacker:outcome(Attacker)),
+    ok = mesh_attacker:call_off(Attacker).
 
 %% The port must be free when the supervisor starts the server again.
 a_listener_dies_with_its_owner(_Config) ->

@@ -8,7 +8,7 @@ use std::str::FromStr;
 pub(crate) const USAGE: &str =
     "usage: attacker --port P [--from IP] [--connections N] [--count N] \
 [--size BYTES] [--cert PEM --key PEM] [--corrupt-signature] ATTACK
-ATTACK: knock | unis | hellos | resets | stops | repeats | gaps | crumbs | frames | unread | deaf";
+ATTACK: knock | unis | hellos | resets | stops | repeats | gaps | crumbs | frames | unread | deaf | stray";
 
 /// What is done to the listener.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,6 +35,8 @@ pub(crate) enum Attack {
     Unread,
     /// Requests whose answers are not read.
     Deaf,
+    /// Data on a stream that was never granted.
+    Stray,
 }
 
 /// A checked command line.
@@ -104,6 +106,7 @@ impl FromStr for Attack {
             "frames" => Ok(Self::Frames),
             "unread" => Ok(Self::Unread),
             "deaf" => Ok(Self::Deaf),
+            "stray" => Ok(Self::Stray),
             _ => Err(format!("unknown word {word}")),
         }
     }

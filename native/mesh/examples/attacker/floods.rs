@@ -25,6 +25,8 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// Streams that a listener grants, unless it was told otherwise.
 const BIDI_STREAMS: u64 = 100;
 const UNI_STREAMS: u64 = 3;
+/// A stream behind as many as any listener may grant.
+const FAR_STREAM: u64 = 1_000_000;
 /// So that answers that are not read are soon held up.
 const OWN_WINDOW: VarInt = VarInt::from_u32(64 * 1024);
 /// The error code of all that is given up.
@@ -133,6 +135,7 @@ impl Attacker {
             Attack::Repeats => Pen::Script(repeats(count)),
             Attack::Gaps => Pen::Script(gaps(count)),
             Attack::Crumbs => Pen::Script(crumbs(count)),
+            Attack::Stray => Pen::Script(stray()),
             _ => Pen::Honest,
         };
         let Some(connection) = self.connect(&mut held, &pen).await else {
@@ -287,6 +290,11 @@ fn crumbs(count: u64) -> Arc<Script> {
     let once = (0_u64..).zip(data).map(|(offset, byte)| wire::stream(0, offset, &[byte]));
     let once: Vec<Vec<u8>> = once.collect();
     Script::new([once.clone(), once].concat())
+}
+
+/// One byte on a stream beyond all that a listener grants.
+fn stray() -> Arc<Script> {
+    Script::new([wire::stream(KINDS * FAR_STREAM, 0, &[0])])
 }
 
 fn all_streams() -> Vec<u64> {
