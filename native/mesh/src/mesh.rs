@@ -19,7 +19,7 @@ use crate::joined::MESH_ALPN;
 use crate::message::{Confirmation, Message, Undelivered};
 use crate::outbox::Outbox;
 use crate::pool::{self, Pool, Slot};
-use crate::pooled::{Context, Figures, PooledConnection};
+use crate::pooled::{Context, Figures, PooledConnection, now_seconds};
 use crate::scope::Scope;
 use crate::settings::Settings;
 use crate::stats::{Snapshot, Stats};
@@ -171,12 +171,12 @@ impl<T: Handles> Resident<T> {
     }
 
     /// Uses the connection; its stream is made anew if somebody has closed it.
-    fn checkout(&mut self) -> T::Stream {
+    fn checkout(&mut self, now: u64) -> T::Stream {
         if !self.stream.is_open() {
             self.stream = Stream::messages(self.connection.clone(), self.usage.clone());
             self.stream_handle = T::stream(self.stream.clone());
         }
-        self.connection.note_use();
+        self.connection.note_use(now);
         self.stream_handle.clone()
     }
 
@@ -274,6 +274,7 @@ impl<T: Handles> Mesh<T> {
     /// The stream of a live pooled connection, which thereby is used. `None`: there is none, or
     /// its peer has to be asked first whether it is still there.
     pub fn checkout(&self, node: &[u8]) -> Option<T::Stream> {
+        let now = now_seconds();
         let mut slots = self.0.lock();
         let Slot::Ready(resident) = slots.pool.lookup(node) else {
             return None;
@@ -281,7 +282,7 @@ impl<T: Handles> Mesh<T> {
         if !resident.is_alive() || resident.connection.is_doubtful() {
             return None;
         }
-        let stream = resident.checkout();
+        let stream = resident.checkout(now);
         self.0.context.scope.stats.hits.add(1);
         Some(stream)
     }
@@ -509,7 +510,7 @@ impl<T: Handles> Shared<T> {
                     return Ok(Claim::Doubtful(resident.connection.clone()));
                 }
                 self.context.scope.stats.hits.add(1);
-                return Ok(Claim::Ready(resident.checkout()));
+                return Ok(Claim::Ready(resident.checkout(now_seconds())));
             }
             Slot::Dialing(dial) => {
                 self.context.scope.stats.misses.add(1);
@@ -576,7 +577,7 @@ impl<T: Handles> Shared<T> {
     ) -> Result<Option<Arc<Outbox>>, Error> {
         match slots.pool.lookup(node) {
             Slot::Ready(resident) if resident.is_alive() => {
-                resident.connection.note_use();
+                resident.connection.note_sending();
                 return Ok(Some(resident.connection.shared_outbox()));
             }
             Slot::Dialing(dial) => {

@@ -55,6 +55,8 @@ struct Inner {
     opened_at: SystemTime,
     /// In seconds since the epoch, which is all that is told of it.
     last_used: AtomicU64,
+    /// Whether it has been sent to at a time that `last_used` does not tell yet.
+    was_sent_to: AtomicBool,
     user_streams: AtomicUsize,
     has_delivered: AtomicBool,
     pulse: Pulse,
@@ -117,6 +119,7 @@ impl PooledConnection {
             carrier: Mutex::new(Some(carrier)),
             opened_at: SystemTime::now(),
             last_used: AtomicU64::new(now_seconds()),
+            was_sent_to: AtomicBool::new(false),
             user_streams: AtomicUsize::new(0),
             has_delivered: AtomicBool::new(false),
             pulse: Pulse::new(&context.config),
@@ -188,13 +191,29 @@ impl PooledConnection {
         self.0.outbox.drain(Error::StreamClosed);
     }
 
-    /// It was asked for, or sent to.
-    pub(crate) fn note_use(&self) {
-        self.0.last_used.store(now_seconds(), Ordering::Relaxed);
+    /// It was asked for, this many seconds after the epoch.
+    pub(crate) fn note_use(&self, now: u64) {
+        self.0.last_used.store(now, Ordering::Relaxed);
     }
 
-    /// When it was last used, to the second.
+    /// It was sent to. A look at a clock costs more than the rest, so the task that sends takes it.
+    pub(crate) fn note_sending(&self) {
+        // To write what is there already would take the line from another core.
+        if !self.0.was_sent_to.load(Ordering::Relaxed) {
+            self.0.was_sent_to.store(true, Ordering::Relaxed);
+        }
+    }
+
+    fn date_sending(&self) {
+        if self.0.was_sent_to.load(Ordering::Relaxed) {
+            self.0.was_sent_to.store(false, Ordering::Relaxed);
+            self.note_use(now_seconds());
+        }
+    }
+
+    /// When it was last asked for or sent to, to the second.
     pub(crate) fn last_used(&self) -> SystemTime {
+        self.date_sending();
         UNIX_EPOCH + Duration::from_secs(self.0.last_used.load(Ordering::Relaxed))
     }
 
@@ -321,6 +340,7 @@ impl PooledConnection {
                 self.grace(last_landing).await;
                 return End::Drained;
             }
+            self.date_sending();
             tokio::select! {
                 biased;
                 error = &mut lost => break (error.into(), None),
@@ -425,6 +445,7 @@ impl Drop for Lease {
     }
 }
 
-fn now_seconds() -> u64 {
+/// Seconds since the epoch.
+pub(crate) fn now_seconds() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }

@@ -98,7 +98,7 @@ impl Stream {
 
     fn note_use(&self) {
         if let Kind::Messages(stream) = &*self.0 {
-            stream.connection.note_use();
+            stream.connection.note_sending();
             (stream.usage)();
         }
     }
