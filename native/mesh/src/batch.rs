@@ -12,8 +12,10 @@ use crate::config::Load;
 /// Bytes of a batch from which on it takes no more messages: quinn's send buffer is slow with many
 /// small chunks, and gains nothing from larger ones.
 const FULL_BYTES: usize = 16 * 1024;
-/// Bytes set aside for a new batch; one that gets more messages grows.
+/// Bytes set aside for a batch that may stay the only one; if it gets more messages it grows.
 const FIRST_BYTES: usize = 1_024;
+/// The same for one behind another, which most often gets full: growing would copy all of it twice.
+const NEXT_BYTES: usize = FULL_BYTES + 2 * FIRST_BYTES;
 /// Bytes of the longest such integer.
 const LONGEST_PREFIX: usize = 8;
 
@@ -33,10 +35,10 @@ enum Buffer {
 }
 
 impl Batch {
-    /// A batch of one message.
-    pub(crate) fn of(message: &[u8]) -> Self {
-        let room = FIRST_BYTES.max(LONGEST_PREFIX + message.len());
-        let mut buffer = BytesMut::with_capacity(room);
+    /// A batch of one message; `follows`: others wait already.
+    pub(crate) fn of(message: &[u8], follows: bool) -> Self {
+        let room = if follows { NEXT_BYTES } else { FIRST_BYTES };
+        let mut buffer = BytesMut::with_capacity(room.max(LONGEST_PREFIX + message.len()));
         append(&mut buffer, message);
         let load = Load { messages: 1, bytes: message.len() };
         Self { buffer: Buffer::Open(buffer), load }
@@ -133,7 +135,7 @@ mod tests {
 
     #[test]
     fn a_batch_is_the_messages_each_led_by_its_length() {
-        let mut batch = Batch::of(b"");
+        let mut batch = Batch::of(b"", false);
         assert!(batch.add(b"ab"));
         assert_eq!(batch.load(), Load { messages: 2, bytes: 2 });
         assert_eq!(batch.seal(), [0, 2, b'a', b'b'].as_slice());
@@ -142,7 +144,7 @@ mod tests {
 
     #[test]
     fn a_full_batch_takes_no_more() {
-        let mut batch = Batch::of(&[0; FULL_BYTES]);
+        let mut batch = Batch::of(&[0; FULL_BYTES], true);
         assert!(!batch.add(b"more"));
         assert_eq!(batch.load().messages, 1);
     }
@@ -155,7 +157,7 @@ mod tests {
         ) {
             let messages: Vec<Vec<u8>> =
                 sizes.iter().zip(0_u8..).map(|(size, fill)| vec![fill; *size]).collect();
-            let mut batch = Batch::of(&messages[0]);
+            let mut batch = Batch::of(&messages[0], false);
             for message in &messages[1..] {
                 prop_assert!(batch.add(message));
             }

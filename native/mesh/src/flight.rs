@@ -61,6 +61,14 @@ pub(crate) struct Landing {
     pub(crate) outcome: Result<(), Error>,
 }
 
+impl Landing {
+    /// Whether the messages, kept for that, go over the next connection once more.
+    pub(crate) fn is_to_be_repeated(&self) -> bool {
+        let is_lost = self.outcome.as_ref().is_err_and(Error::is_loss);
+        is_lost && matches!(self.cargo, Cargo::Entries(_))
+    }
+}
+
 /// What is held of messages under way.
 #[derive(Debug)]
 pub(crate) enum Cargo {

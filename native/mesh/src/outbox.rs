@@ -341,6 +341,9 @@ impl Outbox {
 
     /// Messages that were taken are done with; lets the next in line in.
     pub(crate) fn settle(&self, load: Load) {
+        if load.messages == 0 {
+            return;
+        }
         let mut state = self.lock();
         // After `close`, everything outstanding has been settled in one go.
         if matches!(state.phase, Phase::Closed(_)) {
@@ -482,7 +485,8 @@ impl Outbox {
         {
             return self.book(state, Load { messages: 1, bytes });
         }
-        self.enqueue(state, Entry::Batch(Batch::of(message.as_slice())));
+        let follows = !state.queue.is_empty();
+        self.enqueue(state, Entry::Batch(Batch::of(message.as_slice(), follows)));
     }
 
     fn enqueue(&self, state: &mut State, entry: Entry) {

@@ -350,11 +350,11 @@ impl PooledConnection {
                     return End::Drained;
                 }
                 Some(landing) = flights.next() => {
-                    sender.land(landing);
+                    sender.land(vec![landing]);
                     last_landing = Some(Instant::now());
                 }
                 landings = trail.landed() => {
-                    landings.into_iter().for_each(|landing| sender.land(landing));
+                    sender.land(landings);
                     last_landing = Some(Instant::now());
                 }
                 // Before the turn, which must not use what may be dead.
@@ -385,13 +385,13 @@ impl PooledConnection {
         while let Some(landing) = flights.next().await {
             landings.push(landing);
         }
-        for mut landing in landings {
-            if error == Error::Dead {
-                // We closed it, and know why.
-                landing.outcome = landing.outcome.map_err(|_| Error::Dead);
+        if error == Error::Dead {
+            // We closed it, and know why.
+            for landing in &mut landings {
+                landing.outcome = landing.outcome.clone().map_err(|_| Error::Dead);
             }
-            sender.land(landing);
         }
+        sender.land(landings);
         sender.end();
         fresh.map_or(End::Lost(error), End::Superseded)
     }
