@@ -25,6 +25,7 @@ use crate::liveness::{News, Pulse, Vigil, ping};
 use crate::outbox::Outbox;
 use crate::scope::Scope;
 use crate::sender::{Sender, Turn};
+use crate::settings::send_window;
 use crate::stream::Stream;
 use crate::{Config, Error};
 
@@ -325,6 +326,7 @@ impl PooledConnection {
         node: &[u8],
     ) -> End {
         let Inner { outbox, pulse, context, has_delivered, .. } = &*self.0;
+        carrier.set_send_window(send_window(carrier.rtt()));
         let mut vigil = Vigil::new(carrier, outbox, pulse, context, address, node);
         let mut sender = Sender::new(carrier, outbox, context, has_delivered, patience);
         let mut last_landing: Option<Instant> = None;

@@ -15,6 +15,20 @@ const MAX_STREAMS: u64 = 65_536;
 /// What `receive_window_bytes` is unless it is set; the pool's connections always have it.
 pub(crate) const RECEIVE_WINDOW: u32 = 8 * 1024 * 1024;
 
+/// Unacknowledged bytes that quinn would hold for any connection: 100 ms of 100 MB/s.
+const LARGEST_SEND_WINDOW: u64 = 10_000_000;
+/// As much as the processor's caches hold: on a short path, more is slower (measured: 0.74 against
+/// 0.97 of what quinn alone can do with messages of 4 KiB, and 0.95 against 1.29 with 50 peers).
+const LEAST_SEND_WINDOW: u64 = MIB;
+/// The fastest path that one connection is to fill, 10 Gbit/s.
+const SEND_BYTES_PER_MS: u64 = 1_250_000;
+
+/// How much may be under way to a peer that answers after `rtt`: what the path holds, within bounds.
+pub(crate) fn send_window(rtt: Duration) -> u64 {
+    let ms = u64::try_from(rtt.as_millis()).unwrap_or(u64::MAX);
+    ms.saturating_mul(SEND_BYTES_PER_MS).clamp(LEAST_SEND_WINDOW, LARGEST_SEND_WINDOW)
+}
+
 options! {
     /// The numeric options of a connection or listener, all within their bounds.
     Transport {
@@ -161,4 +175,19 @@ impl Transport {
 
 fn streams(count: u64) -> VarInt {
     VarInt::from_u64(count).unwrap_or(VarInt::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn as_much_may_be_under_way_as_the_path_holds_within_bounds() {
+        let window = |us| send_window(Duration::from_micros(us));
+        assert_eq!(window(0), LEAST_SEND_WINDOW);
+        assert_eq!(window(800), LEAST_SEND_WINDOW);
+        assert_eq!(window(4_000), 5_000_000);
+        assert_eq!(window(80_000), LARGEST_SEND_WINDOW);
+        assert_eq!(send_window(Duration::MAX), LARGEST_SEND_WINDOW);
+    }
 }
