@@ -15,7 +15,7 @@ const FULL_BYTES: usize = 16 * 1024;
 /// Bytes set aside for a batch that may stay the only one; if it gets more messages it grows.
 const FIRST_BYTES: usize = 1_024;
 /// The same for one behind another, which most often gets full: growing would copy all of it twice.
-const NEXT_BYTES: usize = FULL_BYTES + 2 * FIRST_BYTES;
+const NEXT_BYTES: usize = FULL_BYTES + 8 * 1024;
 /// Bytes of the longest such integer.
 const LONGEST_PREFIX: usize = 8;
 

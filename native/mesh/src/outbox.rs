@@ -21,8 +21,11 @@ use crate::stats::Stats;
 /// only by a leak of such processes.
 const MAX_WAITING: usize = 65_536;
 
-/// Bytes below which a message joins a batch.
+/// Bytes below which a message joins a batch that need not be copied otherwise.
 const SMALL_BYTES: usize = 2 * 1024;
+/// The same of one that has to be copied anyhow: into a batch, its memory is set aside and given
+/// back together with that of others.
+const SMALL_COPIED_BYTES: usize = 8 * 1024;
 
 /// How much one outbox may hold.
 #[derive(Clone, Copy, Debug)]
@@ -476,7 +479,11 @@ impl Outbox {
     /// Queues a message of which nobody waits for what becomes of it.
     fn join(&self, state: &mut State, message: Payload<'_>) {
         let bytes = message.len();
-        if bytes >= SMALL_BYTES {
+        let is_small = match message {
+            Payload::Borrowed(_) => bytes < SMALL_COPIED_BYTES,
+            Payload::Shared(_) => bytes < SMALL_BYTES,
+        };
+        if !is_small {
             let message = Message::from(message.into_bytes());
             return self.enqueue(state, Entry::Single(message));
         }
