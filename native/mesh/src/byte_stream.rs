@@ -317,7 +317,7 @@ impl Outgoing {
 
     /// Resolves when the peer does not want the stream (STOP_SENDING) or the connection is gone,
     /// also while there is nothing to write.
-    fn lost(&self) -> impl Future<Output = Error> + Send + use<> {
+    pub(crate) fn lost(&self) -> impl Future<Output = Error> + Send + use<> {
         let stopped = self.stream.stopped();
         async move {
             match stopped.await {

@@ -131,8 +131,15 @@ impl Flight {
 
     /// Takes the messages all the way: written, finished, and acknowledged whole.
     pub(crate) async fn fly(mut self) -> Landing {
+        let lost = self.stream.lost();
         let outcome = async {
-            self.stream.write_chunks(std::mem::take(&mut self.chunks)).await?;
+            tokio::select! {
+                biased;
+                written = self.stream.write_chunks(std::mem::take(&mut self.chunks)) => written?,
+                // Of what the peer has stopped nothing more is sent, so nothing is acknowledged; with
+                // the send window full of it, quinn would never tell whoever writes.
+                error = lost => return Err(error),
+            }
             self.stream.finish();
             self.stream.acknowledged().await
         };
