@@ -23,7 +23,7 @@ const LEAST_SEND_WINDOW: u64 = MIB;
 /// The fastest path that one connection is to fill, 10 Gbit/s.
 const SEND_BYTES_PER_MS: u64 = 1_250_000;
 
-/// How much may be under way to a peer that answers after `rtt`: what the path holds, within bounds.
+/// How much may be under way to a peer that answers after `rtt`: what the path holds, in bounds.
 pub(crate) fn send_window(rtt: Duration) -> u64 {
     let ms = u64::try_from(rtt.as_millis()).unwrap_or(u64::MAX);
     ms.saturating_mul(SEND_BYTES_PER_MS).clamp(LEAST_SEND_WINDOW, LARGEST_SEND_WINDOW)
