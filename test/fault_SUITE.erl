@@ -15,6 +15,7 @@
     stopping_ends_although_a_peer_stands_still/1,
     the_vm_halts_under_load_with_its_exit_status/1,
     the_vm_stops_under_load_with_its_exit_status/1,
+    a_pool_whose_socket_loses_its_port_goes_on_from_another/1,
     a_connection_closed_by_its_peer_leaves_the_pool_at_once/1,
     the_next_dial_uses_the_address_just_given/1,
     a_peer_that_restarts_on_its_port_is_found_again/1,
@@ -27,6 +28,7 @@
 ]).
 
 -define(POOL, macula_gateway_mesh).
+-define(WAIT_MS, 10_000).
 
 suite() -> [{timetrap, {minutes, 3}}].
 
@@ -41,6 +43,7 @@ all() ->
         stopping_ends_although_a_peer_stands_still,
         the_vm_halts_under_load_with_its_exit_status,
         the_vm_stops_under_load_with_its_exit_status,
+        a_pool_whose_socket_loses_its_port_goes_on_from_another,
         a_connection_closed_by_its_peer_leaves_the_pool_at_once,
         the_next_dial_uses_the_address_just_given,
         a_peer_that_restarts_on_its_port_is_found_again,
@@ -192,6 +195,31 @@ the_vm_halts_under_load_with_its_exit_status(_Config) ->
 the_vm_stops_under_load_with_its_exit_status(_Config) ->
     %% As above, by the way that releases end.
     ends_under_load_with(0, "stop").
+
+a_pool_whose_socket_loses_its_port_goes_on_from_another(_Config) ->
+    %% The kernel takes sockets from their owners when it is told to. What is sent next gives the
+    %% socket another port, and to the peer that is a client that has moved.
+    mesh_load:with(#{}, [[]], fun(Pool, [Peer]) ->
+        Address = {{127, 0, 0, 1}, mesh_peer:port(Peer)},
+        Send = fun(Number) ->
+            ?POOL:send(Pool, <<"n">>, Address, mesh_peer:frame(Number, 64), ?WAIT_MS)
+        end,
+        ok = Send(0),
+        {ok, #{connection := Connection}} = ?POOL:get_connection_info(Pool, <<"n">>),
+        {ok, {_, Port}} = macula_quic:sockname(Connection),
+        case quic_ct:kill_socket(Port) of
+            ok ->
+                ?assertEqual([ok || _ <- lists:seq(1, 50)], [Send(N) || N <- lists:seq(1, 50)]),
+                {ok, {_, Now}} = macula_quic:sockname(Connection),
+                ?assertNotEqual(Port, Now),
+                ?assertMatch(
+                    #{distinct := 51, duplicates := 0, connections_opened := 1},
+                    mesh_peer:wait(Peer, distinct, 51)
+                );
+            {skip, _} = Skip ->
+                Skip
+        end
+    end).
 
 a_connection_closed_by_its_peer_leaves_the_pool_at_once(_Config) ->
     %% The original hands out dead connections until somebody has tried to use one.

@@ -6,7 +6,7 @@
 -export([listen/0, listen/1, connect/1, connect/2, pair/0, pair/2, new_server/1]).
 -export([streams/2, streams/3, raw_streams/0, frame_streams/0, keep/1, forget/0]).
 -export([next/1, next/2, none/1, come/1, read/2]).
--export([agent/0, in/2, tell/2, give_up/1, poll_until/1]).
+-export([agent/0, in/2, tell/2, give_up/1, poll_until/1, kill_socket/1]).
 -export([frame/1, frame/2]).
 
 -define(POLL_MS, 5).
@@ -123,6 +123,21 @@ none(Handle) ->
 come(Handle) ->
     {messages, Messages} = process_info(self(), messages),
     length([Message || {quic, _, H, _} = Message <- Messages, H =:= Handle]).
+
+%% Has the kernel take the port of a UDP socket of this machine away.
+kill_socket(Port) ->
+    Command = " --kill --no-header --udp --all --numeric 'sport = :~b'",
+    case os:find_executable("ss") of
+        false ->
+            {skip, "there is no ss here"};
+        Ss ->
+            Killed = os:cmd(Ss ++ lists:flatten(io_lib:format(Command, [Port]))),
+            % It lists the sockets that it has killed.
+            case string:find(Killed, "UNCONN") of
+                nomatch -> {skip, "ss kills no sockets here: " ++ Killed};
+                _ -> ok
+            end
+    end.
 
 %% So many bytes of a passive stream.
 read(_Stream, 0) ->

@@ -37,6 +37,7 @@ all() ->
         accepted_connections_outlive_their_listener,
         connections_that_nobody_accepted_end_with_the_listener,
         a_client_that_breaks_the_protocol_is_told_by_its_code,
+        a_listener_whose_socket_loses_its_port_gets_it_back,
         a_listener_dies_with_its_owner,
         a_listener_goes_to_its_new_owner,
         a_listener_that_nobody_holds_is_closed,
@@ -389,6 +390,27 @@ a_client_that_breaks_the_protocol_is_told_by_its_code(_Config) ->
     ?assertEqual({error, {transport_error, Code}}, macula_quic:open_stream(Server)),
     ?assertMatch(#{ended := {transport, Code}}, mesh_attacker:outcome(Attacker)),
     ok = mesh_attacker:call_off(Attacker).
+
+%% The kernel takes sockets from their owners when it is told to; clients go on looking here.
+a_listener_whose_socket_loses_its_port_gets_it_back(_Config) ->
+    Listener = quic_ct:listen(),
+    {ok, {?LOOPBACK, Port} = Place} = macula_quic:sockname(Listener),
+    Before = quic_ct:connect(Listener),
+    Server = quic_ct:new_server(Listener),
+    case quic_ct:kill_socket(Port) of
+        ok ->
+            ?assertEqual({socket_lost, undefined}, quic_ct:next(Place)),
+            ?assertEqual({socket_rebuilt, undefined}, quic_ct:next(Place)),
+            After = quic_ct:connect(Listener),
+            ?assertEqual({ok, {?LOOPBACK, Port}}, macula_quic:peername(After)),
+            ?assertNotEqual(Server, quic_ct:new_server(Listener)),
+            % It was of the former socket, and its client learns that from the new one.
+            {ok, Stream} = macula_quic:open_stream(Before),
+            ok = macula_quic:send(Stream, <<"still there?">>),
+            ?assertEqual({error, reset}, macula_quic:recv(Stream, ?WAIT_MS));
+        {skip, _} = Skip ->
+            Skip
+    end.
 
 %% The port must be free when the supervisor starts the server again.
 a_listener_dies_with_its_owner(_Config) ->

@@ -14,6 +14,7 @@ use tokio::time::{sleep, timeout};
 use crate::address::canonical;
 use crate::connection::{Connection, Facts};
 use crate::endpoint;
+use crate::endpoint::broken::break_socket;
 use crate::farewell;
 use crate::first_packet::Screened;
 use crate::rendezvous::{Rendezvous, Request, RequestId, Waiter};
@@ -32,6 +33,8 @@ const NO_ERROR: u64 = 0;
 const IMPOSTOR: u64 = 0x131;
 /// How long to wait before a dead socket is bound again, if that has failed.
 const REBIND_DELAY: Duration = Duration::from_millis(500);
+/// How often to look whether a socket still has its port.
+const PORT_LOOKS: Duration = Duration::from_secs(1);
 
 /// Where to listen.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -246,11 +249,19 @@ impl Inner {
         }
     }
 
-    /// The next client at a door; `None`: its socket has died. quinn's driver ends on a socket
-    /// error, and only this tells.
+    /// The next client at a door; `None`: its socket has died.
     async fn arrival(&self, index: usize) -> Option<Incoming> {
-        let endpoint = lock(&self.doors).get(index).and_then(|door| door.endpoint.clone());
-        endpoint?.accept().await
+        let door = lock(&self.doors).get(index).cloned()?;
+        let endpoint = door.endpoint?;
+        tokio::select! {
+            biased;
+            // quinn's driver ends on a socket error, and only this tells.
+            incoming = endpoint.accept() => incoming,
+            () = port_lost(&endpoint, door.address.port()) => {
+                break_socket(&endpoint);
+                None
+            }
+        }
     }
 
     fn place(&self, index: usize, endpoint: Option<quinn::Endpoint>) {
@@ -425,6 +436,15 @@ fn bind(
     }
 }
 
+/// Resolves when the socket of `endpoint` has another port, or none. The kernel can take it away, as
+/// `ss --kill` has it do; no read fails then, nothing comes any more, and whatever is sent next
+/// gives the socket a port that no client knows.
+async fn port_lost(endpoint: &quinn::Endpoint, port: u16) {
+    while endpoint.local_addr().map_or(true, |now| now.port() == port) {
+        sleep(PORT_LOOKS).await;
+    }
+}
+
 /// A std mutex, because nothing awaits inside.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -440,7 +460,6 @@ mod tests {
     use super::*;
     use crate::byte_stream::SendEnd;
     use crate::connection::Client;
-    use crate::endpoint::broken::break_socket;
 
     fn identity() -> Identity {
         let certified = rcgen::generate_simple_self_signed(["node".into()]).expect("a certificate");
