@@ -134,7 +134,8 @@ no_term_crashes_a_function_the_server_or_the_vm(Config) ->
         ?assertEqual([], lists:sublist(Wrong, 1)),
         ?assertEqual(Before, at_rest(Vm, Before)),
         ?assert(call(Vm, atoms, []) - Atoms < ?ATOMS_OF_CODE),
-        mesh_load:eventually(true, fun() -> is_no_more(mesh_vm:footprint(Vm), Footprint) end, ?REST_MS)
+        IsNoMore = fun() -> is_no_more(mesh_vm:footprint(Vm), Footprint) end,
+        mesh_load:eventually(true, IsNoMore, ?REST_MS)
     end).
 
 %% Fewer threads are right: at first, one may still have looked up a name.

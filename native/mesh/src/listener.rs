@@ -436,8 +436,8 @@ fn bind(
     }
 }
 
-/// Resolves when the socket of `endpoint` has another port, or none. The kernel can take it away, as
-/// `ss --kill` has it do; no read fails then, nothing comes any more, and whatever is sent next
+/// Resolves when the socket of `endpoint` has another port, or none. The kernel can take it away,
+/// as `ss --kill` has it do; no read fails then, nothing comes any more, and whatever is sent next
 /// gives the socket a port that no client knows.
 async fn port_lost(endpoint: &quinn::Endpoint, port: u16) {
     while endpoint.local_addr().map_or(true, |now| now.port() == port) {
