@@ -17,8 +17,8 @@ pub(crate) const RECEIVE_WINDOW: u32 = 8 * 1024 * 1024;
 
 /// Unacknowledged bytes that quinn would hold for any connection: 100 ms of 100 MB/s.
 const LARGEST_SEND_WINDOW: u64 = 10_000_000;
-/// As much as the processor's caches hold: on a short path, more is slower (measured: 0.74 against
-/// 0.97 of what quinn alone can do with messages of 4 KiB, and 0.95 against 1.29 with 50 peers).
+/// As much as the processor's caches hold: on a short path, more is slower (docs/design.md, "The
+/// connection's task", has what was measured).
 const LEAST_SEND_WINDOW: u64 = MIB;
 /// The fastest path that one connection is to fill, 10 Gbit/s.
 const SEND_BYTES_PER_MS: u64 = 1_250_000;
