@@ -191,7 +191,7 @@ mod tests {
     use tokio::time::timeout;
 
     use super::*;
-    use crate::endpoint::broken::break_socket;
+    use crate::broken::break_socket;
 
     fn dialer(connect_timeout_ms: u64) -> Dialer {
         dialer_with(connect_timeout_ms, || {})

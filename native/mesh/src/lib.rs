@@ -16,6 +16,7 @@
 mod address;
 mod backoff;
 mod batch;
+mod broken;
 mod budget;
 mod byte_stream;
 mod config;

@@ -12,9 +12,9 @@ use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 
 use crate::address::canonical;
+use crate::broken::break_socket;
 use crate::connection::{Connection, Facts};
 use crate::endpoint;
-use crate::endpoint::broken::break_socket;
 use crate::farewell;
 use crate::first_packet::Screened;
 use crate::rendezvous::{Rendezvous, Request, RequestId, Waiter};
