@@ -265,21 +265,13 @@ silence_ends_the_connection_at_both_ends(Config) ->
 %% end is the server must go on with it there (RFC 9000, section 9.3).
 a_client_behind_a_forgetful_nat_goes_on(Config) ->
     {Connection, Peer, Nat} = pair_by(Config, fun interop_nat:start/1),
-    {ok, Stream} = macula_quic:open_stream(Connection),
-    Ports = [
-        begin
-            echo(Stream, interop_peer:frame(Index, 5_000)),
-            Port = interop_nat:forget(Nat),
-            %% A server learns of it by what the client sends: when that is the peer, a new stream,
-            %% since not every stack lets its users ping.
-            ok = interop_peer:command(Peer, io_lib:format("open ~b", [?SIZE])),
-            Port
-        end
-     || Index <- lists:seq(1, 3)
-    ],
-    ?assertEqual(3, length(lists:usort(Ports))),
-    echo(Stream, interop_peer:frame(0, 100_000)),
-    interop_peer:stop(Peer).
+    goes_on_through_moves(Connection, Peer, fun() ->
+        Port = interop_nat:forget(Nat),
+        %% A server learns of it by what the client sends: when that is the peer, a new stream,
+        %% since not every stack lets its users ping.
+        ok = interop_peer:command(Peer, io_lib:format("open ~b", [?SIZE])),
+        Port
+    end).
 
 %% A path that carries the least that the peer sends, for most the least that QUIC asks for (RFC
 %% 9000, section 14.1), and not a byte more: searches for more come to nothing, and everything
@@ -314,20 +306,12 @@ the_peer_updates_its_keys(Config) ->
 %% A client behind a NAT that forgets, or one that changes networks.
 the_peer_moves_to_another_address(Config) ->
     {Connection, Peer} = pair(Config, "echo"),
-    {ok, Stream} = macula_quic:open_stream(Connection),
-    Ports = [
-        begin
-            echo(Stream, interop_peer:frame(Index, 5_000)),
-            {port, Port} = interop_peer:command(Peer, "rebind"),
-            %% A server learns of it by what the client sends.
-            ok = interop_peer:command(Peer, "ping"),
-            Port
-        end
-     || Index <- lists:seq(1, 3)
-    ],
-    ?assertEqual(3, length(lists:usort(Ports))),
-    echo(Stream, interop_peer:frame(0, 100_000)),
-    interop_peer:stop(Peer).
+    goes_on_through_moves(Connection, Peer, fun() ->
+        {port, Port} = interop_peer:command(Peer, "rebind"),
+        %% A server learns of it by what the client sends.
+        ok = interop_peer:command(Peer, "ping"),
+        Port
+    end).
 
 %%% Our pool as the sender
 
@@ -381,6 +365,20 @@ a_receiver_that_takes_chunks_for_messages_loses_none(Config) ->
     interop_peer:stop(Peer).
 
 %%% Internal
+
+%% `Move()' makes datagrams come from another port, which it returns.
+goes_on_through_moves(Connection, Peer, Move) ->
+    {ok, Stream} = macula_quic:open_stream(Connection),
+    Ports = [
+        begin
+            echo(Stream, interop_peer:frame(Index, 5_000)),
+            Move()
+        end
+     || Index <- lists:seq(1, 3)
+    ],
+    ?assertEqual(3, length(lists:usort(Ports))),
+    echo(Stream, interop_peer:frame(0, 100_000)),
+    interop_peer:stop(Peer).
 
 %% The same by way of what `Start(Port)' puts before the listener.
 pair_by(Config, Start) ->
