@@ -188,6 +188,7 @@ options() ->
         {pool_queue_max_messages, 1, 268_435_456},
         {pool_queue_max_bytes, 1_024, 65_536 * Mib},
         {send_watermark_bytes, 1, 4_096 * Mib},
+        {pool_send_watermark_bytes, 1, 65_536 * Mib},
         {max_concurrent_dials, 1, 65_536},
         {max_pending_dials, 1, 1_048_576},
         {stream_credit_timeout_ms, 1, Hour},

@@ -127,8 +127,8 @@ a_smaller_window_pins_less(_Config) ->
 %% Somebody who asks and asks and takes no answer.
 answers_that_nobody_reads(_Config) ->
     Args = ["--connections", "10", "--count", "10000", "--size", "10000"],
-    %% What waits for one stream, a watermark of 1 MiB, and one connection's window of it under way.
-    Stats = flood(deaf, Args, #{}, 10 * (2 * ?MIB + ?WINDOW)),
+    %% What waits for one stream, a watermark of 4 MiB, and one connection's window of it under way.
+    Stats = flood(deaf, Args, #{}, 10 * (5 * ?MIB + ?WINDOW)),
     ?assertMatch(#{outcome := #{done := 100_000}}, Stats).
 
 %%% Internal

@@ -324,8 +324,8 @@ configuration_keys() ->
         cert_file, key_file, verify, cacertfile, verify_hostname, certificate, runtime_workers,
         max_mesh_connections, connect_timeout_ms, idle_timeout_ms, keep_alive_interval_ms,
         linger_ms, queue_max_messages, queue_max_bytes, pool_queue_max_messages,
-        pool_queue_max_bytes, send_watermark_bytes, max_concurrent_dials, max_pending_dials,
-        stream_credit_timeout_ms, udp_buffer_bytes, redelivery
+        pool_queue_max_bytes, send_watermark_bytes, pool_send_watermark_bytes, max_concurrent_dials,
+        max_pending_dials, stream_credit_timeout_ms, udp_buffer_bytes, redelivery
     ].
 
 %%% What there is to call them with

@@ -30,6 +30,7 @@ all() ->
         async_send_never_waits,
         async_send_does_not_overtake_a_waiting_sender,
         async_send_is_refused_when_the_whole_pool_is_full,
+        a_peers_watermark_is_low_while_others_have_much_outstanding,
         a_message_above_the_limit_is_too_large,
         the_queue_limit_in_messages_holds_for_sends,
         a_stream_tells_that_its_node_was_removed,
@@ -231,6 +232,18 @@ async_send_is_refused_when_the_whole_pool_is_full(_Config) ->
     ?assertEqual(#{}, mesh_ct:stat(messages_dropped)),
     mesh_ct:send(Pool, Other, <<"m">>),
     ?assertEqual(#{pool_queue_full => 1}, mesh_ct:stat(messages_dropped)).
+
+a_peers_watermark_is_low_while_others_have_much_outstanding(_Config) ->
+    % What many peers have waiting together is what fills a node's memory, and its caches before that.
+    [Slow, Other] = [mesh_ct:start_peer(["--mode", "silent_streams"]) || _ <- [1, 2]],
+    Pool = mesh_ct:start_pool(#{pool_send_watermark_bytes => ?TOO_MUCH, linger_ms => 0}),
+    ok = macula_quic:send(mesh_ct:connect(Pool, Slow), binary:copy(<<0>>, ?TOO_MUCH)),
+    Stream = mesh_ct:connect(Pool, Other),
+    ?assertEqual(ok, macula_quic:async_send(Stream, binary:copy(<<0>>, ?MIB div 4))),
+    ?assertEqual({error, send_queue_full}, macula_quic:async_send(Stream, <<"m">>)),
+    ok = ?POOL:remove_connection(Pool, mesh_ct:node_id(Slow)),
+    mesh_ct:poll_until(fun() -> macula_quic:async_send(Stream, <<"m">>) =:= ok end),
+    ?assertEqual(ok, macula_quic:async_send(Stream, binary:copy(<<0>>, ?MIB))).
 
 a_message_above_the_limit_is_too_large(_Config) ->
     % Waiting for room that can never be would be waiting for good.

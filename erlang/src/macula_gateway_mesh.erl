@@ -86,6 +86,7 @@
     pool_queue_max_messages => pos_integer(),
     pool_queue_max_bytes => pos_integer(),
     send_watermark_bytes => pos_integer(),
+    pool_send_watermark_bytes => pos_integer(),
     max_concurrent_dials => pos_integer(),
     max_pending_dials => pos_integer(),
     dial_backoff_min_ms => non_neg_integer(),

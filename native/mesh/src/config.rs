@@ -110,8 +110,11 @@ options! {
     pool_queue_max_messages: 1_048_576, 1 => 268_435_456;
     /// The same in bytes.
     pool_queue_max_bytes: 256 * MIB, 1_024 => 65_536 * MIB;
-    /// Bytes waiting for one peer above which `send/2` waits and `async_send/2` is refused.
-    send_watermark_bytes: MIB, 1 => 4_096 * MIB;
+    /// Bytes outstanding at one peer above which `send/2` waits and `async_send/2` is refused.
+    send_watermark_bytes: 4 * MIB, 1 => 4_096 * MIB;
+    /// Bytes outstanding at all peers together above which the same holds for each peer with more
+    /// than 256 KiB.
+    pool_send_watermark_bytes: 16 * MIB, 1 => 65_536 * MIB;
     /// Dials under way at once; more wait for their turn within their own deadline.
     max_concurrent_dials: 1_024, 1 => 65_536;
     /// Dials under way or waiting for their turn; more are refused.
@@ -214,6 +217,10 @@ impl Config {
 
     pub(crate) fn send_watermark_bytes(&self) -> usize {
         size(self.send_watermark_bytes)
+    }
+
+    pub(crate) fn pool_send_watermark_bytes(&self) -> usize {
+        size(self.pool_send_watermark_bytes)
     }
 
     pub(crate) fn max_concurrent_dials(&self) -> usize {

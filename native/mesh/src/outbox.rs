@@ -27,6 +27,13 @@ const SMALL_BYTES: usize = 2 * 1024;
 /// back together with that of others.
 const SMALL_COPIED_BYTES: usize = 8 * 1024;
 
+/// What a sender may always have waiting while many peers share the pool's watermark: enough for its
+/// turn to come again before all of it has gone.
+const LOW_BYTES: usize = 256 * 1024;
+/// The part of the watermark that has to be free before senders in line are let in: each time wakes a
+/// process, and that costs as much as many messages.
+const FREE_PART: usize = 4;
+
 /// How much one outbox may hold.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Limits {
@@ -34,6 +41,8 @@ pub(crate) struct Limits {
     pub(crate) outstanding: Load,
     /// Bytes above which senders wait.
     pub(crate) watermark_bytes: usize,
+    /// Bytes of all outboxes together above which a watermark is no more than [`LOW_BYTES`].
+    pub(crate) pool_watermark_bytes: usize,
 }
 
 /// How a message was taken.
@@ -179,7 +188,7 @@ impl Outbox {
         if !state.waiting.is_empty() {
             return Err(Error::QueueFull);
         }
-        self.fits(&state, load, self.limits.watermark_bytes)?;
+        self.fits(&state, load, self.watermark_bytes())?;
         self.accept(load);
         self.join(&mut state, message);
         Ok(())
@@ -443,7 +452,18 @@ impl Outbox {
 
     /// Whether a message may be queued now, before nobody who waits.
     fn has_room(&self, state: &State, load: Load) -> bool {
-        state.waiting.is_empty() && self.fits(state, load, self.limits.watermark_bytes).is_ok()
+        state.waiting.is_empty() && self.fits(state, load, self.watermark_bytes()).is_ok()
+    }
+
+    /// Bytes above which senders wait. One peer alone may have enough for a long path; what many have
+    /// together should stay in the processor's cache.
+    fn watermark_bytes(&self) -> usize {
+        let Limits { watermark_bytes, pool_watermark_bytes, .. } = self.limits;
+        if self.budget.used().bytes > pool_watermark_bytes {
+            watermark_bytes.min(LOW_BYTES)
+        } else {
+            watermark_bytes
+        }
     }
 
     /// Takes the oldest entry out of the queue; `Some(None)`: it had been withdrawn.
@@ -462,7 +482,10 @@ impl Outbox {
     fn release(&self, state: &mut State, load: Load) {
         state.outstanding -= load;
         self.budget.release(load);
-        self.admit(state);
+        let watermark = self.watermark_bytes();
+        if state.outstanding.bytes <= watermark - watermark / FREE_PART {
+            self.admit(state, watermark);
+        }
         // The last in line may have gone unserved, and with it what the task was waiting for.
         if state.phase != Phase::Open && state.queue.is_empty() {
             self.wake.notify_one();
@@ -525,14 +548,14 @@ impl Outbox {
         Ok(())
     }
 
-    /// Lets waiting senders in, in their order, as far as there is room.
-    fn admit(&self, state: &mut State) {
+    /// Lets waiting senders in, in their order, as far as there is room below the watermark.
+    fn admit(&self, state: &mut State, watermark_bytes: usize) {
         while let Some(next) = state.waiting.pop_front() {
             if !next.is_wanted() {
                 continue; // Its sender has gone, and the message was never accepted.
             }
             let load = next.message.load();
-            if self.fits(state, load, self.limits.watermark_bytes).is_err() {
+            if self.fits(state, load, watermark_bytes).is_err() {
                 state.waiting.push_front(next);
                 return;
             }
@@ -567,7 +590,9 @@ mod tests {
 
     fn outbox(limit: Load, watermark_bytes: usize, budget: Load) -> (Outbox, Arc<Budget>) {
         let budget = Arc::new(Budget::new(budget));
-        (Outbox::new(Limits { outstanding: limit, watermark_bytes }, budget.clone(), None), budget)
+        let limits =
+            Limits { outstanding: limit, watermark_bytes, pool_watermark_bytes: usize::MAX };
+        (Outbox::new(limits, budget.clone(), None), budget)
     }
 
     fn message(bytes: usize) -> Payload<'static> {
@@ -615,6 +640,38 @@ mod tests {
         outbox.settle(Load { messages: 1, bytes: 10 });
         assert_eq!(turn.try_recv(), Ok(Ok(())));
         assert_eq!(outbox.take().map(|m| m.len()), Some(20));
+    }
+
+    #[test]
+    fn senders_in_line_are_let_in_together_once_a_quarter_is_free() {
+        let (outbox, _) = outbox(ROOMY, 100, ROOMY);
+        for _ in 0..10 {
+            assert_eq!(outbox.push(message(10)), Ok(()));
+        }
+        let [mut first, mut second] =
+            [outbox.send(message(1)), outbox.send(message(2))].map(|sent| {
+                let Ok(Sent::Waiting(turn)) = sent else { panic!("no room is left") };
+                turn
+            });
+        outbox.settle(Load { messages: 2, bytes: 20 });
+        assert!(first.try_recv().is_err());
+        outbox.settle(Load { messages: 1, bytes: 10 });
+        assert_eq!((first.try_recv(), second.try_recv()), (Ok(Ok(())), Ok(Ok(()))));
+    }
+
+    #[test]
+    fn while_others_have_much_outstanding_the_watermark_is_low() {
+        let roomy = Load { messages: 100, bytes: 10 * LOW_BYTES };
+        let (one, budget) = outbox(roomy, 4 * LOW_BYTES, roomy);
+        let limits = Limits { pool_watermark_bytes: 2 * LOW_BYTES, ..one.limits };
+        let other = Outbox::new(limits, budget, None);
+        let much = Load { messages: 1, bytes: 2 * LOW_BYTES };
+        assert_eq!(one.push(message(much.bytes)), Ok(()));
+        assert_eq!(other.try_send(message(LOW_BYTES)), Ok(()));
+        assert_eq!(other.try_send(message(1)), Err(Error::QueueFull));
+        one.settle(much);
+        assert_eq!(other.try_send(message(LOW_BYTES)), Ok(()));
+        assert_eq!(other.try_send(message(1)), Ok(()));
     }
 
     #[test]

@@ -29,6 +29,7 @@ impl Scope {
             limits: Limits {
                 outstanding: config.queue_limits(),
                 watermark_bytes: config.send_watermark_bytes(),
+                pool_watermark_bytes: config.pool_send_watermark_bytes(),
             },
             linger: config.linger(),
         }

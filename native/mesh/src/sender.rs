@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures_util::FutureExt;
+use tokio::task::yield_now;
 use tokio::time::{Instant, timeout};
 
 use crate::Error;
@@ -24,6 +25,9 @@ use crate::stats::Stats;
 /// Messages of one connection that are on their way at once. More would cost a peer with much
 /// credit memory for streams and gain nothing.
 const MAX_IN_FLIGHT: usize = 1_024;
+/// Bytes that quinn is given on streams of their own before its driver gets a turn: until then nothing
+/// leaves, and the peer, with its credit used up at once, would have nothing to do meanwhile.
+const TURN_BYTES: usize = 64 * 1024;
 /// Messages of one piece from which on they come in a stream. While they do, waking the task for a
 /// few of them costs their senders more than all the rest: it looks again after a while, or when
 /// enough have piled up.
@@ -58,6 +62,8 @@ pub(crate) struct Sender<'a> {
     redelivery: Redelivery,
     credit: Credit,
     packet: Packing,
+    /// Bytes given to quinn since its driver had its last turn.
+    given_bytes: usize,
     /// Until when messages may pile up, since they come in a stream.
     piles_until: Option<Instant>,
     departed: u64,
@@ -86,6 +92,7 @@ impl<'a> Sender<'a> {
             redelivery: context.config.redelivery,
             credit: Credit::new(),
             packet: Packing::default(),
+            given_bytes: 0,
             piles_until: None,
             departed: 0,
             aloft: Aloft::default(),
@@ -140,6 +147,10 @@ impl<'a> Sender<'a> {
 
     /// One message on a stream of its own.
     async fn alone(&mut self) -> Result<Turn, Error> {
+        if self.given_bytes >= TURN_BYTES {
+            self.given_bytes = 0;
+            yield_now().await;
+        }
         let bytes = self.outbox.next_bytes().unwrap_or_default();
         if !self.packet.has_room(bytes) && !self.packet.is_beyond(bytes) {
             self.packet.left(self.carrier).await;
@@ -170,6 +181,7 @@ impl<'a> Sender<'a> {
         self.credit.use_up(recv);
         let message = self.outbox.take()?;
         self.packet.add(self.carrier, message.len());
+        self.given_bytes += message.len();
         self.flight(Kind::Single, vec![Entry::Single(message)], send)
     }
 
