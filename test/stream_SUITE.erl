@@ -234,7 +234,7 @@ async_send_is_refused_when_the_whole_pool_is_full(_Config) ->
     ?assertEqual(#{pool_queue_full => 1}, mesh_ct:stat(messages_dropped)).
 
 a_peers_watermark_is_low_while_others_have_much_outstanding(_Config) ->
-    % What many peers have waiting together is what fills a node's memory, and its caches before that.
+    % What many peers have waiting together fills a node's memory, and its caches before that.
     [Slow, Other] = [mesh_ct:start_peer(["--mode", "silent_streams"]) || _ <- [1, 2]],
     Pool = mesh_ct:start_pool(#{pool_send_watermark_bytes => ?TOO_MUCH, linger_ms => 0}),
     ok = macula_quic:send(mesh_ct:connect(Pool, Slow), binary:copy(<<0>>, ?TOO_MUCH)),

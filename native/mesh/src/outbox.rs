@@ -27,11 +27,11 @@ const SMALL_BYTES: usize = 2 * 1024;
 /// back together with that of others.
 const SMALL_COPIED_BYTES: usize = 8 * 1024;
 
-/// What a sender may always have waiting while many peers share the pool's watermark: enough for its
-/// turn to come again before all of it has gone.
+/// What may always wait for one peer while many share the pool's watermark: enough for its turn to
+/// come again before all of it has gone.
 const LOW_BYTES: usize = 256 * 1024;
-/// The part of the watermark that has to be free before senders in line are let in: each time wakes a
-/// process, and that costs as much as many messages.
+/// The part of the watermark that has to be free before senders in line are let in: each time wakes
+/// a process, and that costs as much as many messages.
 const FREE_PART: usize = 4;
 
 /// How much one outbox may hold.

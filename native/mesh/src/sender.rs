@@ -25,8 +25,8 @@ use crate::stats::Stats;
 /// Messages of one connection that are on their way at once. More would cost a peer with much
 /// credit memory for streams and gain nothing.
 const MAX_IN_FLIGHT: usize = 1_024;
-/// Bytes that quinn is given on streams of their own before its driver gets a turn: until then nothing
-/// leaves, and the peer, with its credit used up at once, would have nothing to do meanwhile.
+/// Bytes that quinn is given on streams of their own before its driver gets a turn: until then
+/// nothing leaves, and the peer, whose credit may be used up by then, has nothing to do.
 const TURN_BYTES: usize = 64 * 1024;
 /// Messages of one piece from which on they come in a stream. While they do, waking the task for a
 /// few of them costs their senders more than all the rest: it looks again after a while, or when
