@@ -1,50 +1,128 @@
 //! What the outboxes of a pool, or the streams of a connection, may hold together.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::config::Load;
+use crate::config::{Load, size};
 
-/// What all outboxes of a pool may hold together.
+/// What all outboxes of a pool may hold together, and what they do. Two counts that only grow serve
+/// for that and for the pool's figures: a message that is accepted is added once.
 #[derive(Debug)]
 pub(crate) struct Budget {
     limit: Load,
-    messages: AtomicUsize,
-    bytes: AtomicUsize,
+    accepted: Count,
+    settled: Count,
+}
+
+/// Messages and their bytes. Relaxed throughout: they order nothing.
+#[derive(Debug, Default)]
+struct Count {
+    messages: AtomicU64,
+    bytes: AtomicU64,
+}
+
+/// A count at one moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Total {
+    pub(crate) messages: u64,
+    pub(crate) bytes: u64,
 }
 
 impl Budget {
     pub(crate) fn new(limit: Load) -> Self {
-        Self { limit, messages: AtomicUsize::new(0), bytes: AtomicUsize::new(0) }
+        Self { limit, accepted: Count::default(), settled: Count::default() }
     }
 
+    /// What has ever been accepted.
+    pub(crate) fn accepted(&self) -> Total {
+        self.accepted.total()
+    }
+
+    /// What is held now.
     pub(crate) fn used(&self) -> Load {
-        Load {
+        let settled = self.settled.total();
+        self.accepted.total().beyond(settled)
+    }
+
+    /// Accepts a message, unless there is no room. Two senders may both see the last room as taken
+    /// for a moment; the bound itself is never exceeded.
+    pub(crate) fn try_accept(&self, load: Load) -> bool {
+        let settled = self.settled.total();
+        let fits = self.allows(self.accepted.add(load).beyond(settled));
+        if !fits {
+            self.accepted.subtract(load);
+        }
+        fits
+    }
+
+    /// Accepts a message in any case.
+    pub(crate) fn accept(&self, load: Load) {
+        self.accepted.add(load);
+    }
+
+    /// Takes back what was accepted once and has been settled since, unless there is no room.
+    pub(crate) fn try_reopen(&self, load: Load) -> bool {
+        let accepted = self.accepted.total();
+        let fits = self.allows(accepted.beyond(self.settled.subtract(load)));
+        if !fits {
+            self.settled.add(load);
+        }
+        fits
+    }
+
+    /// The same in any case.
+    pub(crate) fn reopen(&self, load: Load) {
+        self.settled.subtract(load);
+    }
+
+    /// Is done with messages.
+    pub(crate) fn settle(&self, load: Load) {
+        self.settled.add(load);
+    }
+
+    fn allows(&self, used: Load) -> bool {
+        used.messages <= self.limit.messages && used.bytes <= self.limit.bytes
+    }
+}
+
+impl Count {
+    fn total(&self) -> Total {
+        Total {
             messages: self.messages.load(Ordering::Relaxed),
             bytes: self.bytes.load(Ordering::Relaxed),
         }
     }
 
-    /// Reserves room, unless there is none. Two senders may both see the last
-    /// room as taken for a moment; the bound itself is never exceeded.
-    pub(crate) fn reserve(&self, load: Load) -> bool {
-        let used = self.force(load);
-        let fits = used.messages <= self.limit.messages && used.bytes <= self.limit.bytes;
-        if !fits {
-            self.release(load);
+    fn add(&self, load: Load) -> Total {
+        let more = Total::from(load);
+        Total {
+            messages: self.messages.fetch_add(more.messages, Ordering::Relaxed) + more.messages,
+            bytes: self.bytes.fetch_add(more.bytes, Ordering::Relaxed) + more.bytes,
         }
-        fits
     }
 
-    /// Takes the room, and tells how much is used then.
-    pub(crate) fn force(&self, load: Load) -> Load {
+    /// Takes away what has been added.
+    fn subtract(&self, load: Load) -> Total {
+        let less = Total::from(load);
+        Total {
+            messages: self.messages.fetch_sub(less.messages, Ordering::Relaxed) - less.messages,
+            bytes: self.bytes.fetch_sub(less.bytes, Ordering::Relaxed) - less.bytes,
+        }
+    }
+}
+
+impl Total {
+    /// How much more this is than an earlier total; nothing in the moment in which it is less.
+    fn beyond(self, earlier: Self) -> Load {
         Load {
-            messages: self.messages.fetch_add(load.messages, Ordering::Relaxed) + load.messages,
-            bytes: self.bytes.fetch_add(load.bytes, Ordering::Relaxed) + load.bytes,
+            messages: size(self.messages.saturating_sub(earlier.messages)),
+            bytes: size(self.bytes.saturating_sub(earlier.bytes)),
         }
     }
+}
 
-    pub(crate) fn release(&self, load: Load) {
-        self.messages.fetch_sub(load.messages, Ordering::Relaxed);
-        self.bytes.fetch_sub(load.bytes, Ordering::Relaxed);
+impl From<Load> for Total {
+    fn from(load: Load) -> Self {
+        let wide = |count| u64::try_from(count).unwrap_or(u64::MAX);
+        Self { messages: wide(load.messages), bytes: wide(load.bytes) }
     }
 }

@@ -181,7 +181,7 @@ impl<T: Handles> Resident<T> {
     }
 
     fn is_alive(&self) -> bool {
-        self.connection.outbox().refusal().is_none()
+        self.connection.outbox().is_open()
     }
 
     /// All of [`Info`] but the figures, for which a connection's own lock is needed.
@@ -437,6 +437,7 @@ impl<T: Handles> Mesh<T> {
             (pool.ready(), pool.dialing(), pool.limit(), backoff.failing())
         };
         let granted = context.dialer.granted();
+        let accepted = context.scope.budget.accepted();
         Snapshot {
             size,
             dialing,
@@ -444,6 +445,8 @@ impl<T: Handles> Mesh<T> {
             limit: limit.get(),
             tasks: context.scope.tasks.count(),
             outstanding: context.scope.budget.used(),
+            accepted: accepted.messages,
+            accepted_bytes: accepted.bytes,
             udp_receive_buffer_bytes: granted.receive_bytes,
             udp_send_buffer_bytes: granted.send_bytes,
             ..context.scope.stats.snapshot()

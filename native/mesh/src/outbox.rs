@@ -4,6 +4,7 @@
 //! join a batch as they come in: one copy each, and nothing to be allocated or freed.
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::{Notify, oneshot};
@@ -15,7 +16,6 @@ use crate::budget::Budget;
 use crate::config::Load;
 use crate::entry::{Entry, Payload};
 use crate::message::{Message, Undelivered};
-use crate::stats::Stats;
 
 /// Senders that may wait for room at one peer. Each is a process that waits, so this is reached
 /// only by a leak of such processes.
@@ -80,10 +80,10 @@ pub(crate) struct Outbox {
     wake: Notify,
     /// Tells the same task that the time to linger has begun.
     farewell: Notify,
+    /// Whether messages are still taken: what callers look at before they take the lock.
+    is_open: AtomicBool,
     limits: Limits,
     budget: Arc<Budget>,
-    /// Where accepted messages are counted; a stream of plain bytes has none.
-    stats: Option<Arc<Stats>>,
 }
 
 #[derive(Debug)]
@@ -133,7 +133,7 @@ enum Phase {
 }
 
 impl Outbox {
-    pub(crate) fn new(limits: Limits, budget: Arc<Budget>, stats: Option<Arc<Stats>>) -> Self {
+    pub(crate) fn new(limits: Limits, budget: Arc<Budget>) -> Self {
         let state = State {
             queue: VecDeque::new(),
             queued: Load::default(),
@@ -147,9 +147,9 @@ impl Outbox {
             state: Mutex::new(state),
             wake: Notify::new(),
             farewell: Notify::new(),
+            is_open: AtomicBool::new(true),
             limits,
             budget,
-            stats,
         }
     }
 
@@ -157,8 +157,7 @@ impl Outbox {
     pub(crate) fn push(&self, message: Payload<'_>) -> Result<(), Error> {
         let load = Load { messages: 1, bytes: message.len() };
         let mut state = self.open(load)?;
-        self.fits(&state, load, self.limits.outstanding.bytes)?;
-        self.accept(load);
+        self.accept(&state, load, self.limits.outstanding.bytes)?;
         self.join(&mut state, message);
         Ok(())
     }
@@ -169,10 +168,7 @@ impl Outbox {
         let mut refused = VecDeque::new();
         let mut state = self.lock();
         for entry in entries {
-            let load = entry.load();
-            if state.phase == Phase::Open
-                && self.fits(&state, load, self.limits.outstanding.bytes).is_ok()
-            {
+            if self.takes_over(&state, entry.load()) {
                 self.enqueue(&mut state, entry);
             } else {
                 refused.push_back(entry);
@@ -188,8 +184,7 @@ impl Outbox {
         if !state.waiting.is_empty() {
             return Err(Error::QueueFull);
         }
-        self.fits(&state, load, self.watermark_bytes())?;
-        self.accept(load);
+        self.accept(&state, load, self.watermark_bytes())?;
         self.join(&mut state, message);
         Ok(())
     }
@@ -198,8 +193,7 @@ impl Outbox {
     pub(crate) fn send(&self, message: Payload<'_>) -> Result<Sent, Error> {
         let load = Load { messages: 1, bytes: message.len() };
         let mut state = self.open(load)?;
-        if self.has_room(&state, load) {
-            self.accept(load);
+        if self.accepts_before_nobody(&state, load) {
             self.join(&mut state, message);
             return Ok(Sent::Accepted);
         }
@@ -220,8 +214,7 @@ impl Outbox {
             Ok(state) => state,
             Err(error) => return Err((error, message)),
         };
-        if self.has_room(&state, message.load()) {
-            self.accept(message.load());
+        if self.accepts_before_nobody(&state, message.load()) {
             self.enqueue(&mut state, Entry::Single(message));
             return Ok(());
         }
@@ -369,10 +362,16 @@ impl Outbox {
         let mut state = self.lock();
         if state.phase == Phase::Open {
             state.phase = Phase::Draining(reason);
+            self.is_open.store(false, Ordering::Release);
             drop(state);
             self.wake.notify_one();
             self.farewell.notify_one();
         }
+    }
+
+    /// Whether messages are still taken.
+    pub(crate) fn is_open(&self) -> bool {
+        self.is_open.load(Ordering::Acquire)
     }
 
     /// Why no more messages are taken, if so.
@@ -390,13 +389,14 @@ impl Outbox {
         if matches!(state.phase, Phase::Closed(_)) {
             return Remains::default();
         }
+        self.is_open.store(false, Ordering::Release);
         if state.phase == Phase::Open {
             state.phase = Phase::Closed(reason.clone());
         } else if let Phase::Draining(first) = state.phase.clone() {
             state.phase = Phase::Closed(first);
         }
         let load = std::mem::take(&mut state.outstanding);
-        self.budget.release(load);
+        self.budget.settle(load);
         let queued = std::mem::take(&mut state.queue);
         let left = std::mem::take(&mut state.queued);
         let waiting = std::mem::take(&mut state.waiting);
@@ -433,26 +433,42 @@ impl Outbox {
         }
     }
 
-    /// Reserves room. An outbox with nothing in it has room for anything that is not too large: so
-    /// every sender gets its turn, even below a low watermark or beside outboxes that have used the
-    /// pool's budget up.
-    fn fits(&self, state: &State, load: Load, bytes: usize) -> Result<(), Error> {
+    /// Reserves room, up to `bytes`. An outbox with nothing in it has room for anything that is not
+    /// too large: so every sender gets its turn, even below a low watermark or beside outboxes that
+    /// have used the pool's budget up.
+    fn accept(&self, state: &State, load: Load, bytes: usize) -> Result<(), Error> {
         if state.outstanding.messages == 0 {
-            self.budget.force(load);
+            self.budget.accept(load);
             return Ok(());
         }
-        let limit = self.limits.outstanding;
-        if state.outstanding.messages.saturating_add(load.messages) > limit.messages
-            || state.outstanding.bytes.saturating_add(load.bytes) > bytes.min(limit.bytes)
-        {
+        if !self.fits(state, load, bytes) {
             return Err(Error::QueueFull);
         }
-        if self.budget.reserve(load) { Ok(()) } else { Err(Error::PoolQueueFull) }
+        if self.budget.try_accept(load) { Ok(()) } else { Err(Error::PoolQueueFull) }
     }
 
-    /// Whether a message may be queued now, before nobody who waits.
-    fn has_room(&self, state: &State, load: Load) -> bool {
-        state.waiting.is_empty() && self.fits(state, load, self.watermark_bytes()).is_ok()
+    /// Reserves room up to the watermark, unless others wait for that.
+    fn accepts_before_nobody(&self, state: &State, load: Load) -> bool {
+        state.waiting.is_empty() && self.accept(state, load, self.watermark_bytes()).is_ok()
+    }
+
+    /// As [`Outbox::accept`], of what another outbox has accepted and is done with.
+    fn takes_over(&self, state: &State, load: Load) -> bool {
+        if state.phase != Phase::Open {
+            return false;
+        }
+        if state.outstanding.messages == 0 {
+            self.budget.reopen(load);
+            return true;
+        }
+        self.fits(state, load, self.limits.outstanding.bytes) && self.budget.try_reopen(load)
+    }
+
+    /// Whether the peer's bounds leave room.
+    fn fits(&self, state: &State, load: Load, bytes: usize) -> bool {
+        let Load { messages, bytes: most } = self.limits.outstanding;
+        state.outstanding.messages.saturating_add(load.messages) <= messages
+            && state.outstanding.bytes.saturating_add(load.bytes) <= bytes.min(most)
     }
 
     /// Bytes above which senders wait. One peer alone may have enough for a long path; what many have
@@ -481,7 +497,7 @@ impl Outbox {
     /// Gives room back, and lets the next in line have it.
     fn release(&self, state: &mut State, load: Load) {
         state.outstanding -= load;
-        self.budget.release(load);
+        self.budget.settle(load);
         let watermark = self.watermark_bytes();
         if state.outstanding.bytes <= watermark - watermark / FREE_PART {
             self.admit(state, watermark);
@@ -489,13 +505,6 @@ impl Outbox {
         // The last in line may have gone unserved, and with it what the task was waiting for.
         if state.phase != Phase::Open && state.queue.is_empty() {
             self.wake.notify_one();
-        }
-    }
-
-    fn accept(&self, load: Load) {
-        if let Some(stats) = &self.stats {
-            stats.accepted.add(load.messages);
-            stats.accepted_bytes.add(load.bytes);
         }
     }
 
@@ -555,11 +564,10 @@ impl Outbox {
                 continue; // Its sender has gone, and the message was never accepted.
             }
             let load = next.message.load();
-            if self.fits(state, load, watermark_bytes).is_err() {
+            if self.accept(state, load, watermark_bytes).is_err() {
                 state.waiting.push_front(next);
                 return;
             }
-            self.accept(load);
             self.enqueue(state, Entry::Single(next.message));
             if let Some(turn) = next.turn {
                 turn.send(Ok(())).ok();
@@ -592,7 +600,7 @@ mod tests {
         let budget = Arc::new(Budget::new(budget));
         let limits =
             Limits { outstanding: limit, watermark_bytes, pool_watermark_bytes: usize::MAX };
-        (Outbox::new(limits, budget.clone(), None), budget)
+        (Outbox::new(limits, budget.clone()), budget)
     }
 
     fn message(bytes: usize) -> Payload<'static> {
@@ -664,7 +672,7 @@ mod tests {
         let roomy = Load { messages: 100, bytes: 10 * LOW_BYTES };
         let (one, budget) = outbox(roomy, 4 * LOW_BYTES, roomy);
         let limits = Limits { pool_watermark_bytes: 2 * LOW_BYTES, ..one.limits };
-        let other = Outbox::new(limits, budget, None);
+        let other = Outbox::new(limits, budget);
         let much = Load { messages: 1, bytes: 2 * LOW_BYTES };
         assert_eq!(one.push(message(much.bytes)), Ok(()));
         assert_eq!(other.try_send(message(LOW_BYTES)), Ok(()));

@@ -37,12 +37,12 @@ impl Scope {
 
     /// A queue of messages to one peer.
     pub(crate) fn message_outbox(&self) -> Outbox {
-        Outbox::new(self.limits, self.budget.clone(), Some(self.stats.clone()))
+        Outbox::new(self.limits, self.budget.clone())
     }
 
     /// A queue of bytes of one stream, within `budget`.
     pub(crate) fn stream_outbox(&self, budget: Arc<Budget>) -> Outbox {
-        Outbox::new(self.limits, budget, None)
+        Outbox::new(self.limits, budget)
     }
 
     /// What all streams of one connection may hold together.

@@ -65,8 +65,6 @@ pub(crate) struct Stats {
     pub(crate) evictions: Counter,
     pub(crate) removals: Counter,
     pub(crate) closes: Causes,
-    pub(crate) accepted: Counter,
-    pub(crate) accepted_bytes: Counter,
     pub(crate) delivered: Counter,
     pub(crate) delivered_bytes: Counter,
     pub(crate) dropped: Causes,
@@ -140,7 +138,7 @@ pub struct Snapshot {
 }
 
 impl Stats {
-    /// The counters; the gauges are left to who knows them.
+    /// The counters; the gauges, and what was accepted, are left to who knows them.
     pub(crate) fn snapshot(&self) -> Snapshot {
         Snapshot {
             hits: self.hits.value(),
@@ -155,8 +153,6 @@ impl Stats {
             evictions: self.evictions.value(),
             removals: self.removals.value(),
             closes: self.closes.values(),
-            accepted: self.accepted.value(),
-            accepted_bytes: self.accepted_bytes.value(),
             delivered: self.delivered.value(),
             delivered_bytes: self.delivered_bytes.value(),
             dropped: self.dropped.values(),

@@ -77,7 +77,7 @@ impl Stream {
 
     /// Whether data can still be sent.
     pub fn is_open(&self) -> bool {
-        self.outbox().is_ok_and(|outbox| outbox.refusal().is_none())
+        self.outbox().is_ok_and(Outbox::is_open)
     }
 
     /// Where the peer is.

@@ -6,7 +6,7 @@ use mesh::{Error, Event, Identity, Mesh};
 use rustler::{Atom, Binary, Encoder, Env, NifResult, Term};
 
 use super::{Pool, spawn};
-use crate::library::hold;
+use crate::library::{Held, hold};
 use crate::reply::{Reply, notify};
 use crate::resources::PoolResource;
 use crate::{address, atoms, data, events, options, runtime, terms};
@@ -45,7 +45,7 @@ fn pool_open<'a>(env: Env<'a>, map: Term<'a>) -> NifResult<Term<'a>> {
 
 /// `pool_checkout(Pool, NodeId) -> {ok, Stream} | miss`.
 #[rustler::nif]
-fn pool_checkout<'a>(env: Env<'a>, pool: Pool, node: Binary<'a>) -> Term<'a> {
+fn pool_checkout<'a>(env: Env<'a>, pool: &'a Held<PoolResource>, node: Binary<'a>) -> Term<'a> {
     match pool.0.checkout(node.as_slice()) {
         Some(stream) => (atoms::ok(), stream).encode(env),
         None => atoms::miss().encode(env),
@@ -80,7 +80,12 @@ fn pool_connect<'a>(
 /// `pool_send(Pool, NodeId, Address, Message) -> ok | closed`. What is not taken is counted;
 /// `closed`: nothing was done, the pool is closed.
 #[rustler::nif]
-fn pool_send<'a>(pool: Pool, node: Binary<'a>, address: Term<'a>, message: Binary<'a>) -> Atom {
+fn pool_send<'a>(
+    pool: &'a Held<PoolResource>,
+    node: Binary<'a>,
+    address: Term<'a>,
+    message: Binary<'a>,
+) -> Atom {
     let target = || address::target(address);
     match pool.0.send(node.as_slice(), data::payload(&message), target) {
         Err(Error::PoolClosed) => atoms::closed(),

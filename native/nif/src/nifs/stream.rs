@@ -6,7 +6,7 @@ use tokio::sync::Notify;
 
 use super::{Connection, Stream, spawn};
 use crate::inlet::{Inlet, Mode, Refusal, end_error};
-use crate::library::hold;
+use crate::library::{Held, hold};
 use crate::reply::Reply;
 use crate::resources::{Caller, ConnectionResource, StreamResource};
 use crate::{atoms, data, terms};
@@ -20,7 +20,7 @@ const IMMEDIATE: u32 = 0x8;
 /// `stream_send(Stream, Data) -> ok | {error, Reason} | wait`. `wait`: nothing was taken, there
 /// is no room now.
 #[rustler::nif]
-fn stream_send<'a>(env: Env<'a>, stream: Stream, data: Binary<'a>) -> Term<'a> {
+fn stream_send<'a>(env: Env<'a>, stream: &'a Held<StreamResource>, data: Binary<'a>) -> Term<'a> {
     match stream.stream.try_send(data::payload(&data)) {
         Ok(()) => atoms::ok().encode(env),
         Err(Error::QueueFull | Error::PoolQueueFull) => atoms::wait().encode(env),
@@ -64,7 +64,11 @@ fn stream_send_wait<'a>(
 /// `stream_async_send(Stream, Data) -> ok | {error, Reason}`; `{error, send_queue_full}` when
 /// there is no room now, at this peer or in the pool.
 #[rustler::nif]
-fn stream_async_send<'a>(env: Env<'a>, stream: Stream, data: Binary<'a>) -> Term<'a> {
+fn stream_async_send<'a>(
+    env: Env<'a>,
+    stream: &'a Held<StreamResource>,
+    data: Binary<'a>,
+) -> Term<'a> {
     match stream.stream.try_send(data::payload(&data)) {
         Ok(()) => atoms::ok().encode(env),
         Err(Error::PoolQueueFull) => terms::error(env, &Error::QueueFull),
