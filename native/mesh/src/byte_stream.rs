@@ -229,8 +229,8 @@ async fn reset_code(resets: &mut watch::Receiver<Option<VarInt>>) -> VarInt {
 
 async fn write_all(stream: &mut Outgoing, outbox: &Outbox) -> Result<(), Error> {
     while outbox.next().await == Next::Message {
-        let (load, chunks) = chunks(outbox);
-        stream.write_chunks(chunks).await?;
+        let (load, mut chunks) = chunks(outbox);
+        stream.write_chunks(&mut chunks).await?;
         outbox.settle(load);
     }
     stream.finish();
@@ -279,22 +279,20 @@ impl Outgoing {
     }
 
     /// Hands all chunks to the stack; waits while flow control does.
-    pub(crate) async fn write_chunks(&mut self, mut chunks: Vec<Bytes>) -> Result<(), Error> {
-        Ok(self.stream.write_all_chunks(&mut chunks).await?)
+    pub(crate) async fn write_chunks(&mut self, chunks: &mut [Bytes]) -> Result<(), Error> {
+        Ok(self.stream.write_all_chunks(chunks).await?)
     }
 
     /// Hands chunks to the stack as far as it takes them at once. `true`: it has taken all.
-    pub(crate) fn try_write(&mut self, chunks: &mut Vec<Bytes>) -> bool {
-        loop {
-            chunks.retain(|chunk| !chunk.is_empty());
-            if chunks.is_empty() {
-                return true;
-            }
+    pub(crate) fn try_write(&mut self, mut chunks: &mut [Bytes]) -> bool {
+        while !chunks.iter().all(Bytes::is_empty) {
             // An error is told again by what follows.
-            let Some(Ok(_)) = self.stream.write_chunks(chunks).now_or_never() else {
+            let Some(Ok(written)) = self.stream.write_chunks(chunks).now_or_never() else {
                 return false;
             };
+            chunks = std::mem::take(&mut chunks).get_mut(written.chunks..).unwrap_or_default();
         }
+        true
     }
 
     /// Sends FIN behind all that was written.

@@ -65,8 +65,11 @@ impl Credit {
         }
     }
 
-    /// Nothing is under way any more.
+    /// Nothing is under way any more. What waits for credit then goes on at once.
     pub(crate) fn rest(&mut self) {
+        if self.waits_since.is_some() {
+            return;
+        }
         self.is_short = false;
         // Dropped, they are refused.
         self.marks.clear();
@@ -104,4 +107,22 @@ async fn marked_end(marks: &mut VecDeque<RecvStream>) {
     // An answer is read to its end, and thrown away.
     while let Ok(Some(_)) = first.read_chunk(usize::MAX, true).await {}
     marks.pop_front();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Or a sender in bulk, all of whose messages land while it waits, would find no marked stream
+    /// the next time either, and wait for a timer after each hundred.
+    #[test]
+    fn whoever_waits_for_credit_is_not_at_rest() {
+        let mut credit = Credit { is_short: true, ..Credit::new() };
+        credit.waits_since = Some(Instant::now());
+        credit.rest();
+        assert!(credit.is_short);
+        credit.waits_since = None;
+        credit.rest();
+        assert!(!credit.is_short);
+    }
 }

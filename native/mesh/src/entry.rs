@@ -60,6 +60,14 @@ impl Entry {
         }
     }
 
+    /// Payload bytes of the first message.
+    pub(crate) fn first_bytes(&self) -> usize {
+        match self {
+            Self::Batch(batch) => batch.first_bytes(),
+            Self::Single(message) => message.len(),
+        }
+    }
+
     /// Whether its sender has not withdrawn it.
     pub(crate) fn is_wanted(&self) -> bool {
         match self {

@@ -48,8 +48,23 @@ pub(crate) struct Flight {
     number: u64,
     cargo: Cargo,
     /// What is still to be handed to the stack.
-    chunks: Vec<Bytes>,
+    chunks: Chunks,
     stream: Outgoing,
+}
+
+/// What is written: one message as it is, without a vector of its own, or what has been joined.
+enum Chunks {
+    One([Bytes; 1]),
+    Many(Vec<Bytes>),
+}
+
+impl Chunks {
+    fn as_mut(&mut self) -> &mut [Bytes] {
+        match self {
+            Self::One(chunk) => chunk,
+            Self::Many(chunks) => chunks,
+        }
+    }
 }
 
 /// How messages fared.
@@ -93,8 +108,22 @@ impl Aloft {
 }
 
 impl Flight {
-    /// `keeps`: the messages are kept until it lands, to be sent again if it does not.
-    pub(crate) fn new(
+    /// One message to a node of the field. `keeps`: it is kept until it lands, to be sent again if
+    /// it does not.
+    pub(crate) fn single(number: u64, message: Message, keeps: bool, stream: Outgoing) -> Self {
+        let load = message.load();
+        let (data, receipt) = message.into_parts();
+        let chunks = Chunks::One([data.clone()]);
+        let cargo = if keeps {
+            Cargo::Entries(vec![Entry::Single(Message::from_parts(data, receipt))])
+        } else {
+            Cargo::Receipts(receipt.into_iter().collect())
+        };
+        Self { kind: Kind::Single, load, number, cargo, chunks, stream }
+    }
+
+    /// Messages to one of ours. `keeps`: as above.
+    pub(crate) fn joined(
         kind: Kind,
         number: u64,
         entries: Vec<Entry>,
@@ -102,7 +131,7 @@ impl Flight {
         stream: Outgoing,
     ) -> Self {
         let mut load = Load::default();
-        let mut encoder = Encoder::new(kind);
+        let mut encoder = Encoder::new(kind == Kind::Large);
         let mut receipts = Vec::new();
         let mut kept = Vec::new();
         for entry in entries {
@@ -126,7 +155,7 @@ impl Flight {
             }
         }
         let cargo = if keeps { Cargo::Entries(kept) } else { Cargo::Receipts(receipts) };
-        Self { kind, load, number, cargo, chunks: encoder.finish(), stream }
+        Self { kind, load, number, cargo, chunks: Chunks::Many(encoder.finish()), stream }
     }
 
     /// Takes the messages all the way: written, finished, and acknowledged whole.
@@ -135,7 +164,7 @@ impl Flight {
         let outcome = async {
             tokio::select! {
                 biased;
-                written = self.stream.write_chunks(std::mem::take(&mut self.chunks)) => written?,
+                written = self.stream.write_chunks(self.chunks.as_mut()) => written?,
                 // Of what the peer has stopped nothing more is sent, so nothing is acknowledged; with
                 // the send window full of it, quinn would never tell whoever writes.
                 error = lost => return Err(error),
@@ -149,7 +178,7 @@ impl Flight {
 
     /// Writes and finishes, if that can be done at once; it is still to be acknowledged.
     fn take_off(&mut self) -> bool {
-        let is_away = self.stream.try_write(&mut self.chunks);
+        let is_away = self.stream.try_write(self.chunks.as_mut());
         if is_away {
             self.stream.finish();
         }

@@ -14,7 +14,6 @@ use rustls::pki_types::CertificateDer;
 
 use crate::address::Address;
 use crate::config::{BadOption, Bounds, Config};
-use crate::flight::Kind;
 use crate::frames::{Frames, Packet};
 use crate::handshake::PeerParameters;
 use crate::joined::{Breach, Cutter, Encoder};
@@ -212,7 +211,7 @@ pub fn messages(data: &[u8]) {
     assert_eq!(breach, too_long);
     assert!(breach.is_some() || is_within != rest.is_empty());
 
-    let mut encoder = Encoder::new(Kind::Piece);
+    let mut encoder = Encoder::new(false);
     expected.iter().for_each(|message| encoder.add(message.clone()));
     let chunks = encoder.finish().concat();
     let (kind, written) = chunks.split_first().unwrap_or((&0, &[]));

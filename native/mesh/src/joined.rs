@@ -22,7 +22,6 @@ use crate::Error;
 use crate::batch::put_prefix;
 use crate::byte_stream::Received;
 use crate::connection::Connection;
-use crate::flight::Kind;
 
 /// The protocol's name (RFC 7301), preferred to that of older nodes.
 pub const MESH_ALPN: &[u8] = b"macula-mesh/1";
@@ -56,28 +55,22 @@ const MALFORMED: u64 = 0x4d03;
 
 /// Puts messages into the chunks of one stream.
 pub(crate) struct Encoder {
-    kind: Kind,
     /// Whole chunks, and what is becoming one.
     chunks: Vec<Bytes>,
     buffer: BytesMut,
 }
 
 impl Encoder {
-    pub(crate) fn new(kind: Kind) -> Self {
+    /// `is_alone`: it will be one large message.
+    pub(crate) fn new(is_alone: bool) -> Self {
         let mut buffer = BytesMut::new();
-        match kind {
-            Kind::Single => {}
-            Kind::Piece => buffer.put_u8(ORDERED),
-            Kind::Large => buffer.put_u8(ALONE),
-        }
-        Self { kind, chunks: Vec::new(), buffer }
+        buffer.put_u8(if is_alone { ALONE } else { ORDERED });
+        Self { chunks: Vec::new(), buffer }
     }
 
     /// Adds one message.
     pub(crate) fn add(&mut self, message: Bytes) {
-        if self.kind != Kind::Single {
-            put_prefix(&mut self.buffer, message.len());
-        }
+        put_prefix(&mut self.buffer, message.len());
         self.push(message);
     }
 
@@ -93,7 +86,7 @@ impl Encoder {
 
     /// What is small is copied: quinn's send buffer is slow with many small chunks.
     fn push(&mut self, data: Bytes) {
-        let is_copied = data.len() < COPY_BELOW_BYTES && self.kind != Kind::Single;
+        let is_copied = data.len() < COPY_BELOW_BYTES;
         if is_copied {
             self.buffer.extend_from_slice(&data);
         }
@@ -392,8 +385,8 @@ mod tests {
 
     use super::*;
 
-    fn encode(messages: Vec<Bytes>, kind: Kind) -> Vec<Bytes> {
-        let mut encoder = Encoder::new(kind);
+    fn encode(messages: Vec<Bytes>, is_alone: bool) -> Vec<Bytes> {
+        let mut encoder = Encoder::new(is_alone);
         messages.into_iter().for_each(|message| encoder.add(message));
         encoder.finish()
     }
@@ -405,9 +398,9 @@ mod tests {
     #[test]
     fn a_message_is_led_by_its_length() {
         let messages = vec![Bytes::from_static(b""), Bytes::from_static(b"ab")];
-        assert_eq!(encode(messages, Kind::Piece).concat(), [ORDERED, 0, 2, b'a', b'b']);
+        assert_eq!(encode(messages, false).concat(), [ORDERED, 0, 2, b'a', b'b']);
         let large = Bytes::from(vec![7; LARGE_BYTES]);
-        let chunks = encode(vec![large.clone()], Kind::Large);
+        let chunks = encode(vec![large.clone()], true);
         assert_eq!(chunks.first().map(|c| c.as_ref()), Some([ALONE, 0x80, 2, 0, 0].as_slice()));
         assert_eq!(chunks.last(), Some(&large));
     }
@@ -427,7 +420,7 @@ mod tests {
         ) {
             let sent: Vec<Bytes> =
                 sizes.iter().map(|size| Bytes::from(vec![1; *size])).collect();
-            let mut stream = Bytes::from(encode(sent.clone(), Kind::Piece).concat()).slice(1..);
+            let mut stream = Bytes::from(encode(sent.clone(), false).concat()).slice(1..);
             let mut cutter = Cutter::new(10_000);
             let mut received = Vec::new();
             for cut_at in cuts.into_iter().cycle() {

@@ -237,13 +237,14 @@ impl Outbox {
         }
     }
 
-    /// Takes the oldest queued message out; it stays outstanding until it is settled.
-    pub(crate) fn take(&self) -> Option<Message> {
+    /// Takes the oldest queued message out; it stays outstanding until it is settled. With it comes
+    /// [`Outbox::next_bytes`] of those behind it.
+    pub(crate) fn take(&self) -> Option<(Message, Option<usize>)> {
         let mut state = self.lock();
-        loop {
+        let message = loop {
             let Entry::Batch(batch) = state.queue.front_mut()? else {
                 match self.depart(&mut state).flatten() {
-                    Some(Entry::Single(message)) => return Some(message),
+                    Some(Entry::Single(message)) => break message,
                     _ => continue, // Withdrawn.
                 }
             };
@@ -253,9 +254,11 @@ impl Outbox {
             }
             if let Some(message) = message {
                 state.queued -= message.load();
-                return Some(message);
+                break message;
             }
-        }
+        };
+        let next = state.queue.front().map(Entry::first_bytes);
+        Some((message, next))
     }
 
     /// Puts back what had been taken and not settled, before all others, to be sent again.
@@ -320,10 +323,7 @@ impl Outbox {
 
     /// Payload bytes of the message that is next.
     pub(crate) fn next_bytes(&self) -> Option<usize> {
-        Some(match self.lock().queue.front()? {
-            Entry::Batch(batch) => batch.first_bytes(),
-            Entry::Single(message) => message.len(),
-        })
+        self.lock().queue.front().map(Entry::first_bytes)
     }
 
     /// Lets messages pile up until `deadline`, or until `enough_bytes` are there. Cancelled, it
@@ -626,7 +626,7 @@ mod tests {
         let (outbox, budget) = outbox(ROOMY, 1_000, Load { messages: 2, bytes: 50 });
         assert_eq!(outbox.push(message(40)), Ok(()));
         assert_eq!(outbox.push(message(20)), Err(Error::PoolQueueFull));
-        assert_eq!(outbox.take().map(|m| m.len()), Some(40));
+        assert_eq!(outbox.take().map(|(m, _)| m.len()), Some(40));
         outbox.settle(Load { messages: 1, bytes: 40 });
         assert_eq!(budget.used(), Load::default());
         assert_eq!(outbox.push(message(20)), Ok(()));
@@ -647,7 +647,7 @@ mod tests {
         assert!(outbox.take().is_some());
         outbox.settle(Load { messages: 1, bytes: 10 });
         assert_eq!(turn.try_recv(), Ok(Ok(())));
-        assert_eq!(outbox.take().map(|m| m.len()), Some(20));
+        assert_eq!(outbox.take().map(|(m, _)| m.len()), Some(20));
     }
 
     #[test]
@@ -693,7 +693,7 @@ mod tests {
         assert!(outbox.take().is_some());
         outbox.settle(Load { messages: 1, bytes: 5 });
         assert_eq!(turn.try_recv(), Ok(Ok(())));
-        assert_eq!(outbox.take().map(|m| m.len()), Some(7));
+        assert_eq!(outbox.take().map(|(m, _)| m.len()), Some(7));
     }
 
     #[test]
@@ -734,13 +734,13 @@ mod tests {
             assert_eq!(outbox.push(message(bytes)), Ok(()));
         }
         assert_eq!(outbox.next_bytes(), Some(3));
-        assert_eq!(outbox.take().map(|m| m.len()), Some(3));
+        assert_eq!(outbox.take().map(|(m, _)| m.len()), Some(3));
         let piece = outbox.take_piece(1_000, 1_000);
         assert_eq!(piece.len(), 1);
         assert_eq!(piece[0].load(), Load { messages: 2, bytes: 5 });
         outbox.restore(piece.into_iter());
-        assert_eq!(outbox.take().map(|m| m.len()), Some(0));
-        assert_eq!(outbox.take().map(|m| m.len()), Some(5));
+        assert_eq!(outbox.take().map(|(m, _)| m.len()), Some(0));
+        assert_eq!(outbox.take().map(|(m, _)| m.len()), Some(5));
         assert!(outbox.take().is_none());
     }
 

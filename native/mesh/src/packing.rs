@@ -34,6 +34,8 @@ pub(crate) struct Packing {
     size: usize,
     /// STREAM frames sent when the messages in it are.
     frames: u64,
+    /// STREAM frames sent when last looked.
+    sent: u64,
 }
 
 impl Packing {
@@ -50,11 +52,13 @@ impl Packing {
     /// Adds a message to it, or to the next one, which is only begun when this one has left.
     pub(crate) fn add(&mut self, carrier: &quinn::Connection, bytes: usize) {
         if !self.has_room(bytes) {
-            let stats = carrier.stats();
-            self.size = usize::from(stats.path.current_mtu);
+            // Otherwise somebody has just waited, and looked.
+            if self.is_beyond(bytes) {
+                self.look(carrier);
+            }
             self.room = self.size.saturating_sub(RESERVE_BYTES);
             // What has not left yet, since nobody waited for it, is still to come.
-            self.frames = self.frames.max(stats.frame_tx.stream);
+            self.frames = self.frames.max(self.sent);
         }
         self.room = self.room.saturating_sub(bytes + HEAD_BYTES);
         // A message larger than a packet takes one for each part, at least.
@@ -63,15 +67,26 @@ impl Packing {
 
     /// Resolves when the messages in it have left, or should have.
     pub(crate) async fn left(&mut self, carrier: &quinn::Connection) {
+        // quinn's driver has not had its turn since they were given to it.
+        yield_now().await;
+        self.look(carrier);
         let begin = Instant::now();
-        while carrier.stats().frame_tx.stream < self.frames && begin.elapsed() < LATEST {
+        while self.sent < self.frames && begin.elapsed() < LATEST {
             if begin.elapsed() < SOON {
                 yield_now().await;
             } else {
                 sleep(LATER).await;
             }
+            self.look(carrier);
         }
         // Frames that will never leave are waited for once, and not with each packet from here on.
-        self.frames = 0;
+        self.frames = self.sent;
+    }
+
+    /// quinn's figures are many, and each look copies all of them.
+    fn look(&mut self, carrier: &quinn::Connection) {
+        let stats = carrier.stats();
+        self.size = usize::from(stats.path.current_mtu);
+        self.sent = stats.frame_tx.stream;
     }
 }

@@ -62,6 +62,8 @@ pub(crate) struct Sender<'a> {
     redelivery: Redelivery,
     credit: Credit,
     packet: Packing,
+    /// Payload bytes of the message behind the last one taken, if there was any then.
+    next_bytes: Option<usize>,
     /// Bytes given to quinn since its driver had its last turn.
     given_bytes: usize,
     /// Until when messages may pile up, since they come in a stream.
@@ -92,6 +94,7 @@ impl<'a> Sender<'a> {
             redelivery: context.config.redelivery,
             credit: Credit::new(),
             packet: Packing::default(),
+            next_bytes: None,
             given_bytes: 0,
             piles_until: None,
             departed: 0,
@@ -142,7 +145,12 @@ impl<'a> Sender<'a> {
         self.piles_until = (messages >= STREAM_MESSAGES).then(|| Instant::now() + PILE_TIME);
         let is_large = piece.first().is_some_and(|first| first.load().bytes >= LARGE_BYTES);
         let kind = if is_large { Kind::Large } else { Kind::Piece };
-        Ok(self.flight(kind, piece, send).map_or(Turn::Nothing, Turn::Send))
+        let stream = Outgoing::new(send);
+        if piece.is_empty() {
+            return Ok(Turn::Nothing); // Their senders have withdrawn all of them.
+        }
+        let number = self.departure(kind);
+        Ok(Turn::Send(Flight::joined(kind, number, piece, self.keeps(), stream)))
     }
 
     /// One message on a stream of its own.
@@ -169,8 +177,8 @@ impl<'a> Sender<'a> {
     /// The next message, if it fits into the packet that is being filled and there is a stream for
     /// it at once.
     pub(crate) fn follow(&mut self) -> Option<Flight> {
-        let bytes = self.outbox.next_bytes()?;
-        if self.speaks_mesh || !self.may_fly() || !self.packet.has_room(bytes) {
+        let has_room = self.next_bytes.is_some_and(|bytes| self.packet.has_room(bytes));
+        if !has_room || !self.may_fly() {
             return None;
         }
         // An error is told again by the next turn.
@@ -179,27 +187,26 @@ impl<'a> Sender<'a> {
 
     fn single(&mut self, (send, recv): (quinn::SendStream, quinn::RecvStream)) -> Option<Flight> {
         self.credit.use_up(recv);
-        let message = self.outbox.take()?;
+        let stream = Outgoing::new(send);
+        // Otherwise its sender has withdrawn it, and the stream is given up.
+        let (message, next_bytes) = self.outbox.take()?;
+        self.next_bytes = next_bytes;
         self.packet.add(self.carrier, message.len());
         self.given_bytes += message.len();
-        self.flight(Kind::Single, vec![Entry::Single(message)], send)
+        let number = self.departure(Kind::Single);
+        Some(Flight::single(number, message, self.keeps(), stream))
     }
 
-    /// `None`: their senders have withdrawn all messages; the stream is given up.
-    fn flight(
-        &mut self,
-        kind: Kind,
-        entries: Vec<Entry>,
-        send: quinn::SendStream,
-    ) -> Option<Flight> {
-        let stream = Outgoing::new(send);
-        if entries.is_empty() {
-            return None;
-        }
+    /// The number of a flight that departs.
+    fn departure(&mut self, kind: Kind) -> u64 {
         self.departed += 1;
         *self.aloft.of(kind) += 1;
-        let keeps = self.redelivery == Redelivery::AtLeastOnce;
-        Some(Flight::new(kind, self.departed, entries, keeps, stream))
+        self.departed
+    }
+
+    /// Whether messages are kept until they have arrived.
+    fn keeps(&self) -> bool {
+        self.redelivery == Redelivery::AtLeastOnce
     }
 
     /// Books how messages fared: all at once, for each is a few nanoseconds of work. Whoever is told
