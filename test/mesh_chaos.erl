@@ -310,7 +310,13 @@ assert_nothing_left(#{vm := Vm, base := none} = Chaos) ->
     mesh_load:eventually(0, fun() -> maps:get(tasks, remains(Vm)) end),
     Chaos#{base := remains(Vm), memory => mesh_vm:memory_kib(Vm)};
 assert_nothing_left(#{vm := Vm, base := Base, memory := Before} = Chaos) ->
-    mesh_load:eventually(Base, fun() -> remains(Vm) end),
+    try
+        mesh_load:eventually(Base, fun() -> remains(Vm) end)
+    catch
+        error:Left:Stack ->
+            ct:pal("~p", [mesh_vm:threads(Vm)]),
+            erlang:raise(error, Left, Stack)
+    end,
     After = mesh_vm:memory_kib(Vm),
     ct:pal("RSS ~b KiB, ~b at first", [After, Before]),
     ?assert(After < Before + ?MEMORY_KIB),

@@ -74,10 +74,10 @@ impl Pulse {
     }
 
     /// Whether the peer has to be asked before it is used. Takes no lock.
-    pub(crate) fn is_doubtful(&self) -> bool {
+    pub(crate) fn is_doubtful(&self, now: Instant) -> bool {
         // Relaxed: a time alone, which orders nothing.
         let heard = self.heard_ms.load(Ordering::Relaxed);
-        self.probe_after_ms > 0 && self.now_ms().saturating_sub(heard) >= self.probe_after_ms
+        self.probe_after_ms > 0 && self.ms_at(now).saturating_sub(heard) >= self.probe_after_ms
     }
 
     /// Has the peer asked, and resolves when it was heard of or the connection `is_over`. What
@@ -87,7 +87,7 @@ impl Pulse {
         tokio::pin!(settled);
         // Before the look, so that no news is missed.
         settled.as_mut().enable();
-        if self.is_doubtful() && !is_over() {
+        if self.is_doubtful(Instant::now()) && !is_over() {
             self.wanted.notify_one();
             settled.await;
         }
@@ -99,12 +99,13 @@ impl Pulse {
     }
 
     fn beat(&self) {
-        self.heard_ms.store(self.now_ms(), Ordering::Relaxed);
+        self.heard_ms.store(self.ms_at(Instant::now()), Ordering::Relaxed);
         self.settled.notify_waiters();
     }
 
-    fn now_ms(&self) -> u64 {
-        u64::try_from(self.begin.elapsed().as_millis()).unwrap_or(u64::MAX)
+    /// Milliseconds from the beginning until `now`.
+    pub(crate) fn ms_at(&self, now: Instant) -> u64 {
+        u64::try_from((now - self.begin).as_millis()).unwrap_or(u64::MAX)
     }
 }
 
@@ -235,7 +236,9 @@ impl<'a> Vigil<'a> {
         self.since = Instant::now();
         match cause {
             Cause::None => self.rest(),
-            Cause::Owed | Cause::Wanted if !self.pulse.is_doubtful() => self.listen(),
+            Cause::Owed | Cause::Wanted if !self.pulse.is_doubtful(Instant::now()) => {
+                self.listen();
+            }
             Cause::Owed | Cause::Wanted | Cause::Hint => {
                 self.ask(true);
                 return Some(News::Changed);
@@ -418,7 +421,7 @@ mod tests {
     }
 
     async fn until_doubtful(pulse: &Pulse) {
-        while !pulse.is_doubtful() {
+        while !pulse.is_doubtful(Instant::now()) {
             sleep(FIRST_LOOK).await;
         }
     }
@@ -451,6 +454,6 @@ mod tests {
         let (never, unbounded) = (pulse(0, 1_000), pulse(1, 0));
         let begin = Instant::now();
         while begin.elapsed() < 2 * FIRST_LOOK {}
-        assert!(!never.is_doubtful() && !unbounded.is_doubtful());
+        assert!(!never.is_doubtful(Instant::now()) && !unbounded.is_doubtful(Instant::now()));
     }
 }

@@ -19,7 +19,7 @@ use crate::joined::MESH_ALPN;
 use crate::message::{Confirmation, Message, Undelivered};
 use crate::outbox::Outbox;
 use crate::pool::{self, Pool, Slot};
-use crate::pooled::{Context, Figures, PooledConnection, now_seconds};
+use crate::pooled::{Context, Figures, PooledConnection};
 use crate::scope::Scope;
 use crate::settings::Settings;
 use crate::stats::{Snapshot, Stats};
@@ -112,6 +112,10 @@ pub(crate) struct Shared<T: Handles> {
 pub(crate) struct Slots<T: Handles> {
     pub(crate) pool: Pool<NodeId, Dial<T>, Resident<T>>,
     pub(crate) backoff: Backoff,
+    /// Requests for a connection that found one, and those that had to wait for a dial. Here, since
+    /// whoever counts one has locked the pool.
+    hits: u64,
+    misses: u64,
     is_closed: bool,
     has_dialled: bool,
 }
@@ -171,12 +175,12 @@ impl<T: Handles> Resident<T> {
     }
 
     /// Uses the connection; its stream is made anew if somebody has closed it.
-    fn checkout(&mut self, now: u64) -> T::Stream {
+    fn checkout(&mut self, now: Instant) -> T::Stream {
         if !self.stream.is_open() {
             self.stream = Stream::messages(self.connection.clone(), self.usage.clone());
             self.stream_handle = T::stream(self.stream.clone());
         }
-        self.connection.note_use(now);
+        self.connection.note_use(now.into());
         self.stream_handle.clone()
     }
 
@@ -236,6 +240,8 @@ impl<T: Handles> Mesh<T> {
         let slots = Slots {
             pool: Pool::new(config.max_connections()),
             backoff: config.dial_backoff(),
+            hits: 0,
+            misses: 0,
             is_closed: false,
             has_dialled: false,
         };
@@ -274,16 +280,17 @@ impl<T: Handles> Mesh<T> {
     /// The stream of a live pooled connection, which thereby is used. `None`: there is none, or
     /// its peer has to be asked first whether it is still there.
     pub fn checkout(&self, node: &[u8]) -> Option<T::Stream> {
-        let now = now_seconds();
+        // One look at the clock, and that before the lock.
+        let now = Instant::now();
         let mut slots = self.0.lock();
         let Slot::Ready(resident) = slots.pool.lookup(node) else {
             return None;
         };
-        if !resident.is_alive() || resident.connection.is_doubtful() {
+        if !resident.is_alive() || resident.connection.is_doubtful(now.into()) {
             return None;
         }
         let stream = resident.checkout(now);
-        self.0.context.scope.stats.hits.add(1);
+        slots.hits += 1;
         Some(stream)
     }
 
@@ -431,25 +438,30 @@ impl<T: Handles> Mesh<T> {
     /// The pool's figures.
     pub fn stats(&self) -> Snapshot {
         let context = &self.0.context;
-        let (size, dialing, limit, failing) = {
+        let counted = context.scope.stats.snapshot();
+        let counted = {
             let slots = self.0.lock();
-            let Slots { pool, backoff, .. } = &*slots;
-            (pool.ready(), pool.dialing(), pool.limit(), backoff.failing())
+            let Slots { pool, backoff, hits, misses, .. } = &*slots;
+            Snapshot {
+                size: pool.ready(),
+                dialing: pool.dialing(),
+                limit: pool.limit().get(),
+                failing: backoff.failing(),
+                hits: *hits,
+                misses: *misses,
+                ..counted
+            }
         };
         let granted = context.dialer.granted();
         let accepted = context.scope.budget.accepted();
         Snapshot {
-            size,
-            dialing,
-            failing,
-            limit: limit.get(),
             tasks: context.scope.tasks.count(),
             outstanding: context.scope.budget.used(),
             accepted: accepted.messages,
             accepted_bytes: accepted.bytes,
             udp_receive_buffer_bytes: granted.receive_bytes,
             udp_send_buffer_bytes: granted.send_bytes,
-            ..context.scope.stats.snapshot()
+            ..counted
         }
     }
 
@@ -506,23 +518,26 @@ impl<T: Handles> Shared<T> {
         target: Target,
         was_asked: bool,
     ) -> Result<Claim<T>, Error> {
+        let now = Instant::now();
         let mut slots = self.lock();
         match slots.pool.lookup(node) {
             Slot::Ready(resident) if resident.is_alive() => {
-                if resident.connection.is_doubtful() && !was_asked {
+                if resident.connection.is_doubtful(now.into()) && !was_asked {
                     return Ok(Claim::Doubtful(resident.connection.clone()));
                 }
-                self.context.scope.stats.hits.add(1);
-                return Ok(Claim::Ready(resident.checkout(now_seconds())));
+                let stream = resident.checkout(now);
+                slots.hits += 1;
+                return Ok(Claim::Ready(stream));
             }
             Slot::Dialing(dial) => {
-                self.context.scope.stats.misses.add(1);
                 dial.urgent.notify_one();
-                return Ok(Claim::Pending(dial.outcome.subscribe()));
+                let outcome = dial.outcome.subscribe();
+                slots.misses += 1;
+                return Ok(Claim::Pending(outcome));
             }
             Slot::Ready(_) | Slot::Vacant => {}
         }
-        self.context.scope.stats.misses.add(1);
+        slots.misses += 1;
         let dial = self.begin(&mut slots, node.into(), target, Occasion::Asked)?;
         Ok(Claim::Pending(dial.outcome.subscribe()))
     }

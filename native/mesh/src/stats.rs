@@ -53,8 +53,6 @@ impl Causes {
 /// The counters of one pool.
 #[derive(Debug, Default)]
 pub(crate) struct Stats {
-    pub(crate) hits: Counter,
-    pub(crate) misses: Counter,
     pub(crate) dials: Counter,
     pub(crate) dial_failures: Causes,
     pub(crate) connections: Counter,
@@ -138,11 +136,9 @@ pub struct Snapshot {
 }
 
 impl Stats {
-    /// The counters; the gauges, and what was accepted, are left to who knows them.
+    /// These counters; the rest is left to who knows it.
     pub(crate) fn snapshot(&self) -> Snapshot {
         Snapshot {
-            hits: self.hits.value(),
-            misses: self.misses.value(),
             dials: self.dials.value(),
             dial_failures: self.dial_failures.values(),
             connections: self.connections.value(),
