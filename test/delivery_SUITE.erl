@@ -15,6 +15,7 @@
     a_connection_lost_after_sending_leaves_the_message_unconfirmed/1,
     senders_wait_for_room_and_are_all_served/1,
     a_message_beyond_the_limit_is_refused_and_counted/1,
+    the_message_of_a_sender_that_dies_before_it_leaves_is_withdrawn/1,
     withdrawn_messages_give_their_room_back/1,
     a_stopped_pool_tells_everyone_who_waits/1,
     a_bad_timeout_or_message_is_a_bad_call/1,
@@ -41,6 +42,7 @@ all() ->
         a_connection_lost_after_sending_leaves_the_message_unconfirmed,
         senders_wait_for_room_and_are_all_served,
         a_message_beyond_the_limit_is_refused_and_counted,
+        the_message_of_a_sender_that_dies_before_it_leaves_is_withdrawn,
         withdrawn_messages_give_their_room_back,
         a_stopped_pool_tells_everyone_who_waits,
         a_bad_timeout_or_message_is_a_bad_call,
@@ -149,6 +151,21 @@ a_message_beyond_the_limit_is_refused_and_counted(_Config) ->
     Peer = mesh_ct:start_peer(),
     ?assertEqual({error, message_too_large}, deliver(Pool, Peer, <<0:(1_025 * 8)>>)),
     ?assertEqual(#{message_too_large => 1}, mesh_ct:stat(messages_dropped)).
+
+the_message_of_a_sender_that_dies_before_it_leaves_is_withdrawn(_Config) ->
+    %% Its queue would hold it until the time that the sender had given it is over.
+    Pool = mesh_ct:start_pool(#{connect_timeout_ms => ?LONG}),
+    {_, _} = Nobody = mesh_peer:silent(),
+    {Pid, Monitor} = spawn_monitor(fun() ->
+        ?POOL:send(Pool, <<"node">>, Nobody, <<"from the dead">>, ?LONG)
+    end),
+    mesh_load:eventually(1, fun() -> mesh_ct:stat(outstanding_messages) end),
+    exit(Pid, kill),
+    receive
+        {'DOWN', Monitor, process, Pid, killed} -> ok
+    end,
+    mesh_load:eventually(0, fun() -> mesh_ct:stat(outstanding_messages) end),
+    ?assertEqual(#{cancelled => 1}, mesh_ct:stat(messages_dropped)).
 
 withdrawn_messages_give_their_room_back(_Config) ->
     %% Or a peer that is being dialled could be kept from having any message at all.

@@ -369,7 +369,7 @@ impl<T: Handles> Mesh<T> {
         match self.0.place(node, target, Occasion::Asked, give) {
             Ok(outbox) => {
                 let stats = self.0.context.scope.stats.clone();
-                Ok(Delivery { outbox, confirmation, stats })
+                Ok(Delivery { outbox, confirmation, stats, is_over: false })
             }
             Err(refusal) => {
                 self.0.refused(&refusal);
@@ -472,12 +472,15 @@ impl<T: Handles> Mesh<T> {
     }
 }
 
-/// A message whose sender waits for what becomes of it. Dropping this withdraws nothing.
+/// A message whose sender waits for what becomes of it. Dropped before that is known, it withdraws
+/// the message if nothing of it has been sent.
 #[derive(Debug)]
 pub struct Delivery {
     outbox: Arc<Outbox>,
     confirmation: Confirmation,
     stats: Arc<Stats>,
+    /// It is known what became of the message.
+    is_over: bool,
 }
 
 impl Delivery {
@@ -486,13 +489,26 @@ impl Delivery {
     ///
     /// # Errors
     /// Why the message is not known to have arrived.
-    pub async fn within(self, patience: Duration) -> Result<(), Undelivered> {
+    pub async fn within(mut self, patience: Duration) -> Result<(), Undelivered> {
         let outcome = self.confirmation.within(patience).await;
+        self.is_over = true;
         if outcome == Err(Undelivered::NotSent(Error::SendTimeout)) {
-            self.outbox.note_withdrawal();
-            self.stats.dropped.add(&Error::SendTimeout, 1);
+            self.note_withdrawal(&Error::SendTimeout);
         }
         outcome
+    }
+
+    fn note_withdrawal(&self, cause: &Error) {
+        self.outbox.note_withdrawal();
+        self.stats.dropped.add(cause, 1);
+    }
+}
+
+impl Drop for Delivery {
+    fn drop(&mut self) {
+        if !self.is_over && self.confirmation.abandon() {
+            self.note_withdrawal(&Error::Cancelled);
+        }
     }
 }
 

@@ -160,7 +160,7 @@ impl Drop for Receipt {
 impl Confirmation {
     /// What became of the message, within `patience`. If nothing has been sent of it by then, it
     /// is withdrawn.
-    pub(crate) async fn within(mut self, patience: Duration) -> Result<(), Undelivered> {
+    pub(crate) async fn within(&mut self, patience: Duration) -> Result<(), Undelivered> {
         match timeout(patience, &mut self.outcome).await {
             // A receipt tells even when it is dropped.
             Ok(told) => told.unwrap_or(Err(Undelivered::Unconfirmed(Error::Cancelled))),
@@ -169,6 +169,12 @@ impl Confirmation {
                 self.outcome.try_recv().unwrap_or(Err(Undelivered::Unconfirmed(Error::SendTimeout)))
             }
         }
+    }
+
+    /// Nobody waits any more: takes the message back. `false`: it is under way, or it is known what
+    /// became of it.
+    pub(crate) fn abandon(&mut self) -> bool {
+        self.outcome.try_recv().is_err() && self.withdraw()
     }
 
     /// Takes the message back. `false`: it is under way.
@@ -192,7 +198,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_message_that_waits_too_long_is_withdrawn_and_never_sets_off() {
-        let (message, confirmation) = message();
+        let (message, mut confirmation) = message();
         let outcome = confirmation.within(Duration::ZERO).await;
         assert_eq!(outcome, Err(Undelivered::NotSent(Error::SendTimeout)));
         assert!(!message.is_wanted());
@@ -201,7 +207,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_message_under_way_cannot_be_withdrawn() {
-        let (message, confirmation) = message();
+        let (message, mut confirmation) = message();
         assert!(message.set_off());
         let outcome = confirmation.within(Duration::ZERO).await;
         assert_eq!(outcome, Err(Undelivered::Unconfirmed(Error::SendTimeout)));
@@ -210,11 +216,11 @@ mod tests {
 
     #[tokio::test]
     async fn a_message_that_is_dropped_tells_whether_it_had_set_off() {
-        let (waiting, confirmation) = message();
+        let (waiting, mut confirmation) = message();
         drop(waiting);
         let outcome = confirmation.within(Duration::MAX).await;
         assert_eq!(outcome, Err(Undelivered::NotSent(Error::Cancelled)));
-        let (sent, confirmation) = message();
+        let (sent, mut confirmation) = message();
         assert!(sent.set_off());
         drop(sent);
         let outcome = confirmation.within(Duration::MAX).await;
@@ -223,7 +229,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_message_that_turned_back_is_waiting_again() {
-        let (message, confirmation) = message();
+        let (message, mut confirmation) = message();
         assert!(message.set_off());
         message.turn_back();
         assert!(message.set_off());

@@ -193,7 +193,8 @@ impl Drop for StreamResource {
     }
 }
 
-/// Who waits for a dial of his own, or for his turn to send: both end with him.
+/// Who waits for a dial of his own, for his turn to send, or for what becomes of his message: all
+/// of them end with him.
 pub(crate) struct Caller(pub(crate) Notify);
 
 #[rustler::resource_impl(register = false)]

@@ -4,11 +4,12 @@ use std::time::Duration;
 
 use mesh::{Error, Event, Identity, Mesh};
 use rustler::{Atom, Binary, Encoder, Env, NifResult, Term};
+use tokio::sync::Notify;
 
 use super::{Pool, spawn};
 use crate::library::{Held, hold};
 use crate::reply::{Reply, notify};
-use crate::resources::PoolResource;
+use crate::resources::{Caller, PoolResource};
 use crate::{address, atoms, data, events, options, runtime, terms};
 
 /// `pool_open(Options) -> {ok, Pool, LingerMs} | {error, Reason}`. The caller becomes the owner:
@@ -95,8 +96,9 @@ fn pool_send<'a>(
 }
 
 /// `pool_deliver(Pool, NodeId, Address, Message, TimeoutMs, Token) -> ok | closed | {error,
-/// Reason}`. After `ok`, the caller gets `{mesh_delivered, Token, ok | {error, Reason}}`; `closed`:
-/// nothing was done, the pool is closed.
+/// Reason}`. After `ok`, the caller gets `{mesh_delivered, Token, ok | {error, Reason}}`; when it
+/// dies before anything has been sent, nothing will be. `closed`: nothing was done, the pool is
+/// closed.
 #[rustler::nif]
 fn pool_deliver<'a>(
     env: Env<'a>,
@@ -118,9 +120,16 @@ fn pool_deliver<'a>(
         }
         Err(refusal) => return Ok(terms::undelivered(env, &refusal)),
     };
-    let reply = Reply::new(atoms::mesh_delivered(), env.pid(), token);
+    let sender = env.pid();
+    let reply = Reply::new(atoms::mesh_delivered(), sender, token);
+    let caller = hold(Caller(Notify::new()));
+    env.monitor(&caller, &sender);
     spawn(async move {
-        let outcome = delivery.within(Duration::from_millis(timeout_ms)).await;
+        let outcome = tokio::select! {
+            outcome = delivery.within(Duration::from_millis(timeout_ms)) => outcome,
+            // With it goes the delivery, and the message if nothing of that has been sent.
+            () = caller.0.notified() => return reply.forget(),
+        };
         reply.send(|env| match outcome {
             Ok(()) => atoms::ok().encode(env),
             Err(why) => terms::undelivered(env, &why),
