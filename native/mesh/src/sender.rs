@@ -244,8 +244,9 @@ impl<'a> Sender<'a> {
                 (Err(error), cargo) => cargo.unconfirmed(&error),
             }
         }
-        self.outbox.settle(delivered);
-        self.outbox.settle(unconfirmed);
+        let mut settled = delivered;
+        settled += unconfirmed;
+        self.outbox.settle(settled);
     }
 
     /// Gives back to the queue what is to be sent again.
