@@ -8,12 +8,14 @@ seconds=${FUZZ_SECONDS:-60}
 # Longer than any input that a target takes apart: certificates are the longest.
 max_bytes=8192
 memory_mb=2048
+# What is installed if there is none.
+cargo_fuzz=0.13.2
 
 cd "$(dirname "$0")/.."
 cargo=${CARGO:-cargo}
 "$cargo" fuzz --version >/dev/null 2>&1 || {
-    echo "fuzz: cargo-fuzz is missing: $cargo install cargo-fuzz" >&2
-    exit 1
+    echo "fuzz: cargo-fuzz is missing: installing it" >&2
+    "$cargo" install --locked --version "$cargo_fuzz" cargo-fuzz
 }
 # Its instrumentation is unstable, and the toolchain is not to be another one for that.
 export RUSTC_BOOTSTRAP=1

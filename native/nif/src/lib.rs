@@ -9,6 +9,7 @@ mod atoms;
 mod data;
 #[cfg(feature = "defects")]
 mod defects;
+mod direct;
 mod events;
 mod inlet;
 mod library;

@@ -7,6 +7,7 @@ use rustler::{Atom, Binary, Encoder, Env, NifResult, Term};
 use tokio::sync::Notify;
 
 use super::{Pool, spawn};
+use crate::direct::direct;
 use crate::library::{Held, hold};
 use crate::reply::{Reply, notify};
 use crate::resources::{Caller, PoolResource};
@@ -45,13 +46,15 @@ fn pool_open<'a>(env: Env<'a>, map: Term<'a>) -> NifResult<Term<'a>> {
 }
 
 /// `pool_checkout(Pool, NodeId) -> {ok, Stream} | miss`.
-#[rustler::nif]
-fn pool_checkout<'a>(env: Env<'a>, pool: &'a Held<PoolResource>, node: Binary<'a>) -> Term<'a> {
-    match pool.0.checkout(node.as_slice()) {
+fn pool_checkout<'a>(env: Env<'a>, [pool, node]: [Term<'a>; 2]) -> NifResult<Term<'a>> {
+    let (pool, node): (&Held<PoolResource>, Binary<'a>) = (pool.decode()?, node.decode()?);
+    Ok(match pool.0.checkout(node.as_slice()) {
         Some(stream) => (atoms::ok(), stream).encode(env),
         None => atoms::miss().encode(env),
-    }
+    })
 }
+
+direct!(pool_checkout / 2);
 
 /// `pool_connect(Pool, NodeId, Address, Token) -> ok | {error, Reason}`. After `ok`, the caller
 /// gets `{mesh_connected, Token, {ok, Stream} | {error, Reason}}`.
@@ -80,20 +83,21 @@ fn pool_connect<'a>(
 
 /// `pool_send(Pool, NodeId, Address, Message) -> ok | closed`. What is not taken is counted;
 /// `closed`: nothing was done, the pool is closed.
-#[rustler::nif]
 fn pool_send<'a>(
-    pool: &'a Held<PoolResource>,
-    node: Binary<'a>,
-    address: Term<'a>,
-    message: Binary<'a>,
-) -> Atom {
+    env: Env<'a>,
+    [pool, node, address, message]: [Term<'a>; 4],
+) -> NifResult<Term<'a>> {
+    let pool: &Held<PoolResource> = pool.decode()?;
+    let (node, message): (Binary<'a>, Binary<'a>) = (node.decode()?, message.decode()?);
     let target = || address::target(address);
-    match pool.0.send(node.as_slice(), data::payload(&message), target) {
-        Err(Error::PoolClosed) => atoms::closed(),
+    Ok(match pool.0.send(node.as_slice(), data::payload(&message), target) {
+        Err(Error::PoolClosed) => atoms::closed().encode(env),
         // The pool has counted any other loss, and nobody is waiting to hear of it.
-        Ok(()) | Err(_) => atoms::ok(),
-    }
+        Ok(()) | Err(_) => atoms::ok().encode(env),
+    })
 }
+
+direct!(pool_send / 4);
 
 /// `pool_deliver(Pool, NodeId, Address, Message, TimeoutMs, Token) -> ok | closed | {error,
 /// Reason}`. After `ok`, the caller gets `{mesh_delivered, Token, ok | {error, Reason}}`; when it

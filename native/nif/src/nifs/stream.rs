@@ -5,6 +5,7 @@ use rustler::{Atom, Binary, Encoder, Env, LocalPid, NifResult, Term};
 use tokio::sync::Notify;
 
 use super::{Connection, Stream, spawn};
+use crate::direct::direct;
 use crate::inlet::{Inlet, Mode, Refusal, end_error};
 use crate::library::{Held, hold};
 use crate::reply::Reply;
@@ -19,14 +20,16 @@ const IMMEDIATE: u32 = 0x8;
 
 /// `stream_send(Stream, Data) -> ok | {error, Reason} | wait`. `wait`: nothing was taken, there
 /// is no room now.
-#[rustler::nif]
-fn stream_send<'a>(env: Env<'a>, stream: &'a Held<StreamResource>, data: Binary<'a>) -> Term<'a> {
-    match stream.stream.try_send(data::payload(&data)) {
+fn stream_send<'a>(env: Env<'a>, [stream, data]: [Term<'a>; 2]) -> NifResult<Term<'a>> {
+    let (stream, data): (&Held<StreamResource>, Binary<'a>) = (stream.decode()?, data.decode()?);
+    Ok(match stream.stream.try_send(data::payload(&data)) {
         Ok(()) => atoms::ok().encode(env),
         Err(Error::QueueFull | Error::PoolQueueFull) => atoms::wait().encode(env),
         Err(error) => terms::error(env, &error),
-    }
+    })
 }
+
+direct!(stream_send / 2);
 
 /// `stream_send_wait(Stream, Data, Token) -> ok | {error, Reason} | wait`. After `wait`, the
 /// caller gets `{mesh_sent, Token, ok | {error, Reason}}`; when it dies before its turn, nothing is
