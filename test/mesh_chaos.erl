@@ -110,8 +110,13 @@ targets(#{relays := Relays, ports := Ports}) ->
 
 id(Node) -> atom_to_binary(Node).
 
+%% In place and of one length. A look-up that found the file cut short would ask the name server,
+%% and where none answers, a thread of the VM would wait for that longer than we do.
 name_is(Ip, Hosts) ->
-    file:write_file(Hosts, io_lib:format("127.0.0.1 localhost\n~s ~s\n", [inet:ntoa(Ip), ?NAME])).
+    Text = io_lib:format("127.0.0.1 localhost\n~-15s ~s\n", [inet:ntoa(Ip), ?NAME]),
+    {ok, File} = file:open(Hosts, [read, write]),
+    ok = file:pwrite(File, 0, Text),
+    file:close(File).
 
 %%% A storm of `Ms', and the calm after it
 

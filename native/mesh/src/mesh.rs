@@ -19,7 +19,7 @@ use crate::joined::MESH_ALPN;
 use crate::message::{Confirmation, Message, Undelivered};
 use crate::outbox::Outbox;
 use crate::pool::{self, Pool, Slot};
-use crate::pooled::{Context, Figures, PooledConnection};
+use crate::pooled::{Context, Figures, PooledConnection, now_seconds};
 use crate::scope::Scope;
 use crate::settings::Settings;
 use crate::stats::{Snapshot, Stats};
@@ -175,12 +175,13 @@ impl<T: Handles> Resident<T> {
     }
 
     /// Uses the connection; its stream is made anew if somebody has closed it.
-    fn checkout(&mut self, now: Instant) -> T::Stream {
+    /// `now`: seconds since the epoch.
+    fn checkout(&mut self, now: u64) -> T::Stream {
         if !self.stream.is_open() {
             self.stream = Stream::messages(self.connection.clone(), self.usage.clone());
             self.stream_handle = T::stream(self.stream.clone());
         }
-        self.connection.note_use(now.into());
+        self.connection.note_use(now);
         self.stream_handle.clone()
     }
 
@@ -280,8 +281,8 @@ impl<T: Handles> Mesh<T> {
     /// The stream of a live pooled connection, which thereby is used. `None`: there is none, or
     /// its peer has to be asked first whether it is still there.
     pub fn checkout(&self, node: &[u8]) -> Option<T::Stream> {
-        // One look at the clock, and that before the lock.
-        let now = Instant::now();
+        // Before the lock, as little as looks at clocks take.
+        let (now, second) = (Instant::now(), now_seconds());
         let mut slots = self.0.lock();
         let Slot::Ready(resident) = slots.pool.lookup(node) else {
             return None;
@@ -289,7 +290,7 @@ impl<T: Handles> Mesh<T> {
         if !resident.is_alive() || resident.connection.is_doubtful(now.into()) {
             return None;
         }
-        let stream = resident.checkout(now);
+        let stream = resident.checkout(second);
         slots.hits += 1;
         Some(stream)
     }
@@ -541,7 +542,7 @@ impl<T: Handles> Shared<T> {
                 if resident.connection.is_doubtful(now.into()) && !was_asked {
                     return Ok(Claim::Doubtful(resident.connection.clone()));
                 }
-                let stream = resident.checkout(now);
+                let stream = resident.checkout(now_seconds());
                 slots.hits += 1;
                 return Ok(Claim::Ready(stream));
             }

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt, StreamExt};
@@ -54,8 +54,8 @@ struct Inner {
     carrier: Mutex<Option<quinn::Connection>>,
     remote: SocketAddr,
     opened_at: SystemTime,
-    /// In milliseconds of the pulse.
-    last_used_ms: AtomicU64,
+    /// In seconds since the epoch, which is all that is told of it.
+    last_used: AtomicU64,
     /// Whether it has been sent to at a time that `last_used` does not tell yet.
     was_sent_to: AtomicBool,
     user_streams: AtomicUsize,
@@ -119,7 +119,7 @@ impl PooledConnection {
             remote: canonical(carrier.remote_address()),
             carrier: Mutex::new(Some(carrier)),
             opened_at: SystemTime::now(),
-            last_used_ms: AtomicU64::new(0),
+            last_used: AtomicU64::new(now_seconds()),
             was_sent_to: AtomicBool::new(false),
             user_streams: AtomicUsize::new(0),
             has_delivered: AtomicBool::new(false),
@@ -192,12 +192,11 @@ impl PooledConnection {
         self.0.outbox.drain(Error::StreamClosed);
     }
 
-    /// It was asked for.
-    pub(crate) fn note_use(&self, now: Instant) {
-        let now = self.0.pulse.ms_at(now);
+    /// It was asked for, this many seconds after the epoch.
+    pub(crate) fn note_use(&self, now: u64) {
         // To write what is there already would take the line from another core.
-        if self.0.last_used_ms.load(Ordering::Relaxed) != now {
-            self.0.last_used_ms.store(now, Ordering::Relaxed);
+        if self.0.last_used.load(Ordering::Relaxed) != now {
+            self.0.last_used.store(now, Ordering::Relaxed);
         }
     }
 
@@ -212,14 +211,14 @@ impl PooledConnection {
     fn date_sending(&self) {
         if self.0.was_sent_to.load(Ordering::Relaxed) {
             self.0.was_sent_to.store(false, Ordering::Relaxed);
-            self.note_use(Instant::now());
+            self.note_use(now_seconds());
         }
     }
 
-    /// When it was last asked for or sent to, by the clock of the time at which it was opened.
+    /// When it was last asked for or sent to, to the second.
     pub(crate) fn last_used(&self) -> SystemTime {
         self.date_sending();
-        self.0.opened_at + Duration::from_millis(self.0.last_used_ms.load(Ordering::Relaxed))
+        UNIX_EPOCH + Duration::from_secs(self.0.last_used.load(Ordering::Relaxed))
     }
 
     pub(crate) fn outbox(&self) -> &Outbox {
@@ -449,4 +448,9 @@ impl Drop for Lease {
     fn drop(&mut self) {
         self.0.0.user_streams.fetch_sub(1, Ordering::Relaxed);
     }
+}
+
+/// Seconds since the epoch.
+pub(crate) fn now_seconds() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
