@@ -4,8 +4,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::config::{Load, size};
 
-/// What all outboxes of a pool may hold together, and what they do. Two counts that only grow serve
-/// for that and for the pool's figures: a message that is accepted is added once.
+/// What all outboxes of a pool may hold together, and what they do. Two counts serve for that and
+/// for the pool's figures: a message that is accepted is added once. They grow, but for what finds
+/// no room and is taken back at once.
 #[derive(Debug)]
 pub(crate) struct Budget {
     limit: Load,
@@ -13,7 +14,8 @@ pub(crate) struct Budget {
     settled: Count,
 }
 
-/// Messages and their bytes. Relaxed throughout: they order nothing.
+/// Messages and their bytes. In one order for all threads: each changes one count before it looks
+/// at the other, so of two that race for the last room one at least sees the other.
 #[derive(Debug, Default)]
 struct Count {
     messages: AtomicU64,
@@ -46,8 +48,8 @@ impl Budget {
     /// Accepts a message, unless there is no room. Two senders may both see the last room as taken
     /// for a moment; the bound itself is never exceeded.
     pub(crate) fn try_accept(&self, load: Load) -> bool {
-        let settled = self.settled.total();
-        let fits = self.allows(self.accepted.add(load).beyond(settled));
+        let accepted = self.accepted.add(load);
+        let fits = self.allows(accepted.beyond(self.settled.total()));
         if !fits {
             self.accepted.subtract(load);
         }
@@ -61,8 +63,8 @@ impl Budget {
 
     /// Takes back what was accepted once and has been settled since, unless there is no room.
     pub(crate) fn try_reopen(&self, load: Load) -> bool {
-        let accepted = self.accepted.total();
-        let fits = self.allows(accepted.beyond(self.settled.subtract(load)));
+        let settled = self.settled.subtract(load);
+        let fits = self.allows(self.accepted.total().beyond(settled));
         if !fits {
             self.settled.add(load);
         }
@@ -87,16 +89,16 @@ impl Budget {
 impl Count {
     fn total(&self) -> Total {
         Total {
-            messages: self.messages.load(Ordering::Relaxed),
-            bytes: self.bytes.load(Ordering::Relaxed),
+            messages: self.messages.load(Ordering::SeqCst),
+            bytes: self.bytes.load(Ordering::SeqCst),
         }
     }
 
     fn add(&self, load: Load) -> Total {
         let more = Total::from(load);
         Total {
-            messages: self.messages.fetch_add(more.messages, Ordering::Relaxed) + more.messages,
-            bytes: self.bytes.fetch_add(more.bytes, Ordering::Relaxed) + more.bytes,
+            messages: self.messages.fetch_add(more.messages, Ordering::SeqCst) + more.messages,
+            bytes: self.bytes.fetch_add(more.bytes, Ordering::SeqCst) + more.bytes,
         }
     }
 
@@ -104,8 +106,8 @@ impl Count {
     fn subtract(&self, load: Load) -> Total {
         let less = Total::from(load);
         Total {
-            messages: self.messages.fetch_sub(less.messages, Ordering::Relaxed) - less.messages,
-            bytes: self.bytes.fetch_sub(less.bytes, Ordering::Relaxed) - less.bytes,
+            messages: self.messages.fetch_sub(less.messages, Ordering::SeqCst) - less.messages,
+            bytes: self.bytes.fetch_sub(less.bytes, Ordering::SeqCst) - less.bytes,
         }
     }
 }

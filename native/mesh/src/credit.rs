@@ -65,7 +65,8 @@ impl Credit {
         }
     }
 
-    /// Nothing is under way any more. What waits for credit then goes on at once.
+    /// Nothing is under way any more. If something waits for credit, the rest is over soon, and what
+    /// is known of the peer holds.
     pub(crate) fn rest(&mut self) {
         if self.waits_since.is_some() {
             return;

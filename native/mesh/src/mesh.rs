@@ -439,30 +439,27 @@ impl<T: Handles> Mesh<T> {
     /// The pool's figures.
     pub fn stats(&self) -> Snapshot {
         let context = &self.0.context;
-        let counted = context.scope.stats.snapshot();
-        let counted = {
+        let (size, dialing, limit, failing, hits, misses) = {
             let slots = self.0.lock();
             let Slots { pool, backoff, hits, misses, .. } = &*slots;
-            Snapshot {
-                size: pool.ready(),
-                dialing: pool.dialing(),
-                limit: pool.limit().get(),
-                failing: backoff.failing(),
-                hits: *hits,
-                misses: *misses,
-                ..counted
-            }
+            (pool.ready(), pool.dialing(), pool.limit(), backoff.failing(), *hits, *misses)
         };
         let granted = context.dialer.granted();
         let accepted = context.scope.budget.accepted();
         Snapshot {
+            size,
+            dialing,
+            limit: limit.get(),
+            failing,
+            hits,
+            misses,
             tasks: context.scope.tasks.count(),
             outstanding: context.scope.budget.used(),
             accepted: accepted.messages,
             accepted_bytes: accepted.bytes,
             udp_receive_buffer_bytes: granted.receive_bytes,
             udp_send_buffer_bytes: granted.send_bytes,
-            ..counted
+            ..context.scope.stats.snapshot()
         }
     }
 
@@ -709,8 +706,8 @@ impl<T: Handles> Shared<T> {
     /// Counts messages of which nothing was sent, and ends them.
     pub(crate) fn give_up(&self, entries: VecDeque<Entry>, end: impl Fn(Message), cause: &Error) {
         let mut count = 0;
-        // Those that were withdrawn have been counted then.
-        for entry in entries.into_iter().filter(Entry::is_wanted) {
+        // Those that were withdrawn have been counted then; the others cannot be any more.
+        for entry in entries.into_iter().filter(Entry::set_off) {
             count += entry.load().messages;
             if let Entry::Single(message) = entry {
                 end(message);

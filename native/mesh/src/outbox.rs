@@ -27,7 +27,7 @@ const SMALL_BYTES: usize = 2 * 1024;
 /// back together with that of others.
 const SMALL_COPIED_BYTES: usize = 8 * 1024;
 
-/// What may always wait for one peer while many share the pool's watermark: enough for its turn to
+/// What may wait for one peer while many share the pool's watermark: enough for its turn to
 /// come again before all of it has gone.
 const LOW_BYTES: usize = 256 * 1024;
 /// The part of the watermark that has to be free before senders in line are let in: each time wakes
@@ -257,7 +257,7 @@ impl Outbox {
                 break message;
             }
         };
-        let next = state.queue.front().map(Entry::first_bytes);
+        let next = self.front_bytes(&mut state);
         Some((message, next))
     }
 
@@ -323,7 +323,7 @@ impl Outbox {
 
     /// Payload bytes of the message that is next.
     pub(crate) fn next_bytes(&self) -> Option<usize> {
-        self.lock().queue.front().map(Entry::first_bytes)
+        self.front_bytes(&mut self.lock())
     }
 
     /// Lets messages pile up until `deadline`, or until `enough_bytes` are there. Cancelled, it
@@ -464,22 +464,31 @@ impl Outbox {
         self.fits(state, load, self.limits.outstanding.bytes) && self.budget.try_reopen(load)
     }
 
-    /// Whether the peer's bounds leave room.
+    /// Whether the peer's bounds, with this one in bytes, leave room.
     fn fits(&self, state: &State, load: Load, bytes: usize) -> bool {
-        let Load { messages, bytes: most } = self.limits.outstanding;
-        state.outstanding.messages.saturating_add(load.messages) <= messages
-            && state.outstanding.bytes.saturating_add(load.bytes) <= bytes.min(most)
+        let most = self.limits.outstanding.messages;
+        state.outstanding.messages.saturating_add(load.messages) <= most
+            && state.outstanding.bytes.saturating_add(load.bytes) <= bytes
     }
 
     /// Bytes above which senders wait. One peer alone may have enough for a long path; what many have
     /// together should stay in the processor's cache.
     fn watermark_bytes(&self) -> usize {
-        let Limits { watermark_bytes, pool_watermark_bytes, .. } = self.limits;
+        let Limits { outstanding, watermark_bytes, pool_watermark_bytes } = self.limits;
+        let watermark_bytes = watermark_bytes.min(outstanding.bytes);
         if self.budget.used().bytes > pool_watermark_bytes {
             watermark_bytes.min(LOW_BYTES)
         } else {
             watermark_bytes
         }
+    }
+
+    /// Payload bytes of the message that is next, past those that have been withdrawn.
+    fn front_bytes(&self, state: &mut State) -> Option<usize> {
+        while !state.queue.front()?.is_wanted() {
+            self.depart(state);
+        }
+        state.queue.front().map(Entry::first_bytes)
     }
 
     /// Takes the oldest entry out of the queue; `Some(None)`: it had been withdrawn.

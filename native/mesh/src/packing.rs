@@ -83,8 +83,8 @@ impl Packing {
         self.frames = self.sent;
     }
 
-    /// quinn's figures are many, and each look copies all of them.
-    fn look(&mut self, carrier: &quinn::Connection) {
+    /// Learns what has left by now. quinn's figures are many, and each look copies all of them.
+    pub(crate) fn look(&mut self, carrier: &quinn::Connection) {
         let stats = carrier.stats();
         self.size = usize::from(stats.path.current_mtu);
         self.sent = stats.frame_tx.stream;

@@ -42,7 +42,7 @@ impl Scope {
 
     /// A queue of bytes of one stream, within `budget`.
     pub(crate) fn stream_outbox(&self, budget: Arc<Budget>) -> Outbox {
-        Outbox::new(self.limits, budget)
+        Outbox::new(Limits { pool_watermark_bytes: usize::MAX, ..self.limits }, budget)
     }
 
     /// What all streams of one connection may hold together.

@@ -162,12 +162,17 @@ impl<'a> Sender<'a> {
         let bytes = self.outbox.next_bytes().unwrap_or_default();
         if !self.packet.has_room(bytes) && !self.packet.is_beyond(bytes) {
             self.packet.left(self.carrier).await;
+            self.given_bytes = 0;
         }
         let opened = match self.carrier.open_bi().now_or_never() {
             Some(opened) => opened,
             // In a box, as is the waiting above: each idle connection would keep a place for it.
             None => match Box::pin(timeout(self.patience, self.credit.wait(self.carrier))).await {
-                Ok(opened) => opened,
+                Ok(opened) => {
+                    // Other streams may have been sent on meanwhile.
+                    self.packet.look(self.carrier);
+                    opened
+                }
                 Err(_) => return Ok(Turn::NoCredit),
             },
         };

@@ -23,7 +23,7 @@ macro_rules! direct {
                     arguments: *const rustler::sys::ErlNifTerm,
                 ) -> rustler::sys::ErlNifTerm {
                     // SAFETY: the VM gives its environment, and as many arguments as it was told.
-                    unsafe { $crate::direct::call(env, arguments.cast(), $name) }
+                    unsafe { $crate::direct::call::<$arity>(env, arguments.cast(), $name) }
                 }
                 call
             },
