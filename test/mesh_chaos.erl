@@ -319,7 +319,7 @@ assert_nothing_left(#{vm := Vm, base := Base, memory := Before} = Chaos) ->
         mesh_load:eventually(Base, fun() -> remains(Vm) end)
     catch
         error:Left:Stack ->
-            ct:pal("~p", [mesh_vm:threads(Vm)]),
+            ct:pal("~p~n~p", [remains(Vm), mesh_vm:threads(Vm)]),
             erlang:raise(error, Left, Stack)
     end,
     After = mesh_vm:memory_kib(Vm),
