@@ -5,7 +5,7 @@
 -behaviour(supervisor).
 
 -export([with/1, with/2, start/0, kill/1, call/3, call/4]).
--export([os_pid/1, footprint/1, threads/1, memory_kib/1, exit_status/2]).
+-export([os_pid/1, footprint/1, memory_kib/1, exit_status/2]).
 -export([start_pool/1, stop_pool/0, kill_server/0, start_load/2, kill_caller/0, stop_load/0]).
 -export([churn/0, collect_garbage/0, wait_for_word/1, init/1]).
 
@@ -79,18 +79,6 @@ footprint(Vm) ->
     {ok, Descriptors} = file:list_dir(Process ++ "/fd"),
     {ok, Threads} = file:list_dir(Process ++ "/task"),
     #{fds => length(Descriptors), threads => length(Threads)}.
-
-%% What each of its threads is called, and what it waits for in the kernel.
-threads(Vm) ->
-    Tasks = "/proc/" ++ os_pid(Vm) ++ "/task/",
-    {ok, Ids} = file:list_dir(Tasks),
-    [{Id, [line(Tasks ++ Id ++ File) || File <- ["/comm", "/wchan"]]} || Id <- lists:sort(Ids)].
-
-line(File) ->
-    case file:read_file(File) of
-        {ok, Text} -> string:trim(Text);
-        {error, Reason} -> Reason
-    end.
 
 %% The exit status of a VM that gets `Word' while it sends to these ports all it can.
 exit_status(Word, Ports) ->
