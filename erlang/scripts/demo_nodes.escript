@@ -214,8 +214,7 @@ serve(Options) ->
 serve(Listener, Seen, Indices) ->
     receive
         {quic, new_conn, Conn, #{alpn := Alpn}} ->
-            {ok, Conn} = macula_quic:handshake(Conn),
-            {ok, Conn} = macula_quic:async_accept_stream(Conn, #{}),
+            _ = take_in(Conn),
             {ok, Listener} = macula_quic:async_accept(Listener, #{}),
             Counted = count(connections, Seen),
             serve(Listener, Counted#{alpn := binary_to_list(Alpn)}, Indices);
@@ -240,6 +239,13 @@ serve(Listener, Seen, Indices) ->
         {From, report} ->
             From ! {self(), Seen#{distinct => map_size(Indices)}},
             serve(Listener, Seen, Indices)
+    end.
+
+%% A pool that has not found the node that it asked for may be gone already.
+take_in(Conn) ->
+    case macula_quic:handshake(Conn) of
+        {ok, Conn} -> macula_quic:async_accept_stream(Conn, #{});
+        {error, closed} -> closed
     end.
 
 count(Key, Seen) -> maps:update_with(Key, fun(N) -> N + 1 end, Seen).
