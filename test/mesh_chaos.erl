@@ -110,8 +110,7 @@ targets(#{relays := Relays, ports := Ports}) ->
 
 id(Node) -> atom_to_binary(Node).
 
-%% In place and of one length. A look-up that found the file cut short would ask the name server,
-%% and where none answers, a thread of the VM would wait for that longer than we do.
+%% In place and of one length: a look-up that found the file cut short would ask the name server.
 name_is(Ip, Hosts) ->
     Text = io_lib:format("127.0.0.1 localhost\n~-15s ~s\n", [inet:ntoa(Ip), ?NAME]),
     {ok, File} = file:open(Hosts, [read, write]),
@@ -310,14 +309,12 @@ lines(File) ->
         {error, enoent} -> []
     end.
 
-%% The first act shows what the VM has when it is warm; after the others, it has no more. It may
-%% have less: the runtime ends a thread for look-ups that has had none for ten seconds.
+%% The first act shows what the VM has when it is warm; after the others, it has no more.
 assert_nothing_left(#{vm := Vm, base := none} = Chaos) ->
     mesh_load:eventually(0, fun() -> maps:get(tasks, remains(Vm)) end),
     Chaos#{base := (remains(Vm))#{tasks := 0}, memory => mesh_vm:memory_kib(Vm)};
 assert_nothing_left(#{vm := Vm, base := Base, memory := Before} = Chaos) ->
-    IsMore = fun(Key, Count) -> Count > maps:get(Key, Base) end,
-    mesh_load:eventually(#{}, fun() -> maps:filter(IsMore, remains(Vm)) end),
+    mesh_load:eventually(#{}, fun() -> mesh_vm:grown(remains(Vm), Base) end),
     After = mesh_vm:memory_kib(Vm),
     ct:pal("RSS ~b KiB, ~b at first", [After, Before]),
     ?assert(After < Before + ?MEMORY_KIB),

@@ -5,7 +5,7 @@
 -behaviour(supervisor).
 
 -export([with/1, with/2, start/0, kill/1, call/3, call/4]).
--export([os_pid/1, footprint/1, memory_kib/1, exit_status/2]).
+-export([os_pid/1, footprint/1, grown/2, memory_kib/1, exit_status/2]).
 -export([start_pool/1, stop_pool/0, kill_server/0, start_load/2, kill_caller/0, stop_load/0]).
 -export([churn/0, collect_garbage/0, wait_for_word/1, init/1]).
 
@@ -79,6 +79,11 @@ footprint(Vm) ->
     {ok, Descriptors} = file:list_dir(Process ++ "/fd"),
     {ok, Threads} = file:list_dir(Process ++ "/task"),
     #{fds => length(Descriptors), threads => length(Threads)}.
+
+%% What of these figures is more than it was. Less is right: the runtime ends a thread for look-ups
+%% that has had none for ten seconds.
+grown(Figures, Before) ->
+    maps:filter(fun(Key, Count) -> Count > maps:get(Key, Before) end, Figures).
 
 %% The exit status of a VM that gets `Word' while it sends to these ports all it can.
 exit_status(Word, Ports) ->

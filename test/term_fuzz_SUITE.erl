@@ -134,17 +134,9 @@ no_term_crashes_a_function_the_server_or_the_vm(Config) ->
         ?assertEqual([], lists:sublist(Wrong, 1)),
         ?assertEqual(Before, at_rest(Vm, Before)),
         ?assert(call(Vm, atoms, []) - Atoms < ?ATOMS_OF_CODE),
-        IsNoMore = fun() -> is_no_more(mesh_vm:footprint(Vm), Footprint) end,
-        mesh_load:eventually(true, IsNoMore, ?REST_MS)
+        Grown = fun() -> mesh_vm:grown(mesh_vm:footprint(Vm), Footprint) end,
+        mesh_load:eventually(#{}, Grown, ?REST_MS)
     end).
-
-%% Fewer threads are right: at first, one may still have looked up a name.
-is_no_more(#{fds := Fds, threads := Threads}, #{fds := MostFds, threads := MostThreads}) when
-    Fds =< MostFds, Threads =< MostThreads
-->
-    true;
-is_no_more(Footprint, _Most) ->
-    Footprint.
 
 %%% Internal
 

@@ -195,7 +195,21 @@ impl Drop for StreamResource {
 
 /// Who waits for a dial of his own, for his turn to send, or for what becomes of his message: all
 /// of them end with him.
-pub(crate) struct Caller(pub(crate) Notify);
+pub(crate) struct Caller(Notify);
+
+impl Caller {
+    /// The process that calls, watched.
+    pub(crate) fn of(env: Env<'_>) -> ResourceArc<Held<Self>> {
+        let caller = hold(Self(Notify::new()));
+        env.monitor(&caller, &env.pid());
+        caller
+    }
+
+    /// Resolves when it has died.
+    pub(crate) async fn gone(&self) {
+        self.0.notified().await;
+    }
+}
 
 #[rustler::resource_impl(register = false)]
 impl Resource for Held<Caller> {

@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use mesh::{Error, Event, Identity, Mesh};
 use rustler::{Atom, Binary, Encoder, Env, NifResult, Term};
-use tokio::sync::Notify;
 
 use super::{Pool, spawn};
 use crate::direct::direct;
@@ -124,15 +123,13 @@ fn pool_deliver<'a>(
         }
         Err(refusal) => return Ok(terms::undelivered(env, &refusal)),
     };
-    let sender = env.pid();
-    let reply = Reply::new(atoms::mesh_delivered(), sender, token);
-    let caller = hold(Caller(Notify::new()));
-    env.monitor(&caller, &sender);
+    let reply = Reply::new(atoms::mesh_delivered(), env.pid(), token);
+    let caller = Caller::of(env);
     spawn(async move {
         let outcome = tokio::select! {
             outcome = delivery.within(Duration::from_millis(timeout_ms)) => outcome,
             // With it goes the delivery, and the message if nothing of that has been sent.
-            () = caller.0.notified() => return reply.forget(),
+            () = caller.gone() => return reply.forget(),
         };
         reply.send(|env| match outcome {
             Ok(()) => atoms::ok().encode(env),

@@ -7,7 +7,6 @@ use std::time::Duration;
 use mesh::{Client, Error, Identity, ListenerEvent, Place, Refusal, Request, Waiter};
 use once_cell::sync::OnceCell;
 use rustler::{Atom, Encoder, Env, LocalPid, NifResult, Term};
-use tokio::sync::Notify;
 
 use super::{Connection, Listener, spawn};
 use crate::events;
@@ -141,12 +140,11 @@ fn quic_connect<'a>(
     let owner = env.pid();
     let reply = Reply::new(atoms::mesh_opened(), owner, token);
     let timeout = Duration::from_millis(timeout_ms);
-    let caller = hold(Caller(Notify::new()));
-    env.monitor(&caller, &owner);
+    let caller = Caller::of(env);
     spawn(async move {
         let outcome = tokio::select! {
             outcome = client.connect(&target.address, settings, timeout) => outcome,
-            () = caller.0.notified() => return reply.forget(),
+            () = caller.gone() => return reply.forget(),
         };
         let outcome = outcome.and_then(|connection| {
             watched(connection.clone(), owner).ok_or_else(|| {

@@ -2,12 +2,11 @@
 
 use mesh::{Error, Packet, Sent};
 use rustler::{Atom, Binary, Encoder, Env, LocalPid, NifResult, Term};
-use tokio::sync::Notify;
 
 use super::{Connection, Stream, spawn};
 use crate::direct::direct;
 use crate::inlet::{Inlet, Mode, Refusal, end_error};
-use crate::library::{Held, hold};
+use crate::library::Held;
 use crate::reply::Reply;
 use crate::resources::{Caller, ConnectionResource, StreamResource};
 use crate::{atoms, data, terms};
@@ -46,15 +45,13 @@ fn stream_send_wait<'a>(
         Ok(Sent::Waiting(turn)) => turn,
         Err(error) => return Ok(terms::error(env, &error)),
     };
-    let sender = env.pid();
-    let reply = Reply::new(atoms::mesh_sent(), sender, token);
-    let caller = hold(Caller(Notify::new()));
-    env.monitor(&caller, &sender);
+    let reply = Reply::new(atoms::mesh_sent(), env.pid(), token);
+    let caller = Caller::of(env);
     spawn(async move {
         let outcome = tokio::select! {
             outcome = turn => outcome.unwrap_or(Err(Error::Cancelled)),
             // The message leaves the line with its turn.
-            () = caller.0.notified() => return reply.forget(),
+            () = caller.gone() => return reply.forget(),
         };
         reply.send(|env| match outcome {
             Ok(()) => atoms::ok().encode(env),
