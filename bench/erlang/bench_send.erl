@@ -10,9 +10,9 @@
 %% send_async/4 never waits, so a caller that sends in bulk looks at what is outstanding, as the
 %% README says: so often, and it waits above so much (the bounds of a peer are 65,536 and 32 MiB).
 -define(LOOK_BYTES, 1024 * 1024).
--define(LOOK_MESSAGES, 512).
+-define(LOOK_MESSAGES, 4_096).
 -define(MAX_MESSAGES, 32_768).
--define(MAX_BYTES, 8 * 1024 * 1024).
+-define(MAX_BYTES, 4 * 1024 * 1024).
 -define(LOOK_MS, 1).
 
 -spec main() -> no_return().
@@ -24,7 +24,7 @@ main() ->
     Nodes = lists:seq(1, bench_work:option("peers", Options, 1)),
     Peers = [connect(Pool, Node, Address) || Node <- Nodes],
     Deals = deal(Peers, bench_work:option("callers", Options, 1)),
-    Way = way(maps:get("way", Options), Pool, Address),
+    Way = way(maps:get("way", Options), Pool, Address, length(Deals)),
     bench_work:say("ready", []),
     ok = bench_work:expect("go"),
     Begin = erlang:monotonic_time(microsecond),
@@ -54,11 +54,12 @@ deal(Peers, Callers) ->
     [[Peer || {N, Peer} <- Numbered, N rem Callers =:= C] || C <- lists:seq(0, Callers - 1)].
 
 %% A fun that sends whole rounds until it is time, and counts them.
-way("send", _Pool, _Address) ->
+way("send", _Pool, _Address, _Callers) ->
     fun send_rounds/4;
-way("async", Pool, Address) ->
+way("async", Pool, Address, Callers) ->
     fun(Messages, Peers, Until, Sent) ->
-        Every = max(1, min(?LOOK_MESSAGES, ?LOOK_BYTES div byte_size(hd(Messages)))),
+        Most = min(?LOOK_MESSAGES, ?LOOK_BYTES div byte_size(hd(Messages))),
+        Every = max(1, min(Most, ?MAX_MESSAGES div Callers)),
         Nodes = [Node || {Node, _} <- Peers],
         async_rounds(Messages, {Nodes, 0}, Until, Sent, {Pool, Address, Every})
     end.
@@ -102,12 +103,15 @@ async([], Nodes, Done, Count, _Call) ->
     {Nodes ++ lists:reverse(Done), Count}.
 
 hold_back(Pool) ->
+    hold_back(Pool, ?MAX_MESSAGES, ?MAX_BYTES).
+
+hold_back(Pool, MaxMessages, MaxBytes) ->
     case macula_gateway_mesh:get_stats(Pool) of
         {ok, #{outstanding_messages := Messages, outstanding_bytes := Bytes}} when
-            Messages =< ?MAX_MESSAGES, Bytes =< ?MAX_BYTES
+            Messages =< MaxMessages, Bytes =< MaxBytes
         ->
             ok;
         {ok, _} ->
             timer:sleep(?LOOK_MS),
-            hold_back(Pool)
+            hold_back(Pool, ?MAX_MESSAGES div 2, ?MAX_BYTES div 2)
     end.

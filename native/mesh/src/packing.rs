@@ -6,6 +6,9 @@
 //! (DESIGN: "Two kinds of peer"). So no more is handed to quinn at a time than one packet holds.
 //! What is lost on the way and sent again may still be cut.
 
+use std::future::poll_fn;
+use std::mem::replace;
+use std::task::Poll;
 use std::time::Duration;
 
 use tokio::task::yield_now;
@@ -49,6 +52,13 @@ impl Packing {
         bytes + HEAD_BYTES + RESERVE_BYTES > self.size
     }
 
+    /// Begins the next one.
+    pub(crate) fn begin(&mut self) {
+        self.room = self.size.saturating_sub(RESERVE_BYTES);
+        // What has not left yet, since nobody waited for it, is still to come.
+        self.frames = self.frames.max(self.sent);
+    }
+
     /// Adds a message to it, or to the next one, which is only begun when this one has left.
     pub(crate) fn add(&mut self, carrier: &quinn::Connection, bytes: usize) {
         if !self.has_room(bytes) {
@@ -56,20 +66,25 @@ impl Packing {
             if self.is_beyond(bytes) {
                 self.look(carrier);
             }
-            self.room = self.size.saturating_sub(RESERVE_BYTES);
-            // What has not left yet, since nobody waited for it, is still to come.
-            self.frames = self.frames.max(self.sent);
+            self.begin();
         }
         self.room = self.room.saturating_sub(bytes + HEAD_BYTES);
         // A message larger than a packet takes one for each part, at least.
         self.frames += u64::try_from(bytes.div_ceil(self.size.max(1)).max(1)).unwrap_or(u64::MAX);
     }
 
+    /// Whether the messages in it have left, after quinn's driver had its turn.
+    pub(crate) async fn is_gone(&mut self, carrier: &quinn::Connection) -> bool {
+        give_way().await;
+        self.look(carrier);
+        self.sent >= self.frames
+    }
+
     /// Resolves when the messages in it have left, or should have.
     pub(crate) async fn left(&mut self, carrier: &quinn::Connection) {
-        // quinn's driver has not had its turn since they were given to it.
-        yield_now().await;
-        self.look(carrier);
+        if self.is_gone(carrier).await {
+            return;
+        }
         let begin = Instant::now();
         while self.sent < self.frames && begin.elapsed() < LATEST {
             if begin.elapsed() < SOON {
@@ -89,4 +104,18 @@ impl Packing {
         self.size = usize::from(stats.path.current_mtu);
         self.sent = stats.frame_tx.stream;
     }
+}
+
+/// Lets tasks that can go on do so first, of which quinn's driver is one. tokio's own way of that
+/// looks at all sockets before: a system call, where each packet costs little more than one.
+pub(crate) async fn give_way() {
+    let mut has_given = false;
+    poll_fn(|context| {
+        if replace(&mut has_given, true) {
+            return Poll::Ready(());
+        }
+        context.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await;
 }

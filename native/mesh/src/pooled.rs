@@ -39,6 +39,9 @@ const CLOSE_GRACE: Duration = Duration::from_millis(50);
 const LEAST_PATIENCE: Duration = Duration::from_millis(5);
 /// Replaced connections of one peer that linger at once; the next one waits for a place.
 const MAX_RETIRED: usize = 64;
+/// Packets filled in a row, of messages to a node of the field, before anything else is looked at:
+/// that costs as much as filling one.
+const PACKETS_AT_ONCE: usize = 16;
 /// Keep-alives sent within one idle timeout of the peer, so that one may be lost.
 const KEEP_ALIVES_PER_TIMEOUT: u32 = 3;
 
@@ -370,9 +373,14 @@ impl PooledConnection {
                 turn = sender.turn(), if !is_drained && !vigil.holds() && sender.may_fly() => match turn {
                     Ok(Turn::Send(flight)) if flight.kind == Kind::Single => {
                         let mut next = Some(flight);
+                        let mut packets = 1;
                         while let Some(flight) = next {
                             flights.extend(trail.send_off(flight).map(|left| left.fly().boxed()));
                             next = sender.follow();
+                            if next.is_none() && packets < PACKETS_AT_ONCE && sender.goes_on().await {
+                                packets += 1;
+                                next = sender.follow();
+                            }
                         }
                     }
                     Ok(Turn::Send(flight)) => flights.push(flight.fly().boxed()),

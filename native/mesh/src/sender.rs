@@ -6,7 +6,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures_util::FutureExt;
-use tokio::task::yield_now;
 use tokio::time::{Instant, timeout};
 
 use crate::Error;
@@ -18,7 +17,7 @@ use crate::flight::{Aloft, Cargo, Flight, Kind, Landing};
 use crate::handshake::PeerParameters;
 use crate::joined::{LARGE_BYTES, MESH_ALPN, PIECE_BYTES, STREAMS_PER_KIND};
 use crate::outbox::{Next, Outbox};
-use crate::packing::Packing;
+use crate::packing::{Packing, give_way};
 use crate::pooled::Context;
 use crate::stats::Stats;
 
@@ -157,7 +156,7 @@ impl<'a> Sender<'a> {
     async fn alone(&mut self) -> Result<Turn, Error> {
         if self.given_bytes >= TURN_BYTES {
             self.given_bytes = 0;
-            yield_now().await;
+            give_way().await;
         }
         let bytes = self.outbox.next_bytes().unwrap_or_default();
         if !self.packet.has_room(bytes) && !self.packet.is_beyond(bytes) {
@@ -188,6 +187,18 @@ impl<'a> Sender<'a> {
         }
         // An error is told again by the next turn.
         self.single(self.carrier.open_bi().now_or_never()?.ok()?)
+    }
+
+    /// Whether the packet that was filled has left and messages for the next one wait. Nothing else
+    /// is looked at meanwhile.
+    pub(crate) async fn goes_on(&mut self) -> bool {
+        let may_follow = self.next_bytes.is_some_and(|bytes| !self.packet.is_beyond(bytes));
+        let goes_on = may_follow && self.may_fly() && self.packet.is_gone(self.carrier).await;
+        if goes_on {
+            self.packet.begin();
+            self.given_bytes = 0;
+        }
+        goes_on
     }
 
     fn single(&mut self, (send, recv): (quinn::SendStream, quinn::RecvStream)) -> Option<Flight> {
