@@ -3,19 +3,18 @@
 //! joins a batch costs one copy and no allocation of its own, and the batch is handed to the stack
 //! as it is. Pure data.
 
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::{Buf, BufMut, Bytes};
 use quinn::VarInt;
 use quinn_proto::coding::Codec;
 
 use crate::config::Load;
+use crate::spare::{self, Spare};
 
 /// Bytes of a batch from which on it takes no more messages: quinn's send buffer is slow with many
 /// small chunks, and gains nothing from larger ones.
 const FULL_BYTES: usize = 16 * 1024;
 /// Bytes set aside for a batch that may stay the only one; if it gets more messages it grows.
 const FIRST_BYTES: usize = 1_024;
-/// The same for one behind another, which most often gets full: growing would copy all of it twice.
-const NEXT_BYTES: usize = FULL_BYTES + 8 * 1024;
 /// Bytes of the longest such integer.
 const LONGEST_PREFIX: usize = 8;
 
@@ -29,7 +28,7 @@ pub(crate) struct Batch {
 #[derive(Debug)]
 enum Buffer {
     /// More messages may be added.
-    Open(BytesMut),
+    Open(Vec<u8>),
     /// Copies of the batch may be under way.
     Sealed(Bytes),
 }
@@ -37,8 +36,13 @@ enum Buffer {
 impl Batch {
     /// A batch of one message; `follows`: others wait already.
     pub(crate) fn of(message: &[u8], follows: bool) -> Self {
-        let room = if follows { NEXT_BYTES } else { FIRST_BYTES };
-        let mut buffer = BytesMut::with_capacity(room.max(LONGEST_PREFIX + message.len()));
+        let room = LONGEST_PREFIX + message.len();
+        // One behind another most often gets full, and growing would copy all of it twice.
+        let mut buffer = if follows && room <= spare::BYTES {
+            spare::take()
+        } else {
+            Vec::with_capacity(room.max(FIRST_BYTES))
+        };
         append(&mut buffer, message);
         let load = Load { messages: 1, bytes: message.len() };
         Self { buffer: Buffer::Open(buffer), load }
@@ -65,22 +69,15 @@ impl Batch {
         prefix(self.buffer.bytes()).1
     }
 
-    /// Takes the first message out.
+    /// Takes the first message out, and no more in.
     pub(crate) fn pop(&mut self) -> Option<Bytes> {
         if self.load.messages == 0 {
             return None;
         }
-        let (skipped, length) = prefix(self.buffer.bytes());
-        let message = match &mut self.buffer {
-            Buffer::Open(buffer) => {
-                buffer.advance(skipped);
-                buffer.split_to(length).freeze()
-            }
-            Buffer::Sealed(buffer) => {
-                buffer.advance(skipped);
-                buffer.split_to(length)
-            }
-        };
+        let buffer = self.sealed();
+        let (skipped, length) = prefix(buffer);
+        buffer.advance(skipped);
+        let message = buffer.split_to(length);
         self.load.messages -= 1;
         self.load.bytes -= length;
         Some(message)
@@ -88,12 +85,16 @@ impl Batch {
 
     /// Takes no more messages, and gives the bytes of all, each led by its length.
     pub(crate) fn seal(&mut self) -> Bytes {
+        self.sealed().clone()
+    }
+
+    fn sealed(&mut self) -> &mut Bytes {
         if let Buffer::Open(buffer) = &mut self.buffer {
-            self.buffer = Buffer::Sealed(buffer.split().freeze());
+            self.buffer = Buffer::Sealed(Bytes::from_owner(Spare::new(std::mem::take(buffer))));
         }
-        match &self.buffer {
-            Buffer::Sealed(bytes) => bytes.clone(),
-            Buffer::Open(_) => Bytes::new(),
+        match &mut self.buffer {
+            Buffer::Sealed(bytes) => bytes,
+            Buffer::Open(_) => unreachable!("it has just been sealed"),
         }
     }
 }
@@ -108,13 +109,13 @@ impl Buffer {
 }
 
 /// Writes the length that leads a message.
-pub(crate) fn put_prefix(buffer: &mut BytesMut, length: usize) {
+pub(crate) fn put_prefix(buffer: &mut impl BufMut, length: usize) {
     let length = u64::try_from(length).unwrap_or(u64::MAX);
     // A message is held in memory, and no memory is as large as the largest such integer.
     VarInt::from_u64(length).unwrap_or(VarInt::MAX).encode(buffer);
 }
 
-fn append(buffer: &mut BytesMut, message: &[u8]) {
+fn append(buffer: &mut Vec<u8>, message: &[u8]) {
     put_prefix(buffer, message.len());
     buffer.extend_from_slice(message);
 }
@@ -154,10 +155,11 @@ mod tests {
         fn messages_come_out_as_they_went_in_sealed_or_not(
             sizes in prop::collection::vec(0..300_usize, 1..60),
             popped_before in 0..10_usize,
+            follows in any::<bool>(),
         ) {
             let messages: Vec<Vec<u8>> =
                 sizes.iter().zip(0_u8..).map(|(size, fill)| vec![fill; *size]).collect();
-            let mut batch = Batch::of(&messages[0], false);
+            let mut batch = Batch::of(&messages[0], follows);
             for message in &messages[1..] {
                 prop_assert!(batch.add(message));
             }

@@ -51,6 +51,7 @@ mod sender;
 mod settings;
 #[cfg(target_os = "linux")]
 mod socket;
+mod spare;
 mod stats;
 mod stream;
 mod tasks;
