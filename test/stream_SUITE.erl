@@ -113,23 +113,39 @@ sends_parts_of_binaries_and_binaries_that_become_garbage(_Config) ->
     % Large binaries are not copied: what is sent must be what it was when it was handed over.
     Peer = mesh_ct:start_peer(["--mode", "slow:2000000"]),
     Stream = mesh_ct:connect(mesh_ct:start_pool(), Peer),
-    Sizes = [100, 8_191 - 8, 8_192 - 8, 8_193, 65_537, 200_000],
+    Sizes = [100, 4_095 - 8, 4_096 - 8, 4_097, 65_537, 200_000],
+    Forms = [fun part/1, fun part_within_bytes/1, fun made_by_adding/1],
+    Payloads = lists:enumerate(0, [{Form, Size} || Form <- Forms, Size <- Sizes]),
     Task = mesh_ct:start_task(fun() ->
-        [ok = send_part(Stream, Index, Size) || {Index, Size} <- lists:enumerate(0, Sizes)],
+        Sent = [Form(mesh_peer:frame(Index, Size)) || {Index, {Form, Size}} <- Payloads],
+        [ok = macula_quic:send(Stream, Data) || Data <- Sent],
+        % What was the end of a binary's memory is added to: there, or where there is more room.
+        _ = [byte_size(<<Data/binary, 0:8_000_000>>) || Data <- Sent],
         erlang:garbage_collect(),
         ok
     end),
     ?assertEqual(ok, mesh_ct:await(Task)),
     % The memory is used again meanwhile.
     [binary:copy(<<255>>, Size) || Size <- Sizes, _ <- lists:seq(1, 20)],
-    Stats = mesh_peer:wait(Peer, messages, length(Sizes)),
-    ?assertMatch(#{distinct := 6, corrupt := 0}, Stats).
+    Stats = mesh_peer:wait(Peer, messages, length(Payloads)),
+    ?assertMatch(#{distinct := 18, corrupt := 0}, Stats).
 
-send_part(Stream, Index, Size) ->
-    Frame = mesh_peer:frame(Index, Size),
+part(Frame) ->
     Length = byte_size(Frame),
-    <<"before", Part:Length/binary, "behind">> = <<"before", Frame/binary, "behind">>,
-    macula_quic:send(Stream, Part).
+    <<_, Part:Length/binary, _/binary>> = <<0, Frame/binary, 0>>,
+    Part.
+
+%% The VM copies it when it is looked at.
+part_within_bytes(Frame) ->
+    Length = byte_size(Frame),
+    <<_:3, Part:Length/binary, _/bits>> = <<0:3, Frame/binary, 0:5>>,
+    Part.
+
+%% There is room behind it in its memory, for more to be added.
+made_by_adding(Frame) ->
+    Half = byte_size(Frame) div 2,
+    <<First:Half/binary, Rest/binary>> = Frame,
+    lists:foldl(fun(Part, Whole) -> <<Whole/binary, Part/binary>> end, <<>>, [First, Rest]).
 
 sends_from_many_processes_arrive_once_each(_Config) ->
     % The pub/sub router of a node sends from every publisher's process.

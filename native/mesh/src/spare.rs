@@ -1,7 +1,7 @@
-//! Memory of batches that have been sent, for those to come. It is set aside by a thread that
-//! sends and given back by the one that drives the stack; an allocator between them returns it to
-//! the system, which clears each page for whoever is next. A few buffers are kept instead, and those
-//! used last, which the processor still has in its cache, go first.
+//! Memory of batches that have been sent, for those to come. A thread that sends sets it aside,
+//! and the one that drives the stack gives it back; an allocator between them returns it to the
+//! system, which clears each page for whoever is next. A few buffers are kept instead. Those used
+//! last go first, for the processor still has them in its cache.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 

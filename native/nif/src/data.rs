@@ -1,58 +1,94 @@
 //! Payloads on their way in. Small ones are copied; large ones stay the Erlang binaries that they
 //! are, kept alive until the network stack has let go of them.
 
+use std::ptr::{NonNull, null_mut};
+
 use bytes::Bytes;
 use mesh::Payload;
-use rustler::{Binary, Env, OwnedEnv};
+use rustler::codegen_runtime::c_int;
+use rustler::sys::{ErlNifIOVec, enif_free_iovec, enif_inspect_iovec, enif_make_list_from_array};
+use rustler::{Binary, Env};
 
-/// Where keeping a binary becomes cheaper than copying it: an environment to keep it in costs as
-/// much as copying about this many bytes.
-const KEEP_FROM_BYTES: usize = 8 * 1024;
+/// Where keeping a binary becomes cheaper than copying it to where another core has to fetch it.
+const KEEP_FROM_BYTES: usize = 4 * 1024;
 
-/// The payload, to be copied when it is taken, or kept.
-pub(crate) fn payload<'a>(binary: &'a Binary<'_>) -> Payload<'a> {
+/// The payload, to be copied when it is taken, or kept. `env` is that of the call.
+pub(crate) fn payload<'a>(env: Env<'a>, binary: Binary<'a>) -> Payload<'a> {
     if binary.len() < KEEP_FROM_BYTES {
         return Payload::Borrowed(binary.as_slice());
     }
-    match Kept::new(binary) {
+    match Kept::new(env, binary) {
         Some(kept) => Payload::Shared(Bytes::from_owner(kept)),
         None => Payload::Borrowed(binary.as_slice()),
     }
 }
 
-/// An Erlang binary in an environment of its own.
-struct Kept {
-    /// Holds a reference to the binary for as long as it lives.
-    _env: OwnedEnv,
+/// An Erlang binary in an I/O vector of the VM, which holds a reference to it. An environment of
+/// its own does the same and is dearer.
+struct Kept(NonNull<Vector>);
+
+/// The documented part of `ErlNifIOVec` (erl_nif.h), whose fields rustler does not show.
+#[repr(C)]
+struct Vector {
+    count: c_int,
+    size: usize,
+    parts: *const Part,
+}
+
+/// `SysIOVec`, which is the system's `iovec`.
+#[repr(C)]
+struct Part {
     start: *const u8,
     length: usize,
 }
 
 impl Kept {
-    fn new(binary: &Binary<'_>) -> Option<Self> {
-        let env = OwnedEnv::new();
-        let saved = env.save(*binary);
-        let (start, length) = env.run(|env: Env<'_>| {
-            let copy = saved.load(env).decode::<Binary<'_>>().ok()?;
-            Some((copy.as_slice().as_ptr(), copy.len()))
-        })?;
-        Some(Self { _env: env, start, length })
+    #[allow(unsafe_code, reason = "rustler does not wrap I/O vectors")]
+    fn new(env: Env<'_>, binary: Binary<'_>) -> Option<Self> {
+        let items = [binary.to_term(env).as_c_arg()];
+        let mut vector: *mut ErlNifIOVec = null_mut();
+        // SAFETY: the list and the rest of it are terms of the call's environment. Given none to
+        // live in, the vector is made to be freed by us, and refers to what is not on a heap.
+        let is_made = unsafe {
+            let list = enif_make_list_from_array(env.as_c_arg(), items.as_ptr(), 1);
+            let mut rest = list;
+            enif_inspect_iovec(null_mut(), 1, list, &raw mut rest, &raw mut vector) != 0
+        };
+        let kept = Self(NonNull::new(vector.cast()).filter(|_| is_made)?);
+        // What is none of one part is freed again.
+        kept.part().is_some().then_some(kept)
+    }
+
+    #[allow(unsafe_code, reason = "as above")]
+    fn part(&self) -> Option<&[u8]> {
+        // SAFETY: the VM has filled the vector, which is not changed any more, with as many parts as
+        // it says. What a part refers to is counted, never moves or changes, and lives as long.
+        unsafe {
+            let Vector { count: 1, size: _, parts } = *self.0.as_ref() else { return None };
+            let Part { start, length } = *parts;
+            Some(std::slice::from_raw_parts(start, length))
+        }
     }
 }
 
 impl AsRef<[u8]> for Kept {
-    #[allow(unsafe_code, reason = "keeping a binary alive is what makes its bytes outlive a call")]
     fn as_ref(&self) -> &[u8] {
-        // SAFETY: binaries of this size are reference-counted and never move or change; the
-        // environment holds a reference from before `start` was read until this is dropped.
-        unsafe { std::slice::from_raw_parts(self.start, self.length) }
+        self.part().unwrap_or_default()
+    }
+}
+
+impl Drop for Kept {
+    #[allow(unsafe_code, reason = "as above")]
+    fn drop(&mut self) {
+        // SAFETY: it was made to be freed by us, and is freed once, on whatever thread.
+        unsafe { enif_free_iovec(self.0.as_ptr().cast()) };
     }
 }
 
 #[allow(unsafe_code, reason = "a raw pointer is neither Send nor Sync by itself")]
-// SAFETY: the bytes are immutable, and an environment may be freed by any thread.
+// SAFETY: the bytes are immutable, and any thread may free the vector.
 unsafe impl Send for Kept {}
 
 #[allow(unsafe_code, reason = "a raw pointer is neither Send nor Sync by itself")]
-// SAFETY: shared access only reads immutable bytes; the environment is not touched.
+// SAFETY: shared access only reads immutable bytes and the vector that leads to them.
 unsafe impl Sync for Kept {}

@@ -89,7 +89,7 @@ fn pool_send<'a>(
     let pool: &Held<PoolResource> = pool.decode()?;
     let (node, message): (Binary<'a>, Binary<'a>) = (node.decode()?, message.decode()?);
     let target = || address::target(address);
-    Ok(match pool.0.send(node.as_slice(), data::payload(&message), target) {
+    Ok(match pool.0.send(node.as_slice(), data::payload(env, message), target) {
         Err(Error::PoolClosed) => atoms::closed().encode(env),
         // The pool has counted any other loss, and nobody is waiting to hear of it.
         Ok(()) | Err(_) => atoms::ok().encode(env),
@@ -113,7 +113,7 @@ fn pool_deliver<'a>(
     token: Term<'a>,
 ) -> NifResult<Term<'a>> {
     let target = || address::target(address);
-    let delivery = match pool.0.deliver(node.as_slice(), data::payload(&message), target) {
+    let delivery = match pool.0.deliver(node.as_slice(), data::payload(env, message), target) {
         Ok(delivery) => delivery,
         Err(refusal) if *refusal.cause() == Error::PoolClosed => {
             return Ok(atoms::closed().encode(env));

@@ -21,7 +21,7 @@ const IMMEDIATE: u32 = 0x8;
 /// is no room now.
 fn stream_send<'a>(env: Env<'a>, [stream, data]: [Term<'a>; 2]) -> NifResult<Term<'a>> {
     let (stream, data): (&Held<StreamResource>, Binary<'a>) = (stream.decode()?, data.decode()?);
-    Ok(match stream.stream.try_send(data::payload(&data)) {
+    Ok(match stream.stream.try_send(data::payload(env, data)) {
         Ok(()) => atoms::ok().encode(env),
         Err(Error::QueueFull | Error::PoolQueueFull) => atoms::wait().encode(env),
         Err(error) => terms::error(env, &error),
@@ -40,7 +40,7 @@ fn stream_send_wait<'a>(
     data: Binary<'a>,
     token: Term<'a>,
 ) -> NifResult<Term<'a>> {
-    let turn = match stream.stream.send(data::payload(&data)) {
+    let turn = match stream.stream.send(data::payload(env, data)) {
         Ok(Sent::Accepted) => return Ok(atoms::ok().encode(env)),
         Ok(Sent::Waiting(turn)) => turn,
         Err(error) => return Ok(terms::error(env, &error)),
@@ -69,7 +69,7 @@ fn stream_async_send<'a>(
     stream: &'a Held<StreamResource>,
     data: Binary<'a>,
 ) -> Term<'a> {
-    match stream.stream.try_send(data::payload(&data)) {
+    match stream.stream.try_send(data::payload(env, data)) {
         Ok(()) => atoms::ok().encode(env),
         Err(Error::PoolQueueFull) => terms::error(env, &Error::QueueFull),
         Err(error) => terms::error(env, &error),
