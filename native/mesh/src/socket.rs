@@ -35,7 +35,8 @@ const QUOTE_BYTES: usize = 64;
 /// Room for what the kernel tells with it: who has sent the message, and what the socket wants to
 /// know of each datagram.
 const CONTROL_BYTES: usize = 512;
-/// Messages read in a row before other tasks get their turn.
+/// Messages read in a row before other tasks get their turn, and errors in a row that may be about
+/// other peers.
 const BATCH: usize = 64;
 
 #[derive(Debug)]
@@ -117,6 +118,26 @@ impl Socket {
         }
     }
 
+    /// Calls `receive` until it has received something, or there is nothing.
+    fn poll_receiving(
+        &self,
+        context: &mut Context<'_>,
+        mut receive: impl FnMut() -> io::Result<usize>,
+    ) -> Poll<io::Result<usize>> {
+        let mut errors = 0;
+        loop {
+            ready!(self.io.poll_recv_ready(context))?;
+            match self.io.try_io(Interest::READABLE, &mut receive) {
+                // There is nothing, and `ready` waits.
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+                // A pending one, and gone now: what the network says of other peers.
+                Err(_) if errors < BATCH => errors += 1,
+                // Or it stays, and the socket has died.
+                outcome => return Poll::Ready(outcome),
+            }
+        }
+    }
+
     /// Resolves when there may be room in a socket that was full.
     async fn has_room(self: Arc<Self>) -> io::Result<()> {
         let ready = self.io.ready(Interest::WRITABLE).await?;
@@ -149,17 +170,12 @@ impl AsyncUdpSocket for Socket {
         buffers: &mut [IoSliceMut<'_>],
         meta: &mut [RecvMeta],
     ) -> Poll<io::Result<usize>> {
-        loop {
-            ready!(self.io.poll_recv_ready(context))?;
-            // An error is a pending one, and gone now; or there is nothing, and `ready` waits.
-            if let Ok(count) = self
-                .io
-                .try_io(Interest::READABLE, || self.state.recv((&self.io).into(), buffers, meta))
-            {
-                self.refusals.note_received(meta.iter().take(count).map(|meta| meta.addr));
-                return Poll::Ready(Ok(count));
-            }
-        }
+        let count =
+            ready!(self.poll_receiving(context, || {
+                self.state.recv((&self.io).into(), buffers, meta)
+            }))?;
+        self.refusals.note_received(meta.iter().take(count).map(|meta| meta.addr));
+        Poll::Ready(Ok(count))
     }
 
     fn local_addr(&self) -> io::Result<SocketAddr> {
@@ -228,6 +244,7 @@ fn socket_address(storage: &SockaddrStorage) -> Option<SocketAddr> {
 mod tests {
     use std::future::poll_fn;
     use std::net::Ipv4Addr;
+    use std::task::Waker;
 
     use futures_util::FutureExt;
 
@@ -260,6 +277,26 @@ mod tests {
             let mut buffer = [0; 16];
             assert_eq!(peer.recv(&mut buffer).await.expect("a datagram"), b"hello".len());
         }
+    }
+
+    /// Or it would keep a core busy for good.
+    #[tokio::test]
+    async fn a_socket_that_has_nothing_but_errors_has_died() {
+        let (socket, _listening, _) = socket();
+        let here = socket.local_addr().expect("an address");
+        bound().send_to(b"hello", here).expect("sent");
+        socket.io.readable().await.expect("a datagram");
+        let broken = || Err(ErrorKind::NotConnected.into());
+        let died = poll_fn(|context| socket.poll_receiving(context, broken)).await;
+        assert_eq!(died.map_err(|error| error.kind()), Err(ErrorKind::NotConnected));
+        let mut errors = 0;
+        let recovers = || {
+            errors += 1;
+            if errors < BATCH { Err(ErrorKind::ConnectionRefused.into()) } else { Ok(1) }
+        };
+        yield_now().await;
+        let received = socket.poll_receiving(&mut Context::from_waker(Waker::noop()), recovers);
+        assert!(matches!(received, Poll::Ready(Ok(1))));
     }
 
     /// The error that the network's message leaves in tokio is there for good. Whoever took it for
