@@ -70,12 +70,14 @@ missing_in_erlang() {
 ask_erlang() {
     erl -noinput -boot start_clean -eval '
         IsThere =
-            fun("proper") ->
-                    filelib:is_file(filename:join(code:lib_dir(proper, include), "proper.hrl"));
-               (App) ->
-                    code:lib_dir(list_to_atom(App)) =/= {error, bad_name}
+            fun(App) ->
+                case code:lib_dir(list_to_atom(App)) of
+                    {error, bad_name} -> false;
+                    Dir when App =:= "proper" -> filelib:is_file(Dir ++ "/include/proper.hrl");
+                    _Dir -> true
+                end
             end,
-        Absent = [App || App <- init:get_plain_arguments(), not (catch IsThere(App)) =:= true],
+        Absent = [App || App <- init:get_plain_arguments(), not IsThere(App)],
         io:put_chars(lists:join(" ", [erlang:system_info(otp_release) | Absent])),
         halt().' -extra "$@"
 }
