@@ -1289,13 +1289,14 @@ every_message_is_accounted_for_when_its_connection_is_lost(_Config) ->
     Peer = mesh_ct:start_peer(["--mode", "close_after:10"]),
     Pool = mesh_ct:start_pool(),
     [mesh_ct:send(Pool, Peer, mesh_peer:frame(I, 1_000)) || I <- lists:seq(0, 299)],
-    % What goes from one connection to the next is for a moment none of these.
+    % Nor is there a moment without one, when it goes from one connection to the next.
     mesh_ct:poll_until(fun() ->
         {ok, Stats} = ?POOL:get_stats(Pool),
         #{messages_delivered := Delivered, messages_unconfirmed := Unconfirmed} = Stats,
-        Dropped = lists:sum(maps:values(maps:get(messages_dropped, Stats))),
-        maps:get(outstanding_messages, Stats) =:= 0 andalso
-            Delivered + Unconfirmed + Dropped =:= 300
+        Told = Delivered + Unconfirmed + lists:sum(maps:values(maps:get(messages_dropped, Stats))),
+        Outstanding = maps:get(outstanding_messages, Stats),
+        ?assert(Told + Outstanding >= 300),
+        Outstanding =:= 0 andalso Told =:= 300
     end),
     ?assertMatch(#{corrupt := 0, duplicates := 0}, mesh_peer:stats(Peer)).
 

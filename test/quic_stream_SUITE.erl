@@ -38,6 +38,7 @@ all() ->
         send_shutdown_complete_tells_whether_all_arrived,
         closing_a_stream_sends_what_is_queued,
         a_slow_reader_gets_all_of_a_closed_stream,
+        streams_that_had_arrived_when_the_connection_closed_are_read,
         an_idle_sender_learns_that_its_connection_is_gone,
         losing_a_connection_under_load_ends_every_stream_once,
         a_stream_that_nobody_holds_is_closed,
@@ -379,6 +380,32 @@ a_slow_reader_gets_all_of_a_closed_stream(_Config) ->
     ?assertEqual({error, closed}, macula_quic:recv(Far, ?WAIT_MS)).
 
 %% Streams of a lost connection that a node keeps in its state must not stay half alive.
+streams_that_had_arrived_when_the_connection_closed_are_read(_Config) ->
+    {Client, Server} = quic_ct:pair(),
+    Texts = [<<N, 0:(8 * 1_000)>> || N <- lists:seq(1, 20)],
+    Open = fun(Text) ->
+        {ok, Stream} = macula_quic:open_stream(Client),
+        ok = macula_quic:setopt(Stream, active, true),
+        ok = macula_quic:send(Stream, Text),
+        ok = macula_quic:async_shutdown_stream(Stream, ?GRACEFUL, 0),
+        %% By then, all of it is acknowledged.
+        ?assertEqual({send_shutdown_complete, true}, quic_ct:next(Stream)),
+        Stream
+    end,
+    Streams = [Open(Text) || Text <- Texts],
+    ok = macula_quic:close(Client),
+    receive
+        {quic, closed, Server, _} -> ok
+    after ?WAIT_MS -> error(not_closed)
+    end,
+    Read = fun(_) ->
+        {ok, Stream} = macula_quic:accept_stream(Server, ?WAIT_MS),
+        ok = macula_quic:setopt(Stream, packet, raw),
+        quic_ct:read(Stream, 1_001)
+    end,
+    ?assertEqual(Texts, lists:map(Read, Streams)),
+    ?assertEqual({error, closed}, macula_quic:accept_stream(Server, ?WAIT_MS)).
+
 an_idle_sender_learns_that_its_connection_is_gone(_Config) ->
     {Client, Server} = quic_ct:pair(),
     {Near, _Far} = quic_ct:streams(Client, Server),

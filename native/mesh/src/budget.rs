@@ -1,5 +1,6 @@
 //! What the outboxes of a pool, or the streams of a connection, may hold together.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::config::{Load, size};
@@ -12,6 +13,15 @@ pub(crate) struct Budget {
     limit: Load,
     accepted: Count,
     settled: Count,
+}
+
+/// What is held of a budget for messages of an outbox that has been closed, until it is known what
+/// becomes of them: whoever adds the pool's figures up meanwhile misses none. Dropped, it is given
+/// back.
+#[derive(Debug)]
+pub(crate) struct Room {
+    budget: Arc<Budget>,
+    load: Load,
 }
 
 /// Messages and their bytes. In one order for all threads: each changes one count before it looks
@@ -61,21 +71,6 @@ impl Budget {
         self.accepted.add(load);
     }
 
-    /// Takes back what was accepted once and has been settled since, unless there is no room.
-    pub(crate) fn try_reopen(&self, load: Load) -> bool {
-        let settled = self.settled.subtract(load);
-        let fits = self.allows(self.accepted.total().beyond(settled));
-        if !fits {
-            self.settled.add(load);
-        }
-        fits
-    }
-
-    /// The same in any case.
-    pub(crate) fn reopen(&self, load: Load) {
-        self.settled.subtract(load);
-    }
-
     /// Is done with messages.
     pub(crate) fn settle(&self, load: Load) {
         self.settled.add(load);
@@ -83,6 +78,23 @@ impl Budget {
 
     fn allows(&self, used: Load) -> bool {
         used.messages <= self.limit.messages && used.bytes <= self.limit.bytes
+    }
+}
+
+impl Room {
+    pub(crate) fn of(budget: &Arc<Budget>, load: Load) -> Self {
+        Self { budget: budget.clone(), load }
+    }
+
+    /// Leaves a part to the outbox that has taken the messages over.
+    pub(crate) fn pass_on(&mut self, load: Load) {
+        self.load -= load;
+    }
+}
+
+impl Drop for Room {
+    fn drop(&mut self) {
+        self.budget.settle(self.load);
     }
 }
 

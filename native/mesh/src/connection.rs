@@ -176,7 +176,11 @@ impl Connection {
             let error = task.take_in(&carrier).await;
             drop(carrier);
             task.lock().take();
-            task.0.streams.close();
+            if error == Error::Cancelled {
+                task.0.streams.close();
+            } else {
+                task.0.streams.end();
+            }
             drop(lease);
             end.send_replace(Some(error));
         });
@@ -249,6 +253,8 @@ impl Connection {
         Some(Traffic::of(self.lock().as_ref()?, self.0.budget.used().bytes))
     }
 
+    /// Takes in the streams that the peer opens, also those that had arrived at the end and were
+    /// not taken in yet: what is in them is acknowledged.
     async fn take_in(&self, carrier: &quinn::Connection) -> Error {
         let mut messages = None;
         if self.0.facts.alpn == MESH_ALPN {
@@ -256,7 +262,6 @@ impl Connection {
         }
         loop {
             let stream = tokio::select! {
-                error = carrier.closed() => return error.into(),
                 Ok((send, recv)) = carrier.accept_bi() => self.stream(Some(send), recv),
                 Ok(recv) = carrier.accept_uni() => {
                     if self.0.facts.alpn != MESH_ALPN {
@@ -267,6 +272,7 @@ impl Connection {
                         continue;
                     }
                 }
+                else => return carrier.closed().await.into(),
             };
             // More than are granted cannot come; one without a place is reset by dropping it.
             drop(self.0.streams.offer(stream));

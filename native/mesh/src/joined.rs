@@ -14,7 +14,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
-use quinn::{ReadError, RecvStream, VarInt};
+use quinn::{Chunk, ReadError, RecvStream, VarInt};
 use quinn_proto::coding::Codec;
 use tokio::sync::mpsc;
 
@@ -267,17 +267,17 @@ impl MessageReader {
                     None => self.has_ended = true,
                 },
                 read = read_current(current) => match read {
-                    Some(Ok(Some(data))) => self.current.push(data),
-                    Some(Ok(None)) if self.current.is_within_message() => {
+                    Ok(Some(chunk)) => self.current.push(chunk.bytes),
+                    Ok(None) if self.current.is_within_message() => {
                         return self.close(Breach::Malformed);
                     }
-                    Some(Ok(None)) => drop(self.ordered.pop_first()),
-                    // Given up by the peer: what it has not finished is lost with it.
-                    Some(Err(_)) => {
+                    Ok(None) => drop(self.ordered.pop_first()),
+                    // Given up by the peer, or the connection is over: what is not finished is lost
+                    // with it. Of others all may be there.
+                    Err(_) => {
                         self.ordered.pop_first();
                         self.current = Cutter::new(max_bytes);
                     }
-                    None => return Received::Lost(self.connection.ended().await),
                 },
             }
         }
@@ -333,14 +333,11 @@ impl std::fmt::Debug for MessageReader {
 /// Reads the current ordered stream; waits when there is none yet.
 async fn read_current(
     current: Option<&mut Option<RecvStream>>,
-) -> Option<Result<Option<Bytes>, ReadError>> {
+) -> Result<Option<Chunk>, ReadError> {
     let Some(Some(stream)) = current else {
         return std::future::pending().await;
     };
-    match stream.read_chunk(usize::MAX, true).await {
-        Err(ReadError::ConnectionLost(_)) => None,
-        read => Some(read.map(|chunk| chunk.map(|chunk| chunk.bytes))),
-    }
+    stream.read_chunk(usize::MAX, true).await
 }
 
 /// Reads the kind of a stream, and all of it if it carries one message.

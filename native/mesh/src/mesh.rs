@@ -497,8 +497,8 @@ impl Delivery {
     }
 
     fn note_withdrawal(&self, cause: &Error) {
-        self.outbox.note_withdrawal();
         self.stats.dropped.add(cause, 1);
+        self.outbox.note_withdrawal();
     }
 }
 

@@ -12,7 +12,7 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::Error;
 use crate::batch::Batch;
-use crate::budget::Budget;
+use crate::budget::{Budget, Room};
 use crate::config::Load;
 use crate::entry::{Entry, Payload};
 use crate::message::{Message, Undelivered};
@@ -65,12 +65,14 @@ pub(crate) enum Next {
 }
 
 /// What an outbox still held when it was closed.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Remains {
     /// Messages of which nothing was sent, the oldest first.
     pub(crate) queued: VecDeque<Entry>,
     /// How many were taken out and never settled.
     pub(crate) taken: usize,
+    /// To be dropped when all of them have been counted.
+    pub(crate) room: Room,
 }
 
 #[derive(Debug)]
@@ -162,13 +164,14 @@ impl Outbox {
         Ok(())
     }
 
-    /// Takes over the unsent messages of another outbox, which were accepted there, up to the
-    /// limits, and returns those that found no room.
-    pub(crate) fn inherit(&self, entries: VecDeque<Entry>) -> VecDeque<Entry> {
+    /// Takes over the unsent messages of another outbox, which were accepted there, with their room
+    /// in the pool, up to this peer's limits, and returns those that found no room here.
+    pub(crate) fn inherit(&self, entries: VecDeque<Entry>, room: &mut Room) -> VecDeque<Entry> {
         let mut refused = VecDeque::new();
         let mut state = self.lock();
         for entry in entries {
             if self.takes_over(&state, entry.load()) {
+                room.pass_on(entry.load());
                 self.enqueue(&mut state, entry);
             } else {
                 refused.push_back(entry);
@@ -387,7 +390,8 @@ impl Outbox {
     pub(crate) fn close(&self, reason: Error) -> Remains {
         let mut state = self.lock();
         if matches!(state.phase, Phase::Closed(_)) {
-            return Remains::default();
+            let room = Room::of(&self.budget, Load::default());
+            return Remains { queued: VecDeque::new(), taken: 0, room };
         }
         self.is_open.store(false, Ordering::Release);
         if state.phase == Phase::Open {
@@ -396,7 +400,7 @@ impl Outbox {
             state.phase = Phase::Closed(first);
         }
         let load = std::mem::take(&mut state.outstanding);
-        self.budget.settle(load);
+        let room = Room::of(&self.budget, load);
         let queued = std::mem::take(&mut state.queue);
         let left = std::mem::take(&mut state.queued);
         let waiting = std::mem::take(&mut state.waiting);
@@ -408,7 +412,7 @@ impl Outbox {
             }
             message.fail(Undelivered::NotSent(reason.clone()));
         }
-        Remains { taken: load.messages.saturating_sub(left.messages), queued }
+        Remains { taken: load.messages.saturating_sub(left.messages), queued, room }
     }
 
     /// Whether nothing is queued, in flight, or waiting.
@@ -452,16 +456,13 @@ impl Outbox {
         state.waiting.is_empty() && self.accept(state, load, self.watermark_bytes()).is_ok()
     }
 
-    /// As [`Outbox::accept`], of what another outbox has accepted and is done with.
+    /// As [`Outbox::accept`], of what the pool has room for already.
     fn takes_over(&self, state: &State, load: Load) -> bool {
-        if state.phase != Phase::Open {
-            return false;
-        }
-        if state.outstanding.messages == 0 {
-            self.budget.reopen(load);
-            return true;
-        }
-        self.fits(state, load, self.limits.outstanding.bytes) && self.budget.try_reopen(load)
+        let has_room = || {
+            let is_first = state.outstanding.messages == 0;
+            is_first || self.fits(state, load, self.limits.outstanding.bytes)
+        };
+        state.phase == Phase::Open && has_room()
     }
 
     /// Whether the peer's bounds, with this one in bytes, leave room.
@@ -729,11 +730,33 @@ mod tests {
         let remains = outbox.close(Error::Reset);
         assert_eq!((count(&remains.queued), remains.taken), (2, 1));
         assert_eq!(turn.try_recv(), Ok(Err(Error::Reset)));
-        assert_eq!(budget.used(), Load::default());
         // The task may still settle what it had taken.
         outbox.settle(Load { messages: 1, bytes: 1 });
+        assert_eq!(budget.used(), Load { messages: 3, bytes: 3 });
+        drop(remains);
         assert_eq!(budget.used(), Load::default());
         assert_eq!(outbox.push(message(1)), Err(Error::Reset));
+    }
+
+    #[test]
+    fn messages_that_go_to_another_outbox_are_held_by_the_budget_all_the_while() {
+        let (lost, budget) = outbox(ROOMY, 1_000, ROOMY);
+        let heir = Outbox::new(
+            Limits { outstanding: Load { messages: 2, bytes: 1_000 }, ..lost.limits },
+            budget.clone(),
+        );
+        // Each by itself: a batch would go or stay as a whole.
+        for bytes in [300, 200, 100] {
+            let (message, _) = Message::confirmed(Bytes::from(vec![0; bytes]));
+            assert!(lost.deliver(message).is_ok());
+        }
+        let Remains { queued, taken: _, mut room } = lost.close(Error::Reset);
+        let refused = heir.inherit(queued, &mut room);
+        assert_eq!(count(&refused), 1);
+        assert_eq!(budget.used(), Load { messages: 3, bytes: 600 });
+        drop(room);
+        assert_eq!(budget.used(), Load { messages: 2, bytes: 500 });
+        assert_eq!(heir.outstanding(), budget.used());
     }
 
     #[test]

@@ -36,6 +36,7 @@ pub(crate) struct Rendezvous<T> {
 struct State<T> {
     items: VecDeque<T>,
     waiters: VecDeque<(RequestId, Box<dyn Waiter<T>>)>,
+    is_over: bool,
     is_closed: bool,
 }
 
@@ -55,7 +56,8 @@ pub enum Request<T> {
 impl<T> Rendezvous<T> {
     /// At most `capacity` items wait for somebody.
     pub(crate) fn new(capacity: usize) -> Self {
-        let state = State { items: VecDeque::new(), waiters: VecDeque::new(), is_closed: false };
+        let (items, waiters) = (VecDeque::new(), VecDeque::new());
+        let state = State { items, waiters, is_over: false, is_closed: false };
         Self { state: Mutex::new(state), capacity }
     }
 
@@ -85,7 +87,7 @@ impl<T> Rendezvous<T> {
         if let Some(item) = state.items.pop_front() {
             return Request::Served(item, waiter);
         }
-        let why = if state.is_closed {
+        let why = if state.is_closed || state.is_over {
             Refusal::Closed
         } else if state.waiters.len() >= MAX_WAITERS {
             Refusal::TooManyWait
@@ -110,17 +112,23 @@ impl<T> Rendezvous<T> {
         self.lock().items.len()
     }
 
-    /// Nothing more will arrive; returns what nobody has asked for.
-    pub(crate) fn close(&self) -> VecDeque<T> {
+    /// Nothing more will arrive. What has arrived is still there for who asks for it.
+    pub(crate) fn end(&self) {
         let mut state = self.lock();
-        state.is_closed = true;
+        state.is_over = true;
         let waiters = std::mem::take(&mut state.waiters);
-        let items = std::mem::take(&mut state.items);
         drop(state);
         for (_, waiter) in waiters {
             waiter.refuse(Refusal::Closed);
         }
-        items
+    }
+
+    /// Nothing more will arrive or be asked for; returns what nobody has asked for.
+    pub(crate) fn close(&self) -> VecDeque<T> {
+        self.end();
+        let mut state = self.lock();
+        state.is_closed = true;
+        std::mem::take(&mut state.items)
     }
 
     /// A std mutex, because nothing awaits inside.
@@ -210,6 +218,20 @@ mod tests {
         assert_eq!(meeting.offer(7), Ok(()));
         assert!(log.lock().expect("the log").is_empty());
         assert!(!meeting.cancel(1));
+    }
+
+    #[test]
+    fn what_had_arrived_at_the_end_is_still_there() {
+        let log = Log::default();
+        let meeting = Rendezvous::new(2);
+        assert_eq!(meeting.offer(1), Ok(()));
+        meeting.end();
+        // Taken, and given back by a process that has gone.
+        assert!(matches!(meeting.request(1, waiter(1, &log, true)), Request::Served(1, _)));
+        assert_eq!(meeting.offer(1), Ok(()));
+        assert!(matches!(meeting.request(2, waiter(2, &log, false)), Request::Served(1, _)));
+        let late = meeting.request(3, waiter(3, &log, false));
+        assert!(matches!(late, Request::Refused(Refusal::Closed)));
     }
 
     #[test]
