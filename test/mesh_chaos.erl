@@ -284,7 +284,7 @@ accounted(Stats) ->
     } = Stats,
     Delivered + lists:sum(maps:values(Dropped)) + Unconfirmed.
 
-%% What was confirmed arrived, though it may be read a little later, and nothing did twice or damaged.
+%% What was confirmed arrived, though it may be read a little later; nothing did twice or damaged.
 assert_evidence(#{confirmed := Confirmed, given := Given}, Chaos) ->
     mesh_load:eventually([], fun() -> missing(Confirmed, Chaos) end),
     Lines = arrived(Chaos),
