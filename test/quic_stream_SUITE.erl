@@ -39,6 +39,7 @@ all() ->
         closing_a_stream_sends_what_is_queued,
         a_slow_reader_gets_all_of_a_closed_stream,
         streams_that_had_arrived_when_the_connection_closed_are_read,
+        streams_of_a_closed_connection_are_given_up_with_it_or_after_a_while,
         an_idle_sender_learns_that_its_connection_is_gone,
         losing_a_connection_under_load_ends_every_stream_once,
         a_stream_that_nobody_holds_is_closed,
@@ -379,33 +380,55 @@ a_slow_reader_gets_all_of_a_closed_stream(_Config) ->
     ?assert(<<Data/binary, Data/binary>> =:= quic_ct:read(Far, 2_000_000)),
     ?assertEqual({error, closed}, macula_quic:recv(Far, ?WAIT_MS)).
 
-%% Streams of a lost connection that a node keeps in its state must not stay half alive.
+%% They are acknowledged, so the peer takes them for read; on a busy machine that comes later.
 streams_that_had_arrived_when_the_connection_closed_are_read(_Config) ->
-    {Client, Server} = quic_ct:pair(),
     Texts = [<<N, 0:(8 * 1_000)>> || N <- lists:seq(1, 20)],
+    {_Listener, Server} = close_behind(Texts),
+    Read = fun(_) ->
+        {ok, Stream} = macula_quic:accept_stream(Server, ?WAIT_MS),
+        ok = macula_quic:setopt(Stream, packet, raw),
+        quic_ct:read(Stream, 1_001)
+    end,
+    ?assertEqual(Texts, lists:map(Read, Texts)),
+    ?assertEqual({error, closed}, macula_quic:accept_stream(Server, ?WAIT_MS)).
+
+%% They hold memory and the client's place, and who floods a node closes his connections, too.
+streams_of_a_closed_connection_are_given_up_with_it_or_after_a_while(_Config) ->
+    [
+        begin
+            {Listener, Server} = close_behind([<<"text">>]),
+            ?assertMatch(#{connections := 1}, macula_quic:listener_stats(Listener)),
+            ok = GiveUp(Server),
+            quic_ct:poll_until(fun() ->
+                maps:get(connections, macula_quic:listener_stats(Listener)) =:= 0
+            end),
+            ?assertEqual({error, closed}, macula_quic:accept_stream(Server, ?WAIT_MS))
+        end
+     || GiveUp <- [fun macula_quic:close/1, fun(_Server) -> ok end]
+    ].
+
+%% A listener, and a connection that its peer has closed behind streams of these texts, each with
+%% its end and acknowledged.
+close_behind(Texts) ->
+    Listener = quic_ct:listen(),
+    Client = quic_ct:connect(Listener),
+    Server = quic_ct:new_server(Listener),
     Open = fun(Text) ->
         {ok, Stream} = macula_quic:open_stream(Client),
         ok = macula_quic:setopt(Stream, active, true),
         ok = macula_quic:send(Stream, Text),
         ok = macula_quic:async_shutdown_stream(Stream, ?GRACEFUL, 0),
         %% By then, all of it is acknowledged.
-        ?assertEqual({send_shutdown_complete, true}, quic_ct:next(Stream)),
-        Stream
+        ?assertEqual({send_shutdown_complete, true}, quic_ct:next(Stream))
     end,
-    Streams = [Open(Text) || Text <- Texts],
+    lists:foreach(Open, Texts),
     ok = macula_quic:close(Client),
     receive
-        {quic, closed, Server, _} -> ok
+        {quic, closed, Server, _} -> {Listener, Server}
     after ?WAIT_MS -> error(not_closed)
-    end,
-    Read = fun(_) ->
-        {ok, Stream} = macula_quic:accept_stream(Server, ?WAIT_MS),
-        ok = macula_quic:setopt(Stream, packet, raw),
-        quic_ct:read(Stream, 1_001)
-    end,
-    ?assertEqual(Texts, lists:map(Read, Streams)),
-    ?assertEqual({error, closed}, macula_quic:accept_stream(Server, ?WAIT_MS)).
+    end.
 
+%% Streams of a lost connection that a node keeps in its state must not stay half alive.
 an_idle_sender_learns_that_its_connection_is_gone(_Config) ->
     {Client, Server} = quic_ct:pair(),
     {Near, _Far} = quic_ct:streams(Client, Server),

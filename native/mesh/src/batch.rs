@@ -1,7 +1,7 @@
 //! Small messages in one buffer, each led by its length as a variable-length integer (RFC 9000,
 //! section 16): as they wait to be sent, and as they travel between two of ours. A message that
 //! joins a batch costs one copy and no allocation of its own, and the batch is handed to the stack
-//! as it is. Pure data.
+//! as it is.
 
 use bytes::{Buf, BufMut, Bytes};
 use quinn::VarInt;

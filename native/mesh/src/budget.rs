@@ -19,7 +19,7 @@ pub(crate) struct Budget {
 /// becomes of them: whoever adds the pool's figures up meanwhile misses none. Dropped, it is given
 /// back.
 #[derive(Debug)]
-pub(crate) struct Room {
+pub(crate) struct Reservation {
     budget: Arc<Budget>,
     load: Load,
 }
@@ -81,18 +81,18 @@ impl Budget {
     }
 }
 
-impl Room {
+impl Reservation {
     pub(crate) fn of(budget: &Arc<Budget>, load: Load) -> Self {
         Self { budget: budget.clone(), load }
     }
 
     /// Leaves a part to the outbox that has taken the messages over.
-    pub(crate) fn pass_on(&mut self, load: Load) {
+    pub(crate) fn transfer(&mut self, load: Load) {
         self.load -= load;
     }
 }
 
-impl Drop for Room {
+impl Drop for Reservation {
     fn drop(&mut self) {
         self.budget.settle(self.load);
     }

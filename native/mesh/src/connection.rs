@@ -3,11 +3,13 @@
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use quinn::VarInt;
 use quinn::crypto::rustls::HandshakeData;
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, watch};
+use tokio::time::timeout;
 
 use crate::address::{Address, canonical};
 use crate::budget::Budget;
@@ -24,6 +26,10 @@ use crate::stream::Stream;
 use crate::unfinished::Room;
 use crate::verify::PeerIdentity;
 use crate::{Config, Error, handshake};
+
+/// How long after the peer has closed a connection its streams may be asked for that had arrived
+/// before: until then they hold memory, the socket and the client's place.
+const REMAINS_TIME: Duration = Duration::from_secs(5);
 
 /// A handle to a connection.
 #[derive(Clone, Debug)]
@@ -110,7 +116,7 @@ impl Client {
         &self,
         address: &Address,
         settings: Settings,
-        timeout: std::time::Duration,
+        timeout: Duration,
     ) -> Result<Connection, Error> {
         let transport = settings.transport.clone();
         let dialer = Dialer::new(self.endpoint.clone(), settings, 1, timeout)?;
@@ -176,13 +182,19 @@ impl Connection {
             let error = task.take_in(&carrier).await;
             drop(carrier);
             task.lock().take();
-            if error == Error::Cancelled {
-                task.0.streams.close();
-            } else {
-                task.0.streams.end();
+            if !matches!(error, Error::ClosedByPeer(_)) {
+                drop(task.0.streams.close());
             }
-            drop(lease);
-            end.send_replace(Some(error));
+            task.0.streams.end();
+            if task.0.streams.waiting() > 0 {
+                end.send_replace(Some(error));
+                timeout(REMAINS_TIME, task.0.streams.emptied()).await.ok();
+                drop(task.0.streams.close());
+                drop(lease);
+            } else {
+                drop(lease);
+                end.send_replace(Some(error));
+            }
         });
         connection
     }
@@ -229,10 +241,14 @@ impl Connection {
     }
 
     /// Closes the connection at once with an application error code; what is not acknowledged
-    /// may be lost.
+    /// may be lost, and streams that nobody has asked for are.
     pub fn close(&self, code: u64) {
-        if let Some(carrier) = &*self.lock() {
-            farewell::close(carrier, VarInt::from_u64(code).unwrap_or(VarInt::MAX));
+        let carrier = self.lock().clone();
+        match carrier {
+            Some(carrier) => {
+                farewell::close(&carrier, VarInt::from_u64(code).unwrap_or(VarInt::MAX));
+            }
+            None => drop(self.0.streams.close()),
         }
     }
 

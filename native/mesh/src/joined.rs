@@ -273,7 +273,7 @@ impl MessageReader {
                     }
                     Ok(None) => drop(self.ordered.pop_first()),
                     // Given up by the peer, or the connection is over: what is not finished is lost
-                    // with it. Of others all may be there.
+                    // with it, and what is whole behind it goes on.
                     Err(_) => {
                         self.ordered.pop_first();
                         self.current = Cutter::new(max_bytes);

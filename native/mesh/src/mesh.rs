@@ -446,6 +446,8 @@ impl<T: Handles> Mesh<T> {
         };
         let granted = context.dialer.granted();
         let accepted = context.scope.budget.accepted();
+        // Before what has become of messages: that is counted before they cease to be outstanding.
+        let outstanding = context.scope.budget.used();
         Snapshot {
             size,
             dialing,
@@ -454,7 +456,7 @@ impl<T: Handles> Mesh<T> {
             hits,
             misses,
             tasks: context.scope.tasks.count(),
-            outstanding: context.scope.budget.used(),
+            outstanding,
             accepted: accepted.messages,
             accepted_bytes: accepted.bytes,
             udp_receive_buffer_bytes: granted.receive_bytes,

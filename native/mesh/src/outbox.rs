@@ -12,7 +12,7 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::Error;
 use crate::batch::Batch;
-use crate::budget::{Budget, Room};
+use crate::budget::{Budget, Reservation};
 use crate::config::Load;
 use crate::entry::{Entry, Payload};
 use crate::message::{Message, Undelivered};
@@ -72,7 +72,7 @@ pub(crate) struct Remains {
     /// How many were taken out and never settled.
     pub(crate) taken: usize,
     /// To be dropped when all of them have been counted.
-    pub(crate) room: Room,
+    pub(crate) reservation: Reservation,
 }
 
 #[derive(Debug)]
@@ -166,12 +166,16 @@ impl Outbox {
 
     /// Takes over the unsent messages of another outbox, which were accepted there, with their room
     /// in the pool, up to this peer's limits, and returns those that found no room here.
-    pub(crate) fn inherit(&self, entries: VecDeque<Entry>, room: &mut Room) -> VecDeque<Entry> {
+    pub(crate) fn inherit(
+        &self,
+        entries: VecDeque<Entry>,
+        reservation: &mut Reservation,
+    ) -> VecDeque<Entry> {
         let mut refused = VecDeque::new();
         let mut state = self.lock();
         for entry in entries {
             if self.takes_over(&state, entry.load()) {
-                room.pass_on(entry.load());
+                reservation.transfer(entry.load());
                 self.enqueue(&mut state, entry);
             } else {
                 refused.push_back(entry);
@@ -390,8 +394,8 @@ impl Outbox {
     pub(crate) fn close(&self, reason: Error) -> Remains {
         let mut state = self.lock();
         if matches!(state.phase, Phase::Closed(_)) {
-            let room = Room::of(&self.budget, Load::default());
-            return Remains { queued: VecDeque::new(), taken: 0, room };
+            let reservation = Reservation::of(&self.budget, Load::default());
+            return Remains { queued: VecDeque::new(), taken: 0, reservation };
         }
         self.is_open.store(false, Ordering::Release);
         if state.phase == Phase::Open {
@@ -400,7 +404,7 @@ impl Outbox {
             state.phase = Phase::Closed(first);
         }
         let load = std::mem::take(&mut state.outstanding);
-        let room = Room::of(&self.budget, load);
+        let reservation = Reservation::of(&self.budget, load);
         let queued = std::mem::take(&mut state.queue);
         let left = std::mem::take(&mut state.queued);
         let waiting = std::mem::take(&mut state.waiting);
@@ -412,7 +416,7 @@ impl Outbox {
             }
             message.fail(Undelivered::NotSent(reason.clone()));
         }
-        Remains { taken: load.messages.saturating_sub(left.messages), queued, room }
+        Remains { taken: load.messages.saturating_sub(left.messages), queued, reservation }
     }
 
     /// Whether nothing is queued, in flight, or waiting.
@@ -750,11 +754,11 @@ mod tests {
             let (message, _) = Message::confirmed(Bytes::from(vec![0; bytes]));
             assert!(lost.deliver(message).is_ok());
         }
-        let Remains { queued, taken: _, mut room } = lost.close(Error::Reset);
-        let refused = heir.inherit(queued, &mut room);
+        let Remains { queued, taken: _, mut reservation } = lost.close(Error::Reset);
+        let refused = heir.inherit(queued, &mut reservation);
         assert_eq!(count(&refused), 1);
         assert_eq!(budget.used(), Load { messages: 3, bytes: 600 });
-        drop(room);
+        drop(reservation);
         assert_eq!(budget.used(), Load { messages: 2, bytes: 500 });
         assert_eq!(heir.outstanding(), budget.used());
     }

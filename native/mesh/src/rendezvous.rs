@@ -5,6 +5,8 @@
 use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use tokio::sync::Notify;
+
 /// Somebody who waits. Dropped unused when he takes his request back.
 pub trait Waiter<T>: Send {
     /// Takes what has arrived, on whatever thread brings it, without blocking; gives it back when
@@ -31,6 +33,8 @@ pub type RequestId = u64;
 pub(crate) struct Rendezvous<T> {
     state: Mutex<State<T>>,
     capacity: usize,
+    /// Tells that after the end nothing is there any more.
+    emptied: Notify,
 }
 
 struct State<T> {
@@ -58,7 +62,7 @@ impl<T> Rendezvous<T> {
     pub(crate) fn new(capacity: usize) -> Self {
         let (items, waiters) = (VecDeque::new(), VecDeque::new());
         let state = State { items, waiters, is_over: false, is_closed: false };
-        Self { state: Mutex::new(state), capacity }
+        Self { state: Mutex::new(state), capacity, emptied: Notify::new() }
     }
 
     /// Brings an item to the first who waits, or lets it wait.
@@ -85,6 +89,9 @@ impl<T> Rendezvous<T> {
     pub(crate) fn request(&self, id: RequestId, waiter: Box<dyn Waiter<T>>) -> Request<T> {
         let mut state = self.lock();
         if let Some(item) = state.items.pop_front() {
+            if state.is_over && state.items.is_empty() {
+                self.emptied.notify_one();
+            }
             return Request::Served(item, waiter);
         }
         let why = if state.is_closed || state.is_over {
@@ -112,7 +119,8 @@ impl<T> Rendezvous<T> {
         self.lock().items.len()
     }
 
-    /// Nothing more will arrive. What has arrived is still there for who asks for it.
+    /// Nothing more will arrive. What has arrived is still there for who asks for it, until it is
+    /// closed.
     pub(crate) fn end(&self) {
         let mut state = self.lock();
         state.is_over = true;
@@ -128,7 +136,15 @@ impl<T> Rendezvous<T> {
         self.end();
         let mut state = self.lock();
         state.is_closed = true;
+        self.emptied.notify_one();
         std::mem::take(&mut state.items)
+    }
+
+    /// Resolves when nothing is there any more, after the end. One may wait for that.
+    pub(crate) async fn emptied(&self) {
+        while self.waiting() > 0 {
+            self.emptied.notified().await;
+        }
     }
 
     /// A std mutex, because nothing awaits inside.

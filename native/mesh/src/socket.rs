@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use nix::libc::{ECONNREFUSED, SO_EE_ORIGIN_ICMP, SO_EE_ORIGIN_ICMP6};
+use nix::libc::{EBADF, ECONNREFUSED, EINVAL, ENOTSOCK, SO_EE_ORIGIN_ICMP, SO_EE_ORIGIN_ICMP6};
 use nix::sys::socket::sockopt::{Ipv4RecvErr, Ipv6RecvErr};
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, SockaddrStorage, recvmsg, setsockopt};
 use quinn::udp::{RecvMeta, Transmit, UdpSocketState};
@@ -35,8 +35,8 @@ const QUOTE_BYTES: usize = 64;
 /// Room for what the kernel tells with it: who has sent the message, and what the socket wants to
 /// know of each datagram.
 const CONTROL_BYTES: usize = 512;
-/// Messages read in a row before other tasks get their turn, and errors in a row that may be about
-/// other peers.
+/// Messages read in a row before other tasks get their turn, and errors of the socket after which
+/// it has died.
 const BATCH: usize = 64;
 
 #[derive(Debug)]
@@ -131,6 +131,7 @@ impl Socket {
                 // There is nothing, and `ready` waits.
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {}
                 // A pending one, and gone now: what the network says of other peers.
+                Err(error) if !is_own(&error) => {}
                 Err(_) if errors < BATCH => errors += 1,
                 // Or it stays, and the socket has died.
                 outcome => return Poll::Ready(outcome),
@@ -223,6 +224,11 @@ impl std::fmt::Debug for Poller {
     }
 }
 
+/// Whether an error is about the socket itself, and nothing that the network has said of a peer.
+fn is_own(error: &io::Error) -> bool {
+    error.raw_os_error().is_some_and(|number| [EBADF, EINVAL, ENOTSOCK].contains(&number))
+}
+
 /// ICMP's port unreachable, in either version.
 fn is_refusal(control: &ControlMessageOwned) -> bool {
     let (ControlMessageOwned::Ipv4RecvErr(error, _) | ControlMessageOwned::Ipv6RecvErr(error, _)) =
@@ -281,18 +287,19 @@ mod tests {
 
     /// Or it would keep a core busy for good.
     #[tokio::test]
-    async fn a_socket_that_has_nothing_but_errors_has_died() {
+    async fn a_socket_that_only_fails_has_died_and_one_of_which_peers_are_gone_has_not() {
         let (socket, _listening, _) = socket();
         let here = socket.local_addr().expect("an address");
         bound().send_to(b"hello", here).expect("sent");
         socket.io.readable().await.expect("a datagram");
-        let broken = || Err(ErrorKind::NotConnected.into());
+        let broken = || Err(io::Error::from_raw_os_error(EBADF));
         let died = poll_fn(|context| socket.poll_receiving(context, broken)).await;
-        assert_eq!(died.map_err(|error| error.kind()), Err(ErrorKind::NotConnected));
+        assert_eq!(died.map_err(|error| error.raw_os_error()), Err(Some(EBADF)));
         let mut errors = 0;
         let recovers = || {
             errors += 1;
-            if errors < BATCH { Err(ErrorKind::ConnectionRefused.into()) } else { Ok(1) }
+            let refused = io::Error::from_raw_os_error(ECONNREFUSED);
+            if errors < BATCH + 10 { Err(refused) } else { Ok(1) }
         };
         yield_now().await;
         let received = socket.poll_receiving(&mut Context::from_waker(Waker::noop()), recovers);

@@ -72,8 +72,8 @@ pub(crate) struct Stats {
 }
 
 /// The figures of a pool at one moment. Counts are since the pool was opened; every message that
-/// was accepted is delivered, dropped, unconfirmed or outstanding, but for the moment in which it
-/// is booked from one to another.
+/// was accepted is delivered, dropped, unconfirmed or outstanding, and while it is booked from one
+/// to another perhaps two of these.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Snapshot {
     /// Connections in the pool.

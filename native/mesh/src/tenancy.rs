@@ -136,7 +136,7 @@ impl<T: Handles> Drop for Tenancy<T> {
             Some(reason) if self.end == Error::Cancelled => reason,
             _ => &self.end,
         };
-        let Remains { queued, taken, mut room } = self.outbox.close(cause.clone());
+        let Remains { queued, taken, mut reservation } = self.outbox.close(cause.clone());
         let is_wanted = refusal != Some(Error::Removed) && !queued.is_empty();
         // A peer that closes each connection before it has taken anything gets one retry.
         let deserves_another = |connection: &PooledConnection| {
@@ -151,7 +151,7 @@ impl<T: Handles> Drop for Tenancy<T> {
         drop(slots);
         self.shared.context.scope.stats.unconfirmed.add(taken);
         let left = match heir {
-            Some(heir) => heir.inherit(queued, &mut room),
+            Some(heir) => heir.inherit(queued, &mut reservation),
             None => queued,
         };
         let undelivered = match self.connection {
@@ -159,7 +159,7 @@ impl<T: Handles> Drop for Tenancy<T> {
             None => Undelivered::NotConnected,
         };
         self.shared.give_up(left, |message| message.fail(undelivered(cause.clone())), cause);
-        drop(room);
+        drop(reservation);
         if let Some(connection) = &self.connection {
             connection.give_up();
         }
