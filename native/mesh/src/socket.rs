@@ -128,9 +128,7 @@ impl Socket {
         loop {
             ready!(self.io.poll_recv_ready(context))?;
             match self.io.try_io(Interest::READABLE, &mut receive) {
-                // There is nothing, and `ready` waits.
-                Err(error) if error.kind() == ErrorKind::WouldBlock => {}
-                // A pending one, and gone now: what the network says of other peers.
+                // There is nothing, and `ready` waits; or it was a pending one, and is gone now.
                 Err(error) if !is_own(&error) => {}
                 Err(_) if errors < BATCH => errors += 1,
                 // Or it stays, and the socket has died.
