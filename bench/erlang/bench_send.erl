@@ -8,7 +8,8 @@
 -export([main/0]).
 
 %% send_async/4 never waits, so a caller that sends in bulk looks at what is outstanding, as the
-%% README says: so often, and it waits above so much (the bounds of a peer are 65,536 and 32 MiB).
+%% README says: so often, and above so much it waits until half of that has gone (the bounds of a
+%% peer are 65,536 and 32 MiB).
 -define(LOOK_BYTES, 1024 * 1024).
 -define(LOOK_MESSAGES, 4_096).
 -define(MAX_MESSAGES, 32_768).

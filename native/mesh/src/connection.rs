@@ -182,16 +182,16 @@ impl Connection {
             let error = task.take_in(&carrier).await;
             drop(carrier);
             task.lock().take();
-            if !matches!(error, Error::ClosedByPeer(_)) {
-                drop(task.0.streams.close());
-            }
-            task.0.streams.end();
-            if task.0.streams.waiting() > 0 {
+            let streams = &task.0.streams;
+            streams.end();
+            if matches!(error, Error::ClosedByPeer(_)) && streams.waiting() > 0 {
                 end.send_replace(Some(error));
-                timeout(REMAINS_TIME, task.0.streams.emptied()).await.ok();
-                drop(task.0.streams.close());
+                timeout(REMAINS_TIME, streams.emptied()).await.ok();
+                drop(streams.close());
                 drop(lease);
             } else {
+                // In any case: one that is given back later would hold its own connection for good.
+                drop(streams.close());
                 drop(lease);
                 end.send_replace(Some(error));
             }

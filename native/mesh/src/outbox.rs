@@ -462,11 +462,9 @@ impl Outbox {
 
     /// As [`Outbox::accept`], of what the pool has room for already.
     fn takes_over(&self, state: &State, load: Load) -> bool {
-        let has_room = || {
-            let is_first = state.outstanding.messages == 0;
-            is_first || self.fits(state, load, self.limits.outstanding.bytes)
-        };
-        state.phase == Phase::Open && has_room()
+        let is_first = state.outstanding.messages == 0;
+        state.phase == Phase::Open
+            && (is_first || self.fits(state, load, self.limits.outstanding.bytes))
     }
 
     /// Whether the peer's bounds, with this one in bytes, leave room.

@@ -94,7 +94,7 @@ impl<T> Rendezvous<T> {
             }
             return Request::Served(item, waiter);
         }
-        let why = if state.is_closed || state.is_over {
+        let why = if state.is_over {
             Refusal::Closed
         } else if state.waiters.len() >= MAX_WAITERS {
             Refusal::TooManyWait

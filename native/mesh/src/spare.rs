@@ -5,7 +5,8 @@
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// The size of those that are kept.
+/// The size of those that are kept: room for a batch that was not quite full, and the largest
+/// message that joins it.
 pub(crate) const BYTES: usize = 24 * 1024;
 /// Buffers that are kept at most, 3 MiB for all pools together: what a sender that has waited fills
 /// before it waits again.
