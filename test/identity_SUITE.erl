@@ -495,9 +495,21 @@ a_bad_verify_of_a_pool_is_told(_Config) ->
         {error, {bad_certificate, <<"/nonexistent">>, enoent}},
         ?POOL:start_link(#{verify => peer, cacertfile => "/nonexistent"})
     ),
-    ?assertEqual(
-        {error, {bad_option, cacertfile, 1}}, ?POOL:start_link(#{verify => peer, cacertfile => 1})
-    ).
+    %% What cannot name a file must not mean the roots of the system.
+    [
+        ?assertEqual(
+            {error, {bad_option, cacertfile, Value}},
+            ?POOL:start_link(#{verify => peer, cacertfile => Value})
+        )
+     || Value <- [1, <<>>, <<255>>, binary:copy(<<"a">>, 5_000), [$a, -1]]
+    ],
+    [
+        ?assertEqual(
+            {error, {bad_option, verify_hostname, Value}},
+            ?POOL:start_link(#{verify => peer, verify_hostname => Value})
+        )
+     || Value <- [undefined, 1, "true", fasle]
+    ].
 
 %%% Log handler
 

@@ -103,8 +103,13 @@ verifies_in_production_however_that_is_said(Config) ->
     true = os:putenv("MACULA_TLS_MODE", "prod"),
     ?assertMatch({error, {unverified, _}}, Dial()),
     true = os:unsetenv("MACULA_TLS_MODE"),
-    ok = application:set_env(macula, tls_mode, production),
-    ?assertMatch({error, {unverified, _}}, Dial()),
+    [
+        begin
+            ok = application:set_env(macula, tls_mode, Mode),
+            ?assertMatch({error, {unverified, _}}, Dial())
+        end
+     || Mode <- [prod, "production", <<"prod">>, <<"production">>, production]
+    ],
     %% The environment comes first.
     true = os:putenv("MACULA_TLS_MODE", "development"),
     ?assertMatch({ok, _}, Dial()),

@@ -21,8 +21,11 @@
 %% Nothing of the machine's own configuration may decide a test.
 begin_test() ->
     process_flag(trap_exit, true),
-    lists:foreach(fun os:unsetenv/1, ["MACULA_TLS_CERTFILE", "MACULA_TLS_KEYFILE"]),
-    lists:foreach(fun(Key) -> application:unset_env(macula, Key) end, [tls_certfile, tls_keyfile]),
+    lists:foreach(fun os:unsetenv/1, [
+        "MACULA_TLS_CERTFILE", "MACULA_TLS_KEYFILE", "MACULA_TLS_MODE", "MACULA_TLS_CACERTFILE"
+    ]),
+    Keys = [tls_certfile, tls_keyfile, tls_mode, tls_cacertfile],
+    lists:foreach(fun(Key) -> application:unset_env(macula, Key) end, Keys),
     undefined = whereis(?POOL),
     ok.
 

@@ -59,16 +59,22 @@ unless_given(Defaults, Options) ->
 trust(true) ->
     [];
 trust(false) ->
-    case setting("MACULA_TLS_MODE", tls_mode) of
-        Mode when Mode =:= production; Mode =:= "production"; Mode =:= "prod" ->
+    case is_production(setting("MACULA_TLS_MODE", tls_mode)) of
+        true ->
             CaFile = setting("MACULA_TLS_CACERTFILE", tls_cacertfile),
             Hostname = setting("MACULA_TLS_VERIFY_HOSTNAME", tls_verify_hostname),
-            Unchecked = lists:member(Hostname, [false, "false", "0"]),
+            Unchecked = lists:member(Hostname, [false, "false", "0", <<"false">>, <<"0">>]),
             [{verify, peer}, {verify_hostname, not Unchecked}] ++
                 [{cacertfile, CaFile} || CaFile =/= undefined];
-        _ ->
+        false ->
             []
     end.
+
+%% An application environment may say it with an atom, or as Elixir does.
+-spec is_production(term()) -> boolean().
+is_production(Mode) ->
+    Names = [production, prod, "production", "prod", <<"production">>, <<"prod">>],
+    lists:member(Mode, Names).
 
 %% What the environment says, else the platform's application environment.
 -spec setting(os:env_var_name(), atom()) -> term().

@@ -5,9 +5,8 @@ use std::path::PathBuf;
 
 use mesh::{BadCertificate, BadOption, Config, Redelivery, Verification};
 use rustler::types::map::MapIterator;
-use rustler::{Encoder, Env, NifResult, Term};
+use rustler::{Atom, Encoder, Env, NifResult, Term};
 
-use crate::address::text;
 use crate::runtime::MAX_WORKERS;
 use crate::{atoms, settings, terms};
 
@@ -32,7 +31,7 @@ pub(crate) fn read<'a>(env: Env<'a>, map: Term<'a>) -> NifResult<Result<Options,
     match verification(map) {
         Ok(Ok(verification)) => options.verification = verification,
         Ok(Err(bad)) => return Ok(Err(terms::bad_certificate(env, &bad))),
-        Err(value) => return Ok(Err(bad_option(env, atoms::verify().encode(env), value))),
+        Err((key, value)) => return Ok(Err(bad_option(env, key.encode(env), value))),
     }
     for (key, value) in pairs {
         if options.set(key, value).is_none() {
@@ -43,7 +42,7 @@ pub(crate) fn read<'a>(env: Env<'a>, map: Term<'a>) -> NifResult<Result<Options,
     Ok(match options.config.settle(has_keep_alive) {
         Ok(()) => Ok(options),
         Err(BadOption { key, value }) => {
-            let key = rustler::Atom::from_bytes(env, key.as_bytes())?.encode(env);
+            let key = Atom::from_bytes(env, key.as_bytes())?.encode(env);
             Err(bad_option(env, key, value.encode(env)))
         }
     })
@@ -66,14 +65,22 @@ impl Options {
     }
 }
 
-/// What `verify`, `cacertfile` and `verify_hostname` ask for; `Err` holds a bad `verify`.
-fn verification(map: Term<'_>) -> Result<Result<Verification, BadCertificate>, Term<'_>> {
+/// What `verify`, `cacertfile` and `verify_hostname` ask for; `Err` holds the one that is bad.
+fn verification(map: Term<'_>) -> Result<Result<Verification, BadCertificate>, (Atom, Term<'_>)> {
+    let ca_file = match map.map_get(atoms::cacertfile()) {
+        Ok(value) if atoms::undefined() != value => {
+            Some(settings::path(value).ok_or((atoms::cacertfile(), value))?)
+        }
+        _ => None,
+    };
+    let check_name = match map.map_get(atoms::verify_hostname()) {
+        Ok(value) => value.decode().map_err(|_| (atoms::verify_hostname(), value))?,
+        Err(_) => true,
+    };
     let Ok(rule) = map.map_get(atoms::verify()) else {
         return Ok(Ok(Verification::None));
     };
-    let ca_file = map.map_get(atoms::cacertfile()).ok().and_then(text).map(PathBuf::from);
-    let check_name = map.map_get(atoms::verify_hostname()).ok().and_then(|v| v.decode().ok());
-    settings::pool_verification(rule, ca_file.as_deref(), check_name.unwrap_or(true)).ok_or(rule)
+    settings::pool_verification(rule, ca_file.as_deref(), check_name).ok_or((atoms::verify(), rule))
 }
 
 fn redelivery(value: Term<'_>) -> Option<Redelivery> {

@@ -236,7 +236,8 @@ fn protocols(value: Term<'_>) -> Option<Vec<Vec<u8>>> {
     (!names.is_empty()).then_some(names)
 }
 
-fn path(value: Term<'_>) -> Option<PathBuf> {
+/// The name of a file, as a binary or a list of characters.
+pub(crate) fn path(value: Term<'_>) -> Option<PathBuf> {
     text(value).filter(|path| !path.is_empty()).map(PathBuf::from)
 }
 
