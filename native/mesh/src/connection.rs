@@ -14,7 +14,6 @@ use tokio::time::timeout;
 use crate::address::{Address, canonical};
 use crate::budget::Budget;
 use crate::byte_stream::{ByteStream, Ends, Reader};
-use crate::config::size;
 use crate::dial::Dialer;
 use crate::endpoint::Endpoint;
 use crate::farewell;
@@ -45,6 +44,8 @@ struct Inner {
     budget: Arc<Budget>,
     scope: Arc<Scope>,
     max_frame_bytes: usize,
+    /// Unidirectional streams that the peer may have under way at once, when they carry messages.
+    message_streams: usize,
     unfinished: Arc<Room>,
 }
 
@@ -174,6 +175,7 @@ impl Connection {
             facts,
             budget: scope.connection_budget(),
             max_frame_bytes: transport.max_frame_bytes(),
+            message_streams: transport.message_streams(),
             unfinished: Room::new(transport.max_unfinished_bytes()),
             scope,
         }));
@@ -307,11 +309,11 @@ impl Connection {
             Some(messages) => match messages.try_send(recv) {
                 // Nobody holds the stream that stood for them; this one opens another.
                 Err(TrySendError::Closed(recv)) => recv,
-                // More are not under way than are granted, for which there is room.
+                // More are not under way than are granted, and for these there is room.
                 Ok(()) | Err(TrySendError::Full(_)) => return None,
             },
         };
-        let (sender, arrivals) = mpsc::channel(size(u64::from(joined::STREAMS)));
+        let (sender, arrivals) = mpsc::channel(self.0.message_streams);
         drop(sender.try_send(recv));
         *messages = Some(sender);
         let reader = MessageReader::new(arrivals, self.clone(), self.0.max_frame_bytes);

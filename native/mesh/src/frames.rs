@@ -4,11 +4,11 @@
 //! (big-endian), and the payload. A stream whose first byte, or whose first byte after a whole
 //! frame, is not the version carries no frames from there on, and its bytes pass as they come.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::Bytes;
 
+use crate::parts::Parts;
 use crate::unfinished::{Place, Room};
 
 /// The version byte that a frame begins with.
@@ -18,9 +18,6 @@ const HEADER_BYTES: usize = 8;
 /// An unfinished frame up to this size needs no room of its own: one on each stream is little, and
 /// a peer's long frames must not hold up its short ones.
 const SHORT_BYTES: usize = 65_536;
-/// A chunk below this size is copied to those before it: each keeps the packet alive in which it
-/// has come, and a peer can send a byte in each.
-const CRUMB_BYTES: usize = 512;
 
 /// How a stream's bytes are cut into deliveries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,10 +38,7 @@ pub(crate) struct TooLong(pub(crate) u64);
 pub(crate) struct Frames {
     packet: Packet,
     max_bytes: usize,
-    parts: VecDeque<Bytes>,
-    /// What follows the parts.
-    crumbs: BytesMut,
-    held: usize,
+    parts: Parts,
     room: Arc<Room>,
     place: Option<Place>,
 }
@@ -52,15 +46,7 @@ pub(crate) struct Frames {
 impl Frames {
     /// `room` is that of all streams of the connection.
     pub(crate) fn new(packet: Packet, max_bytes: usize, room: Arc<Room>) -> Self {
-        Self {
-            packet,
-            max_bytes,
-            parts: VecDeque::new(),
-            crumbs: BytesMut::new(),
-            held: 0,
-            room,
-            place: None,
-        }
+        Self { packet, max_bytes, parts: Parts::default(), room, place: None }
     }
 
     pub(crate) fn set_packet(&mut self, packet: Packet) {
@@ -69,27 +55,17 @@ impl Frames {
 
     /// Adds what has arrived.
     pub(crate) fn push(&mut self, data: Bytes) {
-        if data.is_empty() {
-            return;
-        }
-        let is_crumb = self.held > 0 && data.len() < CRUMB_BYTES;
-        self.held += data.len();
-        if is_crumb {
-            self.crumbs.extend_from_slice(&data);
-        } else {
-            self.sweep_up();
-            self.parts.push_back(data);
-        }
+        self.parts.push(data);
     }
 
     /// Bytes that are held.
     pub(crate) fn held(&self) -> usize {
-        self.held
+        self.parts.held()
     }
 
     /// The next delivery, in parts to be joined; `None`: more has to arrive first.
     pub(crate) fn next(&mut self) -> Result<Option<Vec<Bytes>>, TooLong> {
-        let Some(first) = self.bytes().next() else {
+        let Some(first) = self.parts.bytes().next() else {
             return Ok(None);
         };
         if self.packet == Packet::Macula && first != VERSION {
@@ -103,8 +79,9 @@ impl Frames {
         };
         match usize::try_from(length) {
             Ok(whole) if whole <= self.max_bytes => {
-                if self.held >= whole {
-                    return Ok(Some(self.split(whole)));
+                if self.parts.held() >= whole {
+                    self.place = None;
+                    return Ok(Some(self.parts.take(whole)));
                 }
                 if whole > SHORT_BYTES && self.place.is_none() {
                     self.place = Some(self.room.take(whole).ok_or(TooLong(length))?);
@@ -117,50 +94,18 @@ impl Frames {
 
     /// All that is held: at the end of a stream nothing more will complete it.
     pub(crate) fn rest(&mut self) -> Vec<Bytes> {
-        self.sweep_up();
         self.place = None;
-        self.held = 0;
-        self.parts.drain(..).collect()
+        self.parts.take_all()
     }
 
     /// The length of the frame at the front, once its header has arrived.
     fn frame_length(&self) -> Option<u64> {
-        let mut header = self.bytes();
+        let mut header = self.parts.bytes();
         let length: [u8; 4] = {
             let mut field = header.by_ref().skip(HEADER_BYTES - size_of::<u32>());
             [field.next()?, field.next()?, field.next()?, field.next()?]
         };
         Some(HEADER_BYTES as u64 + u64::from(u32::from_be_bytes(length)))
-    }
-
-    fn bytes(&self) -> impl Iterator<Item = u8> {
-        self.parts.iter().flat_map(|part| part.iter()).chain(&self.crumbs).copied()
-    }
-
-    /// Makes a part of the crumbs.
-    fn sweep_up(&mut self) {
-        if !self.crumbs.is_empty() {
-            self.parts.push_back(self.crumbs.split().freeze());
-        }
-    }
-
-    fn split(&mut self, mut length: usize) -> Vec<Bytes> {
-        self.sweep_up();
-        self.place = None;
-        self.held -= length;
-        let mut frame = Vec::new();
-        while length > 0 {
-            let Some(front) = self.parts.front_mut() else {
-                break;
-            };
-            let taken = front.split_to(length.min(front.len()));
-            length -= taken.len();
-            frame.push(taken);
-            if !front.has_remaining() {
-                self.parts.pop_front();
-            }
-        }
-        frame
     }
 }
 
@@ -231,20 +176,6 @@ mod tests {
         first.push(long.slice(100..));
         assert_eq!(deliveries(first), vec![long.to_vec()]);
         assert_eq!(second.next(), Ok(None));
-    }
-
-    #[test]
-    fn crumbs_do_not_keep_their_packets() {
-        let mut frames = frames(100);
-        let packet = Bytes::from(frame(&[7; 90]));
-        frames.push(packet.slice(..9));
-        for at in 9..97 {
-            frames.push(Bytes::from(vec![7; 1_200]).slice(at..=at));
-        }
-        assert_eq!(frames.parts.len(), 1);
-        assert_eq!(frames.held(), 97);
-        frames.push(packet.slice(97..));
-        assert_eq!(deliveries(&mut frames), vec![packet.to_vec()]);
     }
 
     proptest! {

@@ -22,6 +22,7 @@ use crate::Error;
 use crate::batch::put_prefix;
 use crate::byte_stream::Received;
 use crate::connection::Connection;
+use crate::parts::Parts;
 
 /// The protocol's name (RFC 7301), preferred to that of older nodes.
 pub const MESH_ALPN: &[u8] = b"macula-mesh/1";
@@ -36,6 +37,9 @@ pub(crate) const STREAMS: u32 = 8;
 /// Streams of one kind that a sender has under way at once: so that neither kind waits for the
 /// credit of the other, and that what waits meanwhile is joined.
 pub(crate) const STREAMS_PER_KIND: usize = 4;
+/// Streams that a receiver reads at once to learn what they are, or their large message: as many as
+/// our own sender has under way.
+const MOST_OPENING: usize = 2 * STREAMS_PER_KIND;
 /// Payload bytes from which on a message travels alone.
 pub(crate) const LARGE_BYTES: usize = 128 * 1024;
 /// Payload bytes of one ordered stream at most: a piece that is acknowledged at once.
@@ -117,22 +121,18 @@ pub(crate) enum Breach {
 #[derive(Debug)]
 pub(crate) struct Cutter {
     max_bytes: usize,
-    parts: std::collections::VecDeque<Bytes>,
-    held: usize,
+    parts: Parts,
     /// The length of the message that has begun.
     expected: Option<usize>,
 }
 
 impl Cutter {
     pub(crate) fn new(max_bytes: usize) -> Self {
-        Self { max_bytes, parts: std::collections::VecDeque::new(), held: 0, expected: None }
+        Self { max_bytes, parts: Parts::default(), expected: None }
     }
 
     pub(crate) fn push(&mut self, data: Bytes) {
-        if !data.is_empty() {
-            self.held += data.len();
-            self.parts.push_back(data);
-        }
+        self.parts.push(data);
     }
 
     /// The next whole message, in parts to be joined.
@@ -144,49 +144,34 @@ impl Cutter {
                 None => return Ok(None),
             },
         };
-        if self.held < expected {
+        if self.parts.held() < expected {
             return Ok(None);
         }
         self.expected = None;
-        Ok(Some(self.take(expected)))
+        Ok(Some(self.parts.take(expected)))
     }
 
     /// Whether a message has begun and not ended.
     pub(crate) fn is_within_message(&self) -> bool {
-        self.held > 0 || self.expected.is_some()
+        self.parts.held() > 0 || self.expected.is_some()
     }
 
     /// The length that leads a message, once all of it has arrived.
     fn length(&mut self) -> Result<Option<usize>, Breach> {
-        let Some(first) = self.parts.front().and_then(|part| part.first()) else {
+        let Some(first) = self.parts.bytes().next() else {
             return Ok(None);
         };
         // The two most significant bits tell how long the integer is (RFC 9000, section 16).
         let size = 1_usize << (first >> 6);
-        if self.held < size {
+        if self.parts.held() < size {
             return Ok(None);
         }
-        let encoded = self.take(size).concat();
+        let encoded = self.parts.take(size).concat();
         let length = VarInt::decode(&mut encoded.as_slice()).map_err(|_| Breach::Malformed)?;
         match usize::try_from(length.into_inner()) {
             Ok(length) if length <= self.max_bytes => Ok(Some(length)),
             _ => Err(Breach::TooLong(length.into_inner())),
         }
-    }
-
-    fn take(&mut self, mut length: usize) -> Vec<Bytes> {
-        self.held -= length;
-        let mut taken = Vec::new();
-        while length > 0 {
-            let Some(mut front) = self.parts.pop_front() else { break };
-            let piece = front.split_to(length.min(front.len()));
-            length -= piece.len();
-            taken.push(piece);
-            if !front.is_empty() {
-                self.parts.push_front(front);
-            }
-        }
-        taken
     }
 }
 
@@ -258,7 +243,9 @@ impl MessageReader {
                         return received;
                     }
                 }
-                arrival = self.arrivals.recv(), if !self.has_ended => match arrival {
+                // The others wait: each may bring a long message.
+                arrival = self.arrivals.recv(), if !self.has_ended && self.opening.len() < MOST_OPENING
+                    => match arrival {
                     Some(stream) => {
                         self.arrived += 1;
                         self.ordered.insert(self.arrived, None);
@@ -368,6 +355,10 @@ async fn read_alone(number: u64, mut stream: RecvStream, max_bytes: usize) -> Op
                 Ok(next) => message = next,
                 Err(breach) => return Opened::Breach(breach),
             }
+        }
+        // Not left until the end: it may never come, and what comes instead is held.
+        if message.is_some() && cutter.is_within_message() {
+            break;
         }
     }
     match message {

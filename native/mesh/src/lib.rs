@@ -41,6 +41,7 @@ mod mesh;
 mod message;
 mod outbox;
 mod packing;
+mod parts;
 mod pool;
 mod pooled;
 mod refusals;

@@ -7,6 +7,7 @@ use quinn::{IdleTimeout, TransportConfig, VarInt};
 
 use crate::config::{BadOption, Bounds, LONGEST_MS, MIB, keep_alive, options, size};
 use crate::farewell::Windows;
+use crate::joined;
 use crate::tls::{ALPN, Identity};
 use crate::verify::Verification;
 
@@ -142,6 +143,12 @@ impl Transport {
     /// Streams of a peer that may wait to be accepted.
     pub(crate) fn max_streams(&self) -> usize {
         size(self.peer_bidi_stream_count.saturating_add(self.peer_unidi_stream_count)).max(1)
+    }
+
+    /// The same of streams with messages of `macula-mesh/1`: what was granted before the protocol
+    /// was known is not taken back.
+    pub(crate) fn message_streams(&self) -> usize {
+        size(self.peer_unidi_stream_count.max(u64::from(joined::STREAMS)))
     }
 
     pub(crate) fn backlog(&self) -> usize {

@@ -17,7 +17,14 @@ use tokio::time::timeout;
 
 /// A raw sender and the connection that has taken it in.
 async fn connect() -> (Listener, quinn::Endpoint, quinn::Connection, Connection) {
-    let (listener, address) = listen(Settings::default());
+    connect_to(Settings::default()).await
+}
+
+/// The same to a listener with these settings.
+async fn connect_to(
+    settings: Settings,
+) -> (Listener, quinn::Endpoint, quinn::Connection, Connection) {
+    let (listener, address) = listen(settings);
     let endpoint = quinn::Endpoint::client((Ipv4Addr::LOCALHOST, 0).into()).expect("an endpoint");
     let connecting = endpoint.connect_with(client(), address, "peer").expect("a dial");
     let accepted = next(|waiter| listener.request(1, waiter));
@@ -43,10 +50,14 @@ async fn receive(reader: &mut Reader) -> Vec<u8> {
     }
 }
 
-/// The code that a sender of `bytes` is closed with.
-async fn code_for(bytes: &[u8]) -> u64 {
+/// The code that a sender of `bytes` is closed with, who ends the stream behind them or not.
+async fn code_for(bytes: &[u8], ends: bool) -> u64 {
     let (_listener, _endpoint, sender, receiver) = connect().await;
-    send(&sender, bytes).await;
+    let mut stream = sender.open_uni().await.expect("a stream");
+    stream.write_all(bytes).await.expect("written");
+    if ends {
+        stream.finish().expect("finished");
+    }
     let mut reader = reader(&receiver).await;
     let reading = tokio::spawn(async move { reader.receive().await });
     let closed = timeout(PATIENCE, sender.closed()).await.expect("in time");
@@ -70,23 +81,44 @@ async fn the_end_of_the_connection_ends_the_reading_when_all_is_read() {
 
 #[tokio::test]
 async fn a_stream_of_no_known_kind_closes_the_connection() {
-    assert_eq!(code_for(&[9, 1, 1]).await, 0x4d01);
+    assert_eq!(code_for(&[9, 1, 1], true).await, 0x4d01);
 }
 
 #[tokio::test]
 async fn a_message_beyond_the_limit_closes_the_connection() {
     // 100,001 as a variable-length integer of four bytes.
-    assert_eq!(code_for(&[0, 0x80, 0x01, 0x86, 0xa1]).await, 0x4d02);
+    assert_eq!(code_for(&[0, 0x80, 0x01, 0x86, 0xa1], true).await, 0x4d02);
 }
 
 #[tokio::test]
 async fn a_stream_that_ends_within_a_message_closes_the_connection() {
-    assert_eq!(code_for(&[0, 3, b'a', b'b']).await, 0x4d03);
+    assert_eq!(code_for(&[0, 3, b'a', b'b'], true).await, 0x4d03);
 }
 
 #[tokio::test]
 async fn a_large_message_with_more_behind_it_closes_the_connection() {
-    assert_eq!(code_for(&[1, 1, b'a', 0]).await, 0x4d03);
+    assert_eq!(code_for(&[1, 1, b'a', 0], true).await, 0x4d03);
+}
+
+#[tokio::test]
+async fn a_large_message_with_more_behind_it_is_not_waited_for_to_end() {
+    assert_eq!(code_for(&[1, 1, b'a', 0], false).await, 0x4d03);
+    assert_eq!(code_for(&[1, 0, 0], false).await, 0x4d03);
+}
+
+#[tokio::test]
+async fn all_streams_that_were_granted_are_kept_until_somebody_reads() {
+    const GRANTED: u8 = 100;
+    let mut settings = Settings::default();
+    settings.transport.set("peer_unidi_stream_count", GRANTED.into()).expect("a count");
+    let (_listener, _endpoint, sender, receiver) = connect_to(settings).await;
+    for number in 0..GRANTED {
+        send(&sender, &[0, 1, number]).await;
+    }
+    let mut reader = reader(&receiver).await;
+    for number in 0..GRANTED {
+        assert_eq!(receive(&mut reader).await, [number]);
+    }
 }
 
 #[tokio::test]

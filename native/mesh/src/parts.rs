@@ -1,0 +1,155 @@
+//! Bytes of one stream that have arrived and were not delivered yet. A part keeps the memory alive
+//! in which it has come: that of all datagrams that the kernel gave us at once, of which a peer can
+//! fill the rest with padding. So few of them are kept, and the others are copied. Pure data.
+
+use std::collections::VecDeque;
+
+use bytes::{Bytes, BytesMut};
+
+/// A part below this size is copied to those before it: a peer can send a byte in each packet.
+const CRUMB_BYTES: usize = 512;
+/// Parts that are kept as they came. As many as that are joined into one, once, so that what is
+/// short is never copied here.
+const MOST_LOOSE: usize = 16;
+
+/// Bytes in their order.
+#[derive(Debug, Default)]
+pub(crate) struct Parts {
+    parts: VecDeque<Bytes>,
+    /// How many of the last parts are kept as they came.
+    loose: usize,
+    /// What follows the parts.
+    crumbs: BytesMut,
+    held: usize,
+}
+
+impl Parts {
+    /// Adds what has arrived.
+    pub(crate) fn push(&mut self, data: Bytes) {
+        if data.is_empty() {
+            return;
+        }
+        let is_crumb = self.held > 0 && data.len() < CRUMB_BYTES;
+        self.held += data.len();
+        if is_crumb {
+            self.crumbs.extend_from_slice(&data);
+            return;
+        }
+        self.sweep_up();
+        self.parts.push_back(data);
+        self.loose += 1;
+        if self.loose >= MOST_LOOSE {
+            self.join();
+        }
+    }
+
+    /// How many there are.
+    pub(crate) fn held(&self) -> usize {
+        self.held
+    }
+
+    /// All of them, one by one.
+    pub(crate) fn bytes(&self) -> impl Iterator<Item = u8> {
+        self.parts.iter().flat_map(|part| part.iter()).chain(&self.crumbs).copied()
+    }
+
+    /// Takes all of them out.
+    pub(crate) fn take_all(&mut self) -> Vec<Bytes> {
+        self.take(self.held)
+    }
+
+    /// Takes so many of the first out, or all if there are fewer.
+    pub(crate) fn take(&mut self, length: usize) -> Vec<Bytes> {
+        self.sweep_up();
+        let mut taken = Vec::new();
+        let mut missing = length.min(self.held);
+        self.held -= missing;
+        while missing > 0 {
+            let Some(front) = self.parts.front_mut() else { break };
+            let part = front.split_to(missing.min(front.len()));
+            missing -= part.len();
+            taken.push(part);
+            if front.is_empty() {
+                self.parts.pop_front();
+            }
+        }
+        self.loose = self.loose.min(self.parts.len());
+        taken
+    }
+
+    /// Makes a part of the crumbs.
+    fn sweep_up(&mut self) {
+        if !self.crumbs.is_empty() {
+            self.parts.push_back(self.crumbs.split().freeze());
+            // A loose one may be before it, and only the last ones are joined.
+            self.loose += usize::from(self.loose > 0);
+        }
+    }
+
+    fn join(&mut self) {
+        let loose = self.parts.split_off(self.parts.len() - self.loose);
+        let mut joined = BytesMut::with_capacity(loose.iter().map(Bytes::len).sum());
+        loose.iter().for_each(|part| joined.extend_from_slice(part));
+        self.parts.push_back(joined.freeze());
+        self.loose = 0;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Bytes whose memory is known to be alive as long as there are two of the counter.
+    fn arrived(data: &[u8], counter: &Arc<()>) -> Bytes {
+        struct Owner(Vec<u8>, #[allow(dead_code, reason = "counted by being there")] Arc<()>);
+        impl AsRef<[u8]> for Owner {
+            fn as_ref(&self) -> &[u8] {
+                &self.0
+            }
+        }
+        Bytes::from_owner(Owner(data.to_vec(), counter.clone()))
+    }
+
+    proptest! {
+        #[test]
+        fn bytes_come_out_as_they_went_in_and_keep_little_of_what_they_came_in(
+            sizes in prop::collection::vec(prop_oneof![0..9_usize, 500..1_500_usize], 1..90),
+            takes in prop::collection::vec(0..5_000_usize, 1..90),
+        ) {
+            let counter = Arc::new(());
+            let mut parts = Parts::default();
+            let (mut sent, mut received) = (Vec::new(), Vec::new());
+            for ((size, fill), take) in sizes.iter().zip(0_u8..).zip(takes.iter().cycle()) {
+                let data = vec![fill; *size];
+                parts.push(arrived(&data, &counter));
+                sent.extend(data);
+                prop_assert!(Arc::strong_count(&counter) <= 1 + MOST_LOOSE);
+                if take % 3 == 0 {
+                    received.extend(parts.take(*take).concat());
+                }
+                prop_assert_eq!(parts.held(), sent.len() - received.len());
+                prop_assert!(parts.bytes().eq(sent[received.len()..].iter().copied()));
+            }
+            received.extend(parts.take_all().concat());
+            prop_assert_eq!(received, sent);
+            prop_assert_eq!(Arc::strong_count(&counter), 1);
+        }
+    }
+
+    #[test]
+    fn no_more_than_a_few_are_kept_as_they_came() {
+        let counter = Arc::new(());
+        let mut parts = Parts::default();
+        for size in
+            [1, CRUMB_BYTES, 1, CRUMB_BYTES - 1, 2 * CRUMB_BYTES].into_iter().cycle().take(900)
+        {
+            parts.push(arrived(&vec![0; size], &counter));
+        }
+        assert!(Arc::strong_count(&counter) <= 1 + MOST_LOOSE);
+        assert!(parts.parts.len() < 200, "{} parts", parts.parts.len());
+    }
+}
