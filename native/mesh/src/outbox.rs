@@ -21,6 +21,9 @@ use crate::message::{Message, Undelivered};
 /// only by a leak of such processes.
 const MAX_WAITING: usize = 65_536;
 
+/// Senders that may have gone and still be in line: what they left is memory that no bound counts.
+const FEW_WAITING: usize = 8;
+
 /// Bytes below which a message joins a batch that need not be copied otherwise.
 const SMALL_BYTES: usize = 2 * 1024;
 /// The same of one that has to be copied anyhow: into a batch, its memory is set aside and given
@@ -98,6 +101,8 @@ struct State {
     /// At most how many of the queue have been withdrawn by their senders.
     withdrawn: usize,
     waiting: VecDeque<Waiting>,
+    /// How many may wait before those are taken out whose senders have gone.
+    sweep_at: usize,
     /// Accepted and neither acknowledged nor dropped: what is queued and what is in flight.
     outstanding: Load,
     phase: Phase,
@@ -142,6 +147,7 @@ impl Outbox {
             alarm_bytes: 0,
             withdrawn: 0,
             waiting: VecDeque::new(),
+            sweep_at: FEW_WAITING,
             outstanding: Load::default(),
             phase: Phase::Open,
         };
@@ -559,6 +565,11 @@ impl Outbox {
 
     /// Puts a sender in line for room; the task has to make some.
     fn line_up(&self, state: &mut State, sender: Waiting) -> Result<(), (Error, Message)> {
+        if state.waiting.len() >= state.sweep_at {
+            state.waiting.retain(Waiting::is_wanted);
+            // Not before as many more have come as are there: each costs a look or two.
+            state.sweep_at = (2 * state.waiting.len()).clamp(FEW_WAITING, MAX_WAITING);
+        }
         if state.waiting.len() >= MAX_WAITING {
             return Err((Error::QueueFull, sender.message));
         }
@@ -692,6 +703,25 @@ mod tests {
         one.settle(much);
         assert_eq!(other.try_send(message(LOW_BYTES)), Ok(()));
         assert_eq!(other.try_send(message(1)), Ok(()));
+    }
+
+    #[test]
+    fn senders_that_have_gone_do_not_stay_in_line() {
+        let (outbox, _) = outbox(ROOMY, 1, ROOMY);
+        assert!(matches!(outbox.send(message(5)), Ok(Sent::Accepted)));
+        let Ok(Sent::Waiting(mut turn)) = outbox.send(message(6)) else {
+            panic!("the second message must wait");
+        };
+        for _ in 0..MAX_WAITING {
+            drop(outbox.send(message(7)));
+            let (withdrawn, confirmation) = Message::confirmed(Bytes::new());
+            assert!(outbox.deliver(withdrawn).is_ok());
+            assert!(confirmation.withdraw());
+            assert!(outbox.lock().waiting.len() <= FEW_WAITING);
+        }
+        assert!(outbox.take().is_some());
+        outbox.settle(Load { messages: 1, bytes: 5 });
+        assert_eq!(turn.try_recv(), Ok(Ok(())));
     }
 
     #[test]
