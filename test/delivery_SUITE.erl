@@ -24,7 +24,9 @@
     every_confirmed_message_arrives_once_among_others/1,
     by_default_nothing_is_sent_twice/1,
     what_was_under_way_is_sent_again_if_that_is_asked_for/1,
-    between_two_of_ours_it_is_sent_again_too/1
+    between_two_of_ours_it_is_sent_again_too/1,
+    what_was_sent_and_cannot_be_sent_again_may_have_arrived/1,
+    a_message_that_its_peer_refuses_is_not_sent_for_ever/1
 ]).
 
 -define(POOL, macula_gateway_mesh).
@@ -51,7 +53,9 @@ all() ->
         every_confirmed_message_arrives_once_among_others,
         by_default_nothing_is_sent_twice,
         what_was_under_way_is_sent_again_if_that_is_asked_for,
-        between_two_of_ours_it_is_sent_again_too
+        between_two_of_ours_it_is_sent_again_too,
+        what_was_sent_and_cannot_be_sent_again_may_have_arrived,
+        a_message_that_its_peer_refuses_is_not_sent_for_ever
     ].
 
 init_per_suite(Config) -> quic_ct:certificates(Config).
@@ -251,6 +255,34 @@ what_was_under_way_is_sent_again_if_that_is_asked_for(_Config) ->
         mesh_load:assert_accounted(Pool, 11)
     ).
 
+what_was_sent_and_cannot_be_sent_again_may_have_arrived(_Config) ->
+    {Pool, Peer, Confirmed} = kill_a_peer_that_holds_messages(at_least_once),
+    ?assertEqual({error, {unconfirmed, refused}}, mesh_ct:await(Confirmed)),
+    ?assertMatch(
+        #{messages_unconfirmed := 11, messages_dropped := Dropped} when Dropped =:= #{},
+        mesh_load:assert_accounted(Pool, 11)
+    ),
+    ?assertEqual({error, {connect_failed, refused}}, deliver(Pool, Peer, <<"never sent">>)).
+
+a_message_that_its_peer_refuses_is_not_sent_for_ever(_Config) ->
+    Pool = mesh_ct:start_pool(#{redelivery => at_least_once}),
+    Listener = quic_ct:listen([{max_frame_bytes, 100_000}]),
+    {ok, Address} = macula_quic:sockname(Listener),
+    Send = fun(Message) -> ?POOL:send(Pool, <<"node">>, Address, Message, ?LONG) end,
+    Taker = spawn_link(fun() -> take_in(Listener) end),
+    %% Each connection carries something before it is closed for the long one.
+    Sender = spawn_link(fun() -> again(fun() -> Send(<<"short">>) end) end),
+    %% Larger than what is acknowledged unread.
+    TooLong = <<0:(8 * 4_000_000)>>,
+    ?assertEqual({error, {unconfirmed, {closed_by_peer, 16#4d02}}}, Send(TooLong)),
+    [
+        begin
+            unlink(Pid),
+            exit(Pid, kill)
+        end
+     || Pid <- [Taker, Sender]
+    ].
+
 between_two_of_ours_it_is_sent_again_too(_Config) ->
     %% There a message has no stream of its own, unless it is large.
     Pool = mesh_ct:start_pool(#{redelivery => at_least_once}),
@@ -286,8 +318,24 @@ one(Pool, Peer, Index) when Index rem 2 =:= 0 ->
 one(Pool, Peer, Index) ->
     deliver(Pool, Peer, mesh_peer:frame(Index, 50)).
 
-%% Ten messages and a confirmed one are under way to a peer that dies; another takes its place.
+take_in(Listener) ->
+    {ok, Connection} = macula_quic:accept(Listener, ?LONG),
+    {ok, Stream} = macula_quic:accept_stream(Connection, ?LONG),
+    ok = macula_quic:setopt(Stream, active, true),
+    take_in(Listener).
+
+again(Do) ->
+    _ = Do(),
+    again(Do).
+
+%% As below; another takes its place.
 replace_a_peer_that_holds_messages(Redelivery) ->
+    {Pool, Peer, Confirmed} = kill_a_peer_that_holds_messages(Redelivery),
+    Port = integer_to_list(mesh_peer:port(Peer)),
+    {Pool, mesh_ct:start_peer(["--port", Port]), Confirmed}.
+
+%% Ten messages and a confirmed one are under way to a peer that dies.
+kill_a_peer_that_holds_messages(Redelivery) ->
     Pool = mesh_ct:start_pool(#{redelivery => Redelivery, idle_timeout_ms => 1_000}),
     Peer = mesh_ct:start_peer(),
     _ = mesh_ct:connect(Pool, Peer),
@@ -296,5 +344,4 @@ replace_a_peer_that_holds_messages(Redelivery) ->
     Confirmed = mesh_ct:start_task(fun() -> deliver(Pool, Peer, mesh_peer:frame(10, 100)) end),
     mesh_load:eventually(11, fun() -> mesh_ct:stat(outstanding_messages) end),
     mesh_peer:kill(Peer),
-    Port = integer_to_list(mesh_peer:port(Peer)),
-    {Pool, mesh_ct:start_peer(["--port", Port]), Confirmed}.
+    {Pool, Peer, Confirmed}.

@@ -182,7 +182,7 @@
 -type delivery_error() ::
     {connect_failed, connect_reason()}
     | timeout
-    | {unconfirmed, timeout | macula_quic:send_error()}
+    | {unconfirmed, timeout | connect_reason() | macula_quic:send_error()}
     | macula_quic:send_error().
 %% Why a message is not known to have arrived. `{unconfirmed, _}': something of it was sent, and it
 %% may have arrived. All others: nothing of it was sent.

@@ -8,6 +8,7 @@ use quinn::VarInt;
 use quinn_proto::coding::Codec;
 
 use crate::config::Load;
+use crate::message::Message;
 use crate::spare::{self, Spare};
 
 /// Bytes of a batch from which on it takes no more messages: quinn's send buffer is slow with many
@@ -23,6 +24,8 @@ const LONGEST_PREFIX: usize = 8;
 pub(crate) struct Batch {
     buffer: Buffer,
     load: Load,
+    /// How often it has come back from a connection that was lost.
+    returns: u8,
 }
 
 #[derive(Debug)]
@@ -45,7 +48,7 @@ impl Batch {
         };
         append(&mut buffer, message);
         let load = Load { messages: 1, bytes: message.len() };
-        Self { buffer: Buffer::Open(buffer), load }
+        Self { buffer: Buffer::Open(buffer), load, returns: 0 }
     }
 
     /// Adds a message behind the others. `false`: the batch takes no more.
@@ -64,13 +67,22 @@ impl Batch {
         self.load
     }
 
+    /// Goes back to a queue, to be sent again.
+    pub(crate) fn turn_back(&mut self) {
+        self.returns = self.returns.saturating_add(1);
+    }
+
+    pub(crate) fn returns(&self) -> u8 {
+        self.returns
+    }
+
     /// Payload bytes of the first message.
     pub(crate) fn first_bytes(&self) -> usize {
         prefix(self.buffer.bytes()).1
     }
 
     /// Takes the first message out, and no more in.
-    pub(crate) fn pop(&mut self) -> Option<Bytes> {
+    pub(crate) fn pop(&mut self) -> Option<Message> {
         if self.load.messages == 0 {
             return None;
         }
@@ -80,7 +92,7 @@ impl Batch {
         let message = buffer.split_to(length);
         self.load.messages -= 1;
         self.load.bytes -= length;
-        Some(message)
+        Some(Message::of_batch(message, self.returns))
     }
 
     /// Takes no more messages, and gives the bytes of all, each led by its length.
@@ -165,15 +177,15 @@ mod tests {
             }
             let mut out: Vec<Vec<u8>> = Vec::new();
             for _ in 0..popped_before {
-                out.extend(batch.pop().map(|message| message.to_vec()));
+                out.extend(batch.pop().map(|message| message.data.to_vec()));
             }
             batch.seal();
             while batch.load().messages > 0 {
                 prop_assert_eq!(batch.first_bytes(), messages[out.len()].len());
-                out.extend(batch.pop().map(|message| message.to_vec()));
+                out.extend(batch.pop().map(|message| message.data.to_vec()));
             }
             prop_assert_eq!(batch.load(), Load::default());
-            prop_assert_eq!(batch.pop(), None);
+            prop_assert!(batch.pop().is_none());
             prop_assert_eq!(out, messages);
         }
     }

@@ -247,15 +247,15 @@ fn chunks(outbox: &Outbox) -> (Load, Vec<Bytes>) {
         load += entry.load();
         match entry {
             Entry::Batch(mut batch) => {
-                while let Some(data) = batch.pop() {
-                    joined.extend_from_slice(&data);
+                while let Some(message) = batch.pop() {
+                    joined.extend_from_slice(&message.data);
                 }
             }
             Entry::Single(message) => {
                 if !joined.is_empty() {
                     chunks.push(joined.split().freeze());
                 }
-                chunks.push(message.into_parts().0);
+                chunks.push(message.data);
             }
         }
     }

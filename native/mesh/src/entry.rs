@@ -76,6 +76,22 @@ impl Entry {
         }
     }
 
+    /// Goes back to a queue, to be sent again.
+    pub(crate) fn turn_back(&mut self) {
+        match self {
+            Self::Batch(batch) => batch.turn_back(),
+            Self::Single(message) => message.turn_back(),
+        }
+    }
+
+    /// How often it has come back: more than never, and it may have arrived.
+    pub(crate) fn returns(&self) -> u8 {
+        match self {
+            Self::Batch(batch) => batch.returns(),
+            Self::Single(message) => message.returns(),
+        }
+    }
+
     /// Leaves the queue to be sent. `false`: it was withdrawn.
     pub(crate) fn set_off(&self) -> bool {
         match self {

@@ -21,6 +21,10 @@ const FIRST_LOOK: Duration = Duration::from_millis(10);
 /// The longest time between two such looks.
 const LAST_LOOK: Duration = Duration::from_secs(1);
 
+/// How often messages are sent again at most: what a peer refuses by closing the connection would
+/// end each that follows.
+const MOST_RETURNS: u8 = 4;
+
 /// The kinds of flights, each with its own bound.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
@@ -79,8 +83,9 @@ pub(crate) struct Landing {
 impl Landing {
     /// Whether the messages, kept for that, go over the next connection once more.
     pub(crate) fn is_to_be_repeated(&self) -> bool {
-        let is_lost = self.outcome.as_ref().is_err_and(Error::is_loss);
-        is_lost && matches!(self.cargo, Cargo::Entries(_))
+        let Cargo::Entries(entries) = &self.cargo else { return false };
+        let may_return = entries.iter().all(|entry| entry.returns() < MOST_RETURNS);
+        may_return && self.outcome.as_ref().is_err_and(Error::is_loss)
     }
 }
 
@@ -112,12 +117,11 @@ impl Flight {
     /// it does not.
     pub(crate) fn single(number: u64, message: Message, keeps: bool, stream: Outgoing) -> Self {
         let load = message.load();
-        let (data, receipt) = message.into_parts();
-        let chunks = Chunks::One([data.clone()]);
+        let chunks = Chunks::One([message.data.clone()]);
         let cargo = if keeps {
-            Cargo::Entries(vec![Entry::Single(Message::from_parts(data, receipt))])
+            Cargo::Entries(vec![Entry::Single(message)])
         } else {
-            Cargo::Receipts(receipt.into_iter().collect())
+            Cargo::Receipts(message.into_receipt().into_iter().collect())
         };
         Self { kind: Kind::Single, load, number, cargo, chunks, stream }
     }
@@ -144,12 +148,11 @@ impl Flight {
                     }
                 }
                 Entry::Single(message) => {
-                    let (data, receipt) = message.into_parts();
-                    encoder.add(data.clone());
+                    encoder.add(message.data.clone());
                     if keeps {
-                        kept.push(Entry::Single(Message::from_parts(data, receipt)));
+                        kept.push(Entry::Single(message));
                     } else {
-                        receipts.extend(receipt);
+                        receipts.extend(message.into_receipt());
                     }
                 }
             }
@@ -341,6 +344,6 @@ impl Cargo {
 fn receipt(entry: Entry) -> Option<Receipt> {
     match entry {
         Entry::Batch(_) => None,
-        Entry::Single(message) => message.into_parts().1,
+        Entry::Single(message) => message.into_receipt(),
     }
 }

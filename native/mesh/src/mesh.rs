@@ -16,7 +16,7 @@ use crate::dial::Dialer;
 use crate::endpoint::Endpoint;
 use crate::entry::{Entry, Payload};
 use crate::joined::MESH_ALPN;
-use crate::message::{Confirmation, Message, Undelivered};
+use crate::message::{Confirmation, Fate, Message, Undelivered};
 use crate::outbox::Outbox;
 use crate::pool::{self, Pool, Slot};
 use crate::pooled::{Context, Figures, PooledConnection, now_seconds};
@@ -492,22 +492,32 @@ impl Delivery {
     pub async fn within(mut self, patience: Duration) -> Result<(), Undelivered> {
         let outcome = self.confirmation.within(patience).await;
         self.is_over = true;
-        if outcome == Err(Undelivered::NotSent(Error::SendTimeout)) {
-            self.note_withdrawal(&Error::SendTimeout);
+        match outcome {
+            Fate::Told(result) => result,
+            Fate::Withdrawn(undelivered) => {
+                self.note_withdrawal(&undelivered);
+                Err(undelivered)
+            }
         }
-        outcome
     }
 
-    fn note_withdrawal(&self, cause: &Error) {
-        self.stats.dropped.add(cause, 1);
+    fn note_withdrawal(&self, undelivered: &Undelivered) {
+        match undelivered {
+            Undelivered::Unconfirmed(_) => self.stats.unconfirmed.add(1),
+            Undelivered::NotConnected(cause) | Undelivered::NotSent(cause) => {
+                self.stats.dropped.add(cause, 1);
+            }
+        }
         self.outbox.note_withdrawal();
     }
 }
 
 impl Drop for Delivery {
     fn drop(&mut self) {
-        if !self.is_over && self.confirmation.abandon() {
-            self.note_withdrawal(&Error::Cancelled);
+        if !self.is_over
+            && let Some(undelivered) = self.confirmation.abandon()
+        {
+            self.note_withdrawal(&undelivered);
         }
     }
 }
@@ -705,17 +715,21 @@ impl<T: Handles> Shared<T> {
         self.outbox(slots, node, &mut Some(|| Some(target)), Occasion::Remains).ok().flatten()
     }
 
-    /// Counts messages of which nothing was sent, and ends them.
+    /// Counts messages that are not sent, or not again, and ends them.
     pub(crate) fn give_up(&self, entries: VecDeque<Entry>, end: impl Fn(Message), cause: &Error) {
-        let mut count = 0;
         // Those that were withdrawn have been counted then; the others cannot be any more.
-        for entry in entries.into_iter().filter(Entry::set_off) {
-            count += entry.load().messages;
+        let left: Vec<_> = entries.into_iter().filter(Entry::set_off).collect();
+        let messages = |were_sent: bool| -> usize {
+            let of_kind = left.iter().filter(|entry| (entry.returns() > 0) == were_sent);
+            of_kind.map(|entry| entry.load().messages).sum()
+        };
+        self.context.scope.stats.unconfirmed.add(messages(true));
+        self.context.scope.stats.dropped.add(cause, messages(false));
+        for entry in left {
             if let Entry::Single(message) = entry {
                 end(message);
             }
         }
-        self.context.scope.stats.dropped.add(cause, count);
     }
 
     async fn close(self: Arc<Self>) {

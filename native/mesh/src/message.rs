@@ -2,7 +2,8 @@
 //!
 //! A message waits, is under way, or is withdrawn. Whoever takes it out of a queue and whoever
 //! gives up waiting for it settle between them, by one atomic exchange, whether anything of it
-//! will be sent; so a sender who is told that nothing was sent can rely on it.
+//! will be sent; so a sender who is told that nothing was sent can rely on it. One that came back
+//! from a lost connection waits again, and may have arrived.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -17,9 +18,11 @@ use crate::config::Load;
 
 /// Nothing of the message has been sent.
 const WAITS: u8 = 0;
+/// It waits to be sent again.
+const CAME_BACK: u8 = 3;
 /// Some of it may have been sent.
 const UNDER_WAY: u8 = 1;
-/// Nothing of it has been sent, and nothing will be.
+/// Its sender has taken it back while it waited.
 const WITHDRAWN: u8 = 2;
 
 /// Why a message is not known to have arrived.
@@ -43,6 +46,15 @@ impl Undelivered {
             Self::NotConnected(error) | Self::NotSent(error) | Self::Unconfirmed(error) => error,
         }
     }
+
+    /// The same of a message of which something was sent before.
+    fn after_all(self) -> Self {
+        match self {
+            Self::NotConnected(error) | Self::NotSent(error) | Self::Unconfirmed(error) => {
+                Self::Unconfirmed(error)
+            }
+        }
+    }
 }
 
 /// A payload, and the promise to its sender if there is one.
@@ -50,6 +62,17 @@ impl Undelivered {
 pub(crate) struct Message {
     pub(crate) data: Bytes,
     receipt: Option<Receipt>,
+    /// How often it has come back from a connection that was lost.
+    returns: u8,
+}
+
+/// What becomes of a message while somebody waits for that.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Fate {
+    /// It is known.
+    Told(Result<(), Undelivered>),
+    /// It has been taken back.
+    Withdrawn(Undelivered),
 }
 
 /// The promise to tell one sender what became of a message. Dropped, it tells that nobody knows.
@@ -73,7 +96,12 @@ impl Message {
         let stage = Arc::new(AtomicU8::new(WAITS));
         let (sender, outcome) = oneshot::channel();
         let receipt = Receipt { stage: stage.clone(), outcome: Some(sender) };
-        (Self { data, receipt: Some(receipt) }, Confirmation { stage, outcome })
+        (Self { data, receipt: Some(receipt), returns: 0 }, Confirmation { stage, outcome })
+    }
+
+    /// One message of a batch, which has come back so often.
+    pub(crate) fn of_batch(data: Bytes, returns: u8) -> Self {
+        Self { data, receipt: None, returns }
     }
 
     /// Its payload bytes.
@@ -93,38 +121,42 @@ impl Message {
 
     /// Leaves the queue to be sent. `false`: it was withdrawn.
     pub(crate) fn set_off(&self) -> bool {
-        self.receipt.as_ref().is_none_or(|receipt| receipt.exchange(WAITS, UNDER_WAY))
+        self.receipt.as_ref().is_none_or(|receipt| {
+            receipt.exchange(WAITS, UNDER_WAY) || receipt.exchange(CAME_BACK, UNDER_WAY)
+        })
     }
 
     /// Goes back to a queue, to be sent again.
-    pub(crate) fn turn_back(&self) {
+    pub(crate) fn turn_back(&mut self) {
+        self.returns = self.returns.saturating_add(1);
         if let Some(receipt) = &self.receipt {
-            receipt.exchange(UNDER_WAY, WAITS);
+            receipt.exchange(UNDER_WAY, CAME_BACK);
         }
     }
 
-    /// Nothing more becomes of it.
+    /// How often it has come back: more than never, and it may have arrived.
+    pub(crate) fn returns(&self) -> u8 {
+        self.returns
+    }
+
+    /// Nothing more becomes of it; `why`, unless something of it was sent before.
     pub(crate) fn fail(self, why: Undelivered) {
         if let Some(receipt) = self.receipt {
+            let why = if self.returns > 0 { why.after_all() } else { why };
             receipt.tell(Err(why));
         }
     }
 
-    /// Its payload, and who is to be told.
-    pub(crate) fn into_parts(self) -> (Bytes, Option<Receipt>) {
-        (self.data, self.receipt)
-    }
-
-    /// The reverse of [`Message::into_parts`].
-    pub(crate) fn from_parts(data: Bytes, receipt: Option<Receipt>) -> Self {
-        Self { data, receipt }
+    /// Who is to be told.
+    pub(crate) fn into_receipt(self) -> Option<Receipt> {
+        self.receipt
     }
 }
 
 impl From<Bytes> for Message {
     /// A message whose sender is told nothing.
     fn from(data: Bytes) -> Self {
-        Self { data, receipt: None }
+        Self { data, receipt: None, returns: 0 }
     }
 }
 
@@ -149,7 +181,7 @@ impl Drop for Receipt {
     fn drop(&mut self) {
         if let Some(sender) = self.outcome.take() {
             let why = match self.stage() {
-                UNDER_WAY => Undelivered::Unconfirmed(Error::Cancelled),
+                UNDER_WAY | CAME_BACK => Undelivered::Unconfirmed(Error::Cancelled),
                 _ => Undelivered::NotSent(Error::Cancelled),
             };
             sender.send(Err(why)).ok();
@@ -158,28 +190,33 @@ impl Drop for Receipt {
 }
 
 impl Confirmation {
-    /// What became of the message, within `patience`. If nothing has been sent of it by then, it
-    /// is withdrawn.
-    pub(crate) async fn within(&mut self, patience: Duration) -> Result<(), Undelivered> {
-        match timeout(patience, &mut self.outcome).await {
+    /// What became of the message, within `patience`. If it waits then, it is withdrawn.
+    pub(crate) async fn within(&mut self, patience: Duration) -> Fate {
+        let unknown = |error| Err(Undelivered::Unconfirmed(error));
+        Fate::Told(match timeout(patience, &mut self.outcome).await {
             // A receipt tells even when it is dropped.
-            Ok(told) => told.unwrap_or(Err(Undelivered::Unconfirmed(Error::Cancelled))),
-            Err(_) if self.withdraw() => Err(Undelivered::NotSent(Error::SendTimeout)),
-            Err(_) => {
-                self.outcome.try_recv().unwrap_or(Err(Undelivered::Unconfirmed(Error::SendTimeout)))
-            }
+            Ok(told) => told.unwrap_or_else(|_| unknown(Error::Cancelled)),
+            Err(_) => match self.withdraw(Error::SendTimeout) {
+                Some(withdrawn) => return Fate::Withdrawn(withdrawn),
+                None => self.outcome.try_recv().unwrap_or_else(|_| unknown(Error::SendTimeout)),
+            },
+        })
+    }
+
+    /// Nobody waits any more: takes the message back, unless it is known what became of it.
+    pub(crate) fn abandon(&mut self) -> Option<Undelivered> {
+        if self.outcome.try_recv().is_ok() { None } else { self.withdraw(Error::Cancelled) }
+    }
+
+    /// Takes the message back, because of `cause`. `None`: it is under way.
+    pub(crate) fn withdraw(&self, cause: Error) -> Option<Undelivered> {
+        if exchange(&self.stage, WAITS, WITHDRAWN) {
+            Some(Undelivered::NotSent(cause))
+        } else if exchange(&self.stage, CAME_BACK, WITHDRAWN) {
+            Some(Undelivered::Unconfirmed(cause))
+        } else {
+            None
         }
-    }
-
-    /// Nobody waits any more: takes the message back. `false`: it is under way, or it is known what
-    /// became of it.
-    pub(crate) fn abandon(&mut self) -> bool {
-        self.outcome.try_recv().is_err() && self.withdraw()
-    }
-
-    /// Takes the message back. `false`: it is under way.
-    pub(crate) fn withdraw(&self) -> bool {
-        exchange(&self.stage, WAITS, WITHDRAWN)
     }
 }
 
@@ -199,8 +236,8 @@ mod tests {
     #[tokio::test]
     async fn a_message_that_waits_too_long_is_withdrawn_and_never_sets_off() {
         let (message, mut confirmation) = message();
-        let outcome = confirmation.within(Duration::ZERO).await;
-        assert_eq!(outcome, Err(Undelivered::NotSent(Error::SendTimeout)));
+        let fate = confirmation.within(Duration::ZERO).await;
+        assert_eq!(fate, Fate::Withdrawn(Undelivered::NotSent(Error::SendTimeout)));
         assert!(!message.is_wanted());
         assert!(!message.set_off());
     }
@@ -209,8 +246,8 @@ mod tests {
     async fn a_message_under_way_cannot_be_withdrawn() {
         let (message, mut confirmation) = message();
         assert!(message.set_off());
-        let outcome = confirmation.within(Duration::ZERO).await;
-        assert_eq!(outcome, Err(Undelivered::Unconfirmed(Error::SendTimeout)));
+        let fate = confirmation.within(Duration::ZERO).await;
+        assert_eq!(fate, Fate::Told(Err(Undelivered::Unconfirmed(Error::SendTimeout))));
         assert!(message.is_wanted());
     }
 
@@ -218,23 +255,44 @@ mod tests {
     async fn a_message_that_is_dropped_tells_whether_it_had_set_off() {
         let (waiting, mut confirmation) = message();
         drop(waiting);
-        let outcome = confirmation.within(Duration::MAX).await;
-        assert_eq!(outcome, Err(Undelivered::NotSent(Error::Cancelled)));
+        let fate = confirmation.within(Duration::MAX).await;
+        assert_eq!(fate, Fate::Told(Err(Undelivered::NotSent(Error::Cancelled))));
         let (sent, mut confirmation) = message();
         assert!(sent.set_off());
         drop(sent);
-        let outcome = confirmation.within(Duration::MAX).await;
-        assert_eq!(outcome, Err(Undelivered::Unconfirmed(Error::Cancelled)));
+        let fate = confirmation.within(Duration::MAX).await;
+        assert_eq!(fate, Fate::Told(Err(Undelivered::Unconfirmed(Error::Cancelled))));
     }
 
     #[tokio::test]
-    async fn a_message_that_turned_back_is_waiting_again() {
-        let (message, mut confirmation) = message();
+    async fn a_message_that_came_back_sets_off_again() {
+        let (mut message, mut confirmation) = message();
         assert!(message.set_off());
         message.turn_back();
         assert!(message.set_off());
-        let (_, receipt) = message.into_parts();
-        receipt.expect("its receipt").tell(Ok(()));
-        assert_eq!(confirmation.within(Duration::MAX).await, Ok(()));
+        message.into_receipt().expect("its receipt").tell(Ok(()));
+        assert_eq!(confirmation.within(Duration::MAX).await, Fate::Told(Ok(())));
+    }
+
+    #[tokio::test]
+    async fn a_message_that_came_back_may_have_arrived_whatever_becomes_of_it() {
+        let came_back = || {
+            let (mut message, confirmation) = message();
+            assert!(message.set_off());
+            message.turn_back();
+            (message, confirmation)
+        };
+        let (kept, mut confirmation) = came_back();
+        let fate = confirmation.within(Duration::ZERO).await;
+        assert_eq!(fate, Fate::Withdrawn(Undelivered::Unconfirmed(Error::SendTimeout)));
+        assert!(!kept.set_off());
+        let (failed, mut confirmation) = came_back();
+        failed.fail(Undelivered::NotConnected(Error::ConnectTimeout));
+        let fate = confirmation.within(Duration::MAX).await;
+        assert_eq!(fate, Fate::Told(Err(Undelivered::Unconfirmed(Error::ConnectTimeout))));
+        let (dropped, mut confirmation) = came_back();
+        drop(dropped);
+        let fate = confirmation.within(Duration::MAX).await;
+        assert_eq!(fate, Fate::Told(Err(Undelivered::Unconfirmed(Error::Cancelled))));
     }
 }

@@ -261,7 +261,7 @@ impl Outbox {
                     _ => continue, // Withdrawn.
                 }
             };
-            let message = batch.pop().map(Message::from);
+            let message = batch.pop();
             if batch.load().messages == 0 {
                 state.queue.pop_front();
             }
@@ -277,10 +277,8 @@ impl Outbox {
     /// Puts back what had been taken and not settled, before all others, to be sent again.
     pub(crate) fn restore(&self, entries: impl DoubleEndedIterator<Item = Entry>) {
         let mut state = self.lock();
-        for entry in entries.rev() {
-            if let Entry::Single(message) = &entry {
-                message.turn_back();
-            }
+        for mut entry in entries.rev() {
+            entry.turn_back();
             state.push_front(entry);
         }
     }
@@ -716,7 +714,7 @@ mod tests {
             drop(outbox.send(message(7)));
             let (withdrawn, confirmation) = Message::confirmed(Bytes::new());
             assert!(outbox.deliver(withdrawn).is_ok());
-            assert!(confirmation.withdraw());
+            assert!(confirmation.withdraw(Error::SendTimeout).is_some());
             assert!(outbox.lock().waiting.len() <= FEW_WAITING);
         }
         assert!(outbox.take().is_some());
@@ -815,7 +813,7 @@ mod tests {
         assert!(outbox.deliver(first).is_ok());
         assert_eq!(outbox.push(message(1)), Ok(()));
         assert_eq!(outbox.push(message(1)), Err(Error::QueueFull));
-        assert!(confirmation.withdraw());
+        assert!(confirmation.withdraw(Error::SendTimeout).is_some());
         outbox.note_withdrawal();
         assert_eq!(outbox.push(message(1)), Ok(()));
         assert_eq!(outbox.take_piece(100, 100)[0].load(), Load { messages: 2, bytes: 2 });
