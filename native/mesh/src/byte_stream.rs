@@ -189,6 +189,13 @@ struct Writer {
     ended: watch::Sender<Option<SendEnd>>,
 }
 
+impl Drop for Writer {
+    /// However its task ends: who waits for room would wait for ever.
+    fn drop(&mut self) {
+        self.outbox.close(Error::Cancelled);
+    }
+}
+
 impl Writer {
     /// Writes until the outbox is drained, then finishes the stream, however slowly the peer
     /// reads: it may take as long as the connection lasts.

@@ -11,7 +11,7 @@ use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 
-use crate::address::{Address, canonical};
+use crate::address::{Address, Resolver, canonical};
 use crate::budget::Budget;
 use crate::byte_stream::{ByteStream, Ends, Reader};
 use crate::dial::Dialer;
@@ -96,6 +96,7 @@ impl Traffic {
 #[derive(Debug)]
 pub struct Client {
     endpoint: Arc<Endpoint>,
+    resolver: Resolver,
     scope: Arc<Scope>,
 }
 
@@ -105,6 +106,7 @@ impl Client {
         let config = Config::default();
         Self {
             endpoint: Arc::new(Endpoint::new(config.udp_buffer_bytes(), || {})),
+            resolver: Resolver::new(),
             scope: Arc::new(Scope::new(&config, runtime)),
         }
     }
@@ -120,7 +122,8 @@ impl Client {
         timeout: Duration,
     ) -> Result<Connection, Error> {
         let transport = settings.transport.clone();
-        let dialer = Dialer::new(self.endpoint.clone(), settings, 1, timeout)?;
+        let (endpoint, resolver) = (self.endpoint.clone(), self.resolver.clone());
+        let dialer = Dialer::new(endpoint, resolver, settings, 1, timeout)?;
         let carrier = dialer.dial(address, &[]).await?;
         let local = self.endpoint.local_address().ok_or(Error::Cancelled)?;
         let alpn = handshake::PeerParameters::of(&carrier).alpn;

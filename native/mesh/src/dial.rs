@@ -49,6 +49,7 @@ impl Dialer {
     /// What is wrong with the identity or the roots of `settings`.
     pub(crate) fn new(
         endpoint: Arc<Endpoint>,
+        resolver: Resolver,
         settings: Settings,
         max_dials: usize,
         timeout: Duration,
@@ -58,7 +59,7 @@ impl Dialer {
         Ok(Self {
             endpoint,
             more_endpoints: Vec::new(),
-            resolver: Resolver::new(),
+            resolver,
             settings,
             tls,
             transport,
@@ -200,7 +201,7 @@ mod tests {
     fn dialer_with(connect_timeout_ms: u64, on_loss: impl Fn() + Send + Sync + 'static) -> Dialer {
         let endpoint = Arc::new(Endpoint::new(65_536, on_loss));
         let timeout = Duration::from_millis(connect_timeout_ms);
-        Dialer::new(endpoint, Settings::default(), 1, timeout).expect("a dialer")
+        Dialer::new(endpoint, Resolver::new(), Settings::default(), 1, timeout).expect("a dialer")
     }
 
     /// A peer that accepts every connection, for as long as it is kept.

@@ -230,6 +230,7 @@ impl Inner {
         tokio::pin!(closing);
         loop {
             let incoming = tokio::select! {
+                biased;
                 () = &mut closing => return,
                 incoming = self.arrival(index) => incoming,
             };
@@ -241,6 +242,7 @@ impl Inner {
             // Given back before it is bound again: its last holder keeps the address.
             self.place(index, None);
             let endpoint = tokio::select! {
+                biased;
                 () = &mut closing => return,
                 endpoint = self.rebuild(address) => endpoint,
             };

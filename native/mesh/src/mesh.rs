@@ -9,7 +9,7 @@ use tokio::runtime::Handle;
 use tokio::sync::{Notify, watch};
 use tokio::time::timeout;
 
-use crate::address::Address;
+use crate::address::{Address, Resolver};
 use crate::backoff::Backoff;
 use crate::config::BadOption;
 use crate::dial::Dialer;
@@ -263,6 +263,7 @@ impl<T: Handles> Mesh<T> {
         let context = Context {
             dialer: Dialer::new(
                 endpoint(),
+                Resolver::new(),
                 settings,
                 config.max_concurrent_dials(),
                 config.connect_timeout(),

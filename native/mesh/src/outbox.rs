@@ -4,6 +4,7 @@
 //! join a batch as they come in: one copy each, and nothing to be allocated or freed.
 
 use std::collections::VecDeque;
+use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -83,7 +84,7 @@ pub(crate) struct Outbox {
     state: Mutex<State>,
     /// Wakes the one task that takes messages out.
     wake: Notify,
-    /// Tells the same task that the time to linger has begun.
+    /// Tells that no more messages are taken.
     farewell: Notify,
     /// Whether messages are still taken: what callers look at before they take the lock.
     is_open: AtomicBool,
@@ -301,10 +302,13 @@ impl Outbox {
         }
     }
 
-    /// Resolves when the outbox begins to drain. Only its one task waits here.
+    /// Resolves when the outbox begins to drain, or is closed.
     pub(crate) async fn draining(&self) {
-        while self.refusal().is_none() {
-            self.farewell.notified().await;
+        let mut farewell = pin!(self.farewell.notified());
+        // Before the look: who waits from now on is told.
+        farewell.as_mut().enable();
+        if self.refusal().is_none() {
+            farewell.await;
         }
     }
 
@@ -376,7 +380,7 @@ impl Outbox {
             self.is_open.store(false, Ordering::Release);
             drop(state);
             self.wake.notify_one();
-            self.farewell.notify_one();
+            self.farewell.notify_waiters();
         }
     }
 
@@ -413,6 +417,7 @@ impl Outbox {
         let left = std::mem::take(&mut state.queued);
         let waiting = std::mem::take(&mut state.waiting);
         drop(state);
+        self.farewell.notify_waiters();
         for Waiting { message, turn } in waiting {
             if let Some(turn) = turn {
                 // A sender that has gone needs no answer.

@@ -2,7 +2,7 @@
 //! and the QUIC connection beneath, which is replaced when its peer never returns stream credit.
 
 use std::net::SocketAddr;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -11,7 +11,10 @@ use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt, StreamExt};
 use quinn::{ConnectionError, VarInt};
 use tokio::sync::Semaphore;
-use tokio::time::{Instant, interval, sleep, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use crate::address::{Address, canonical};
 use crate::byte_stream::{ByteStream, Ends, Reader};
@@ -42,8 +45,13 @@ const MAX_RETIRED: usize = 64;
 /// Packets filled in a row, of messages to a node of the field, before anything else is looked at:
 /// that costs as much as filling one.
 const PACKETS_AT_ONCE: usize = 16;
+/// How long credit may take that comes at all, from a peer that has given none back so far.
+const ROUND_TRIPS_FOR_CREDIT: u32 = 3;
 /// Keep-alives sent within one idle timeout of the peer, so that one may be lost.
 const KEEP_ALIVES_PER_TIMEOUT: u32 = 3;
+/// The least time between two of them: a peer that names a shorter timeout has no connection from
+/// anybody who is not next to it.
+const LEAST_KEEP_ALIVE: Duration = Duration::from_millis(50);
 
 /// A handle to a pooled connection. Handles do not keep the connection open: the pool does.
 #[derive(Clone, Debug)]
@@ -54,7 +62,7 @@ struct Inner {
     outbox: Arc<Outbox>,
     /// What carries the messages now; nothing once the connection has ended, so that a forgotten
     /// handle does not keep a socket open.
-    carrier: Mutex<Option<quinn::Connection>>,
+    carrier: Mutex<Option<Carrier>>,
     remote: SocketAddr,
     opened_at: SystemTime,
     /// In seconds since the epoch, which is all that is told of it.
@@ -65,6 +73,22 @@ struct Inner {
     has_delivered: AtomicBool,
     pulse: Pulse,
     context: Arc<Context>,
+}
+
+/// One QUIC connection in the life of a pooled one.
+#[derive(Debug)]
+struct Carrier {
+    connection: quinn::Connection,
+    /// Nothing before the first stream of a user: most connections never have one.
+    users: Option<Users>,
+}
+
+/// The users' streams on one carrier.
+#[derive(Debug, Default)]
+struct Users {
+    streams: TaskTracker,
+    /// Cancelled when another carrier has taken its place.
+    retired: CancellationToken,
 }
 
 /// What all connections of a pool share.
@@ -120,7 +144,7 @@ impl PooledConnection {
         Self(Arc::new(Inner {
             outbox,
             remote: canonical(carrier.remote_address()),
-            carrier: Mutex::new(Some(carrier)),
+            carrier: Mutex::new(Some(carrier.into())),
             opened_at: SystemTime::now(),
             last_used: AtomicU64::new(now_seconds()),
             was_sent_to: AtomicBool::new(false),
@@ -170,21 +194,28 @@ impl PooledConnection {
     /// # Errors
     /// Why the connection is gone, or takes no more streams.
     pub async fn open_stream(&self) -> Result<Stream, Error> {
-        let carrier = self.carrier().ok_or_else(|| self.refusal())?;
-        if let Some(refusal) = self.0.outbox.refusal() {
-            return Err(refusal);
-        }
-        let (send, recv) = carrier.open_bi().await.map_err(|error| match error {
-            // By us, and the outbox knows why.
-            ConnectionError::LocallyClosed => self.refusal(),
-            lost => lost.into(),
-        })?;
+        let (carrier, lease, (send, recv)) = loop {
+            let (carrier, retired, lease) = self.lease().ok_or_else(|| self.refusal())?;
+            if let Some(refusal) = self.0.outbox.refusal() {
+                return Err(refusal);
+            }
+            tokio::select! {
+                biased;
+                opened = carrier.open_bi() => break (carrier, lease, opened.map_err(|error| match error {
+                    // By us, and the outbox knows why.
+                    ConnectionError::LocallyClosed => self.refusal(),
+                    lost => lost.into(),
+                })?),
+                // The other one has credit.
+                () = retired.cancelled() => {}
+            }
+        };
         let id = send.id().into();
         let reader = Reader::stream(recv, self.0.context.config.queue_limits().bytes);
         let Context { scope, dialer, .. } = &*self.0.context;
         let local = dialer.local_address(&carrier).ok_or(Error::Cancelled)?;
         let ends = Ends { local, remote: self.0.remote };
-        let (budget, lease) = (scope.connection_budget(), self.lease());
+        let budget = scope.stream_budget.clone();
         let stream = ByteStream::start(scope, budget, ends, Some(send), Some(reader), id, lease);
         Ok(stream.into())
     }
@@ -256,10 +287,15 @@ impl PooledConnection {
         self.0.user_streams.load(Ordering::Relaxed) == 0 && self.0.outbox.is_idle()
     }
 
-    /// Counts a stream of a user for as long as the lease lives.
-    pub(crate) fn lease(&self) -> Lease {
+    /// A place for a user's stream on the carrier, and what tells that the carrier is replaced.
+    fn lease(&self) -> Option<(quinn::Connection, CancellationToken, Lease)> {
+        let mut carrier = self.lock();
+        let Carrier { connection, users } = carrier.as_mut()?;
+        let Users { streams, retired } = users.get_or_insert_default();
         self.0.user_streams.fetch_add(1, Ordering::Relaxed);
-        Lease(self.clone())
+        // Locked: whoever replaces the carrier counts it.
+        let lease = Lease { connection: self.clone(), _stream: streams.token() };
+        Some((connection.clone(), retired.clone(), lease))
     }
 
     /// Why the connection takes nothing more.
@@ -271,54 +307,91 @@ impl PooledConnection {
     pub(crate) async fn serve(&self, address: &Address, node: &[u8]) -> Error {
         let mut patience = self.0.context.config.stream_credit_timeout();
         let places = Arc::new(Semaphore::new(MAX_RETIRED));
+        // One for all carriers: the time to linger does not begin anew with each.
+        let mut linger_over = pin!(self.linger_over());
         while let Some(carrier) = self.carrier() {
-            match self.carry(&carrier, patience, address, node).await {
+            match self.carry(&carrier, patience, address, node, linger_over.as_mut()).await {
                 End::Lost(error) => return error,
                 End::Superseded(fresh) => {
-                    *self.lock() = Some(fresh);
+                    *self.lock() = Some(fresh.into());
                     continue;
                 }
                 End::Drained => break,
                 End::Exhausted => {}
             }
-            let stats = &self.0.context.scope.stats;
-            stats.dials.add(1);
+            patience = LEAST_PATIENCE.max(carrier.rtt() * ROUND_TRIPS_FOR_CREDIT);
             // In a box, for in most connections' lives it never comes to it.
-            match Box::pin(self.0.context.dialer.dial(address, node)).await {
-                Ok(fresh) => {
-                    stats.connections.add(1);
-                    stats.renewals.add(1);
-                    patience = LEAST_PATIENCE.max(carrier.rtt() * KEEP_ALIVES_PER_TIMEOUT);
-                    *self.lock() = Some(fresh);
-                    self.retire(carrier, &places).await;
-                }
-                Err(error) => {
-                    stats.dial_failures.add(&error, 1);
-                    return Error::NoCredit;
-                }
+            let renewal = Box::pin(self.renew(address, node, &places));
+            tokio::select! {
+                biased;
+                renewed = renewal => if let Err(error) = renewed {
+                    return error;
+                },
+                () = &mut linger_over => break,
             }
         }
         self.refusal()
+    }
+
+    /// Puts another carrier in the place of the one that is used up.
+    async fn renew(
+        &self,
+        address: &Address,
+        node: &[u8],
+        places: &Arc<Semaphore>,
+    ) -> Result<(), Error> {
+        let stats = &self.0.context.scope.stats;
+        stats.dials.add(1);
+        let fresh = self.0.context.dialer.dial(address, node).await.map_err(|error| {
+            stats.dial_failures.add(&error, 1);
+            Error::NoCredit
+        })?;
+        stats.connections.add(1);
+        stats.renewals.add(1);
+        let former = self.lock().replace(fresh.into());
+        if let Some(former) = former {
+            self.retire(former, places).await;
+        }
+        Ok(())
     }
 
     /// Ends the connection; the peer is told if it still listens.
     pub(crate) fn end(&self) {
         // Closing what is lost already would put our reason over the peer's, and whoever waits on
         // one of its streams would be told that nobody knows why.
-        if let Some(carrier) = self.lock().take().filter(|carrier| carrier.close_reason().is_none())
-        {
+        let carrier = self.lock().take().map(|carrier| carrier.connection);
+        if let Some(carrier) = carrier.filter(|carrier| carrier.close_reason().is_none()) {
             farewell::close(&carrier, NO_ERROR);
         }
     }
 
-    /// Lets a replaced connection linger, so that its peer can read what it has acknowledged.
-    async fn retire(&self, carrier: quinn::Connection, places: &Arc<Semaphore>) {
-        let place = places.clone().acquire_owned().await;
+    /// Lets a replaced connection linger, so that its peer can read what it has acknowledged; as
+    /// long as users have streams on it, it stays, unless the pooled connection ends before.
+    async fn retire(&self, carrier: Carrier, places: &Arc<Semaphore>) {
+        let Carrier { connection, users } = carrier;
+        if let Some(users) = &users {
+            users.retired.cancel();
+            users.streams.close();
+        }
+        let users = users.filter(|users| !users.streams.is_empty());
+        // Those that users hold are as many as they like.
+        let place = if users.is_none() { Some(places.clone().acquire_owned().await) } else { None };
         let linger = self.0.context.scope.linger.max(CLOSE_GRACE);
+        let pooled = self.clone();
         self.0.context.scope.tasks.spawn(async move {
             let _place = place;
-            timeout(linger, carrier.closed()).await.ok();
-            farewell::close(&carrier, NO_ERROR);
+            let lingering = async {
+                if let Some(users) = users {
+                    users.streams.wait().await;
+                }
+                sleep(linger).await;
+            };
+            tokio::select! {
+                _ = connection.closed() => {}
+                () = lingering => {}
+                () = pooled.linger_over() => {}
+            }
+            farewell::close(&connection, NO_ERROR);
         });
     }
 
@@ -330,6 +403,7 @@ impl PooledConnection {
         patience: Duration,
         address: &Address,
         node: &[u8],
+        mut linger_over: Pin<&mut impl Future<Output = ()>>,
     ) -> End {
         let Inner { outbox, pulse, context, has_delivered, .. } = &*self.0;
         carrier.set_send_window(send_window(carrier.rtt()));
@@ -341,7 +415,6 @@ impl PooledConnection {
         let mut trail = Trail::new();
         let mut is_drained = false;
         let mut lost = pin!(carrier.closed());
-        let mut linger_over = pin!(self.linger_over());
         let mut keep_alive = pin!(self.keep_alive(carrier));
         let (error, fresh) = loop {
             if is_drained && sender.is_resting() && self.is_idle() {
@@ -424,7 +497,7 @@ impl PooledConnection {
     async fn keep_alive(&self, carrier: &quinn::Connection) {
         let peer_timeout = PeerParameters::of(carrier).idle_timeout;
         let own = self.0.context.config.keep_alive_interval();
-        let needed = peer_timeout.map(|timeout| timeout / KEEP_ALIVES_PER_TIMEOUT);
+        let needed = peer_timeout.map(|t| LEAST_KEEP_ALIVE.max(t / KEEP_ALIVES_PER_TIMEOUT));
         let (Some(own), Some(needed)) = (own, needed) else {
             return std::future::pending().await;
         };
@@ -432,6 +505,7 @@ impl PooledConnection {
             return std::future::pending().await;
         }
         let mut ticks = interval(needed);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             ticks.tick().await;
             ping(carrier);
@@ -439,22 +513,31 @@ impl PooledConnection {
     }
 
     fn carrier(&self) -> Option<quinn::Connection> {
-        self.lock().clone()
+        self.lock().as_ref().map(|carrier| carrier.connection.clone())
     }
 
     /// A std mutex, because nothing awaits inside.
-    fn lock(&self) -> MutexGuard<'_, Option<quinn::Connection>> {
+    fn lock(&self) -> MutexGuard<'_, Option<Carrier>> {
         self.0.carrier.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// A stream of a user that keeps its connection from being idle.
+impl From<quinn::Connection> for Carrier {
+    fn from(connection: quinn::Connection) -> Self {
+        Self { connection, users: None }
+    }
+}
+
+/// A stream of a user that keeps its connection from being idle, and its carrier from being closed.
 #[derive(Debug)]
-pub(crate) struct Lease(PooledConnection);
+struct Lease {
+    connection: PooledConnection,
+    _stream: TaskTrackerToken,
+}
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        self.0.0.user_streams.fetch_sub(1, Ordering::Relaxed);
+        self.connection.0.user_streams.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

@@ -15,6 +15,8 @@ pub(crate) struct Scope {
     pub(crate) tasks: Tasks,
     pub(crate) stats: Arc<Stats>,
     pub(crate) budget: Arc<Budget>,
+    /// What the streams of users may hold together, on connections of a pool.
+    pub(crate) stream_budget: Arc<Budget>,
     limits: Limits,
     pub(crate) linger: Duration,
 }
@@ -26,6 +28,7 @@ impl Scope {
             tasks: Tasks::new(runtime, stats.clone()),
             stats,
             budget: Arc::new(Budget::new(config.pool_queue_limits())),
+            stream_budget: Arc::new(Budget::new(config.pool_queue_limits())),
             limits: Limits {
                 outstanding: config.queue_limits(),
                 watermark_bytes: config.send_watermark_bytes(),
