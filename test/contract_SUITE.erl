@@ -1362,7 +1362,7 @@ has_every_figure_from_the_start(_Config) ->
         size, dialing, failing, tasks, hits, misses, dials, connections_opened, renewals, probes,
         suspicions, recoveries, evictions, removals, messages_accepted, bytes_accepted,
         messages_delivered, bytes_delivered, messages_unconfirmed, messages_redelivered,
-        outstanding_messages, outstanding_bytes, panics, udp_receive_buffer_bytes,
+        outstanding_messages, outstanding_bytes, stream_bytes, panics, udp_receive_buffer_bytes,
         udp_send_buffer_bytes
     ],
     Causes = [dial_failures, closes, messages_dropped],
@@ -1412,6 +1412,7 @@ figures_tell_what_happened(_Config) ->
         messages_redelivered => 0,
         outstanding_messages => 0,
         outstanding_bytes => 0,
+        stream_bytes => 0,
         panics => 0
     },
     Others = [runtime_tasks, udp_receive_buffer_bytes, udp_send_buffer_bytes],

@@ -150,6 +150,7 @@
     messages_redelivered := non_neg_integer(),
     outstanding_messages := non_neg_integer(),
     outstanding_bytes := non_neg_integer(),
+    stream_bytes := non_neg_integer(),
     panics := non_neg_integer(),
     udp_receive_buffer_bytes := non_neg_integer(),
     udp_send_buffer_bytes := non_neg_integer()
@@ -157,6 +158,7 @@
 %% Counts since the start of this server. A message that was accepted is delivered (acknowledged
 %% whole by the peer's transport), dropped (nothing of it was sent), unconfirmed (something of it
 %% was sent), or outstanding. Messages refused at the door are counted as dropped too.
+%% `stream_bytes' are those that wait on streams of {@link macula_quic:open_stream/1}.
 
 -type error_reason() :: {connect_failed, connect_reason()} | {stream_failed, term()}.
 -type connect_reason() ::

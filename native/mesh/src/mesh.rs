@@ -458,6 +458,7 @@ impl<T: Handles> Mesh<T> {
             misses,
             tasks: context.scope.tasks.count(),
             outstanding,
+            stream_bytes: context.scope.stream_budget.used().bytes,
             accepted: accepted.messages,
             accepted_bytes: accepted.bytes,
             udp_receive_buffer_bytes: granted.receive_bytes,
@@ -603,12 +604,8 @@ impl<T: Handles> Shared<T> {
 
     /// Counts a message that was not taken, and tells why.
     fn refused(&self, refusal: &Undelivered) -> Error {
-        let cause = refusal.cause();
-        // Another pool may take what a closed one does not.
-        if *cause != Error::PoolClosed {
-            self.context.scope.stats.dropped.add(cause, 1);
-        }
-        cause.clone()
+        self.context.scope.stats.refused(refusal.cause());
+        refusal.cause().clone()
     }
 
     /// The queue of messages to `node`, with a dial behind it if there is no connection. `None`:

@@ -242,6 +242,13 @@ impl PooledConnection {
         }
     }
 
+    /// Counts a message for which there was no room, as its sender is told.
+    pub(crate) fn note_refusal(&self, error: &Error) {
+        if matches!(error, Error::QueueFull | Error::PoolQueueFull | Error::MessageTooLarge) {
+            self.0.context.scope.stats.refused(error);
+        }
+    }
+
     fn date_sending(&self) {
         if self.0.was_sent_to.load(Ordering::Relaxed) {
             self.0.was_sent_to.store(false, Ordering::Relaxed);
@@ -416,6 +423,7 @@ impl PooledConnection {
         let mut is_drained = false;
         let mut lost = pin!(carrier.closed());
         let mut keep_alive = pin!(self.keep_alive(carrier));
+        let mut strays = pin!(turn_away_strays(carrier));
         let (error, fresh) = loop {
             if is_drained && sender.is_resting() && self.is_idle() {
                 self.grace(last_landing).await;
@@ -464,6 +472,7 @@ impl PooledConnection {
                     Err(error) => break (error, None),
                 },
                 () = &mut keep_alive => {}
+                () = &mut strays => {}
             }
         };
         // The outcome of each flight is known now: acknowledged before, or never.
@@ -520,6 +529,16 @@ impl PooledConnection {
     fn lock(&self) -> MutexGuard<'_, Option<Carrier>> {
         self.0.carrier.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Has the peer told that nobody reads the streams that it opens: unread, each would be memory that it
+/// pins here.
+async fn turn_away_strays(carrier: &quinn::Connection) {
+    while let Ok(mut stray) = carrier.accept_uni().await {
+        // One that has ended already needs no answer.
+        stray.stop(NO_ERROR).ok();
+    }
+    std::future::pending().await
 }
 
 impl From<quinn::Connection> for Carrier {

@@ -88,6 +88,8 @@ pub struct Snapshot {
     pub tasks: usize,
     /// Messages accepted and neither acknowledged nor given up, and their bytes.
     pub outstanding: Load,
+    /// Bytes that users have written to streams and that were not handed to the stack yet.
+    pub stream_bytes: usize,
     /// Requests for a connection that found one in the pool.
     pub hits: u64,
     /// Requests for a connection that had to wait for a dial.
@@ -136,6 +138,13 @@ pub struct Snapshot {
 }
 
 impl Stats {
+    /// Counts a message that was not taken, unless another pool may take it.
+    pub(crate) fn refused(&self, cause: &Error) {
+        if *cause != Error::PoolClosed {
+            self.dropped.add(cause, 1);
+        }
+    }
+
     /// These counters; the rest is left to who knows it.
     pub(crate) fn snapshot(&self) -> Snapshot {
         Snapshot {

@@ -50,7 +50,7 @@ impl Stream {
     /// # Errors
     /// Why the stream or its connection is gone, or [`Error::MessageTooLarge`].
     pub fn send(&self, data: Payload<'_>) -> Result<Sent, Error> {
-        let sent = self.outbox()?.send(data)?;
+        let sent = self.outbox()?.send(data).inspect_err(|error| self.note_refusal(error))?;
         self.note_use();
         Ok(sent)
     }
@@ -61,7 +61,7 @@ impl Stream {
     /// [`Error::QueueFull`] or [`Error::PoolQueueFull`] when there is none, else as
     /// [`Stream::send`].
     pub fn try_send(&self, data: Payload<'_>) -> Result<(), Error> {
-        self.outbox()?.try_send(data)?;
+        self.outbox()?.try_send(data).inspect_err(|error| self.note_refusal(error))?;
         self.note_use();
         Ok(())
     }
@@ -100,6 +100,12 @@ impl Stream {
         if let Kind::Messages(stream) = &*self.0 {
             stream.connection.note_sending();
             (stream.usage)();
+        }
+    }
+
+    fn note_refusal(&self, error: &Error) {
+        if let Kind::Messages(stream) = &*self.0 {
+            stream.connection.note_refusal(error);
         }
     }
 

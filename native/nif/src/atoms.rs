@@ -167,6 +167,7 @@ rustler::atoms! {
     received_bytes,
     outstanding_messages,
     outstanding_bytes,
+    stream_bytes,
     streams,
 
     // Traffic of a connection.

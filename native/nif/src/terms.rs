@@ -199,6 +199,7 @@ pub(crate) fn stats<'a>(
             (atoms::messages_redelivered(), stats.redelivered.encode(env)),
             (atoms::outstanding_messages(), stats.outstanding.messages.encode(env)),
             (atoms::outstanding_bytes(), stats.outstanding.bytes.encode(env)),
+            (atoms::stream_bytes(), stats.stream_bytes.encode(env)),
             (atoms::panics(), stats.panics.encode(env)),
             (atoms::udp_receive_buffer_bytes(), stats.udp_receive_buffer_bytes.encode(env)),
             (atoms::udp_send_buffer_bytes(), stats.udp_send_buffer_bytes.encode(env)),

@@ -1,5 +1,5 @@
-//! A peer that returns no stream credit, as nodes in the field do not: its connection is replaced
-//! again and again, and what else is on it goes on.
+//! A peer as nodes in the field are: it speaks `macula` and no more, and returns no stream credit. Its
+//! connection is replaced again and again, and what else is on it goes on.
 
 #![allow(clippy::disallowed_methods, reason = "tokio's test macro blocks, on a thread of the test")]
 #![allow(clippy::expect_used, reason = "how a test fails")]
@@ -175,4 +175,36 @@ async fn who_waits_for_room_on_a_stream_is_told_when_the_pool_closes() {
     timeout(PATIENCE, scene.mesh.close()).await.expect("closed");
     let told = timeout(PATIENCE, turn).await.expect("told");
     assert!(!matches!(told, Ok(Ok(()))));
+}
+
+#[tokio::test]
+async fn streams_that_the_peer_opens_are_turned_away() {
+    let mut scene = Scene::new(4, &[]);
+    let (_pooled, first) = scene.connect().await;
+    for _ in 0..10 {
+        let opening = timeout(PATIENCE, first.open_uni());
+        let mut stream = opening.await.expect("in time").expect("a stream");
+        let stopped = async {
+            stream.write_all(b"unwanted").await.ok();
+            stream.stopped().await
+        };
+        let code = timeout(PATIENCE, stopped).await.expect("in time").expect("a connection");
+        assert_eq!(code.map(quinn::VarInt::into_inner), Some(0));
+    }
+}
+
+#[tokio::test]
+async fn users_streams_share_the_pools_bound() {
+    let options = [("pool_queue_max_bytes", 1_000_000), ("send_watermark_bytes", 10_000_000)];
+    let mut scene = Scene::new(4, &options);
+    let (pooled, _first) = scene.connect().await;
+    // More than is taken unread; a stream with nothing in it may have one message.
+    let much = || Bytes::from(vec![0; 4_000_000]).into();
+    let one = pooled.open_stream().await.expect("a stream");
+    assert_eq!(one.try_send(much()), Ok(()));
+    let other = pooled.open_stream().await.expect("a stream");
+    assert_eq!(other.try_send(much()), Ok(()));
+    assert_eq!(scene.mesh.stats().stream_bytes, 8_000_000);
+    assert_eq!(other.try_send(much()), Err(mesh::Error::PoolQueueFull));
+    assert_eq!(scene.mesh.stats().outstanding.bytes, 0);
 }
