@@ -1,5 +1,5 @@
-//! The UDP socket of all outgoing connections, and its rebuilding when it has died. One endpoint
-//! for all peers: one per dial costs a socket and a task each, and wedges a node in the end.
+//! The UDP socket of outgoing connections, and its rebuilding when it has died. One endpoint serves
+//! many peers: one per dial costs a socket and a task each, and wedges a node in the end.
 
 use std::io::{self, ErrorKind};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
