@@ -92,7 +92,7 @@ impl PacketKey for FirstKey {
 
 /// Whether there is a CONNECTION_CLOSE among these frames. For all that is wrong otherwise, quinn
 /// turns a first packet away itself.
-fn ends_connection(mut frames: &[u8]) -> bool {
+pub(crate) fn ends_connection(mut frames: &[u8]) -> bool {
     while let Some(kind) = number(&mut frames) {
         let passed = match kind {
             PADDING | PING => Some(()),

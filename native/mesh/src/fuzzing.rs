@@ -14,6 +14,7 @@ use rustls::pki_types::CertificateDer;
 
 use crate::address::Address;
 use crate::config::{BadOption, Bounds, Config};
+use crate::first_packet::ends_connection;
 use crate::frames::{Frames, Packet};
 use crate::handshake::PeerParameters;
 use crate::joined::{Breach, Cutter, Encoder};
@@ -32,6 +33,7 @@ pub const TARGETS: &[(&str, Claim)] = &[
     ("frames", frames),
     ("messages", messages),
     ("parameters", parameters),
+    ("first_packet", first_packet),
     ("pem", pem),
     ("der", der),
 ];
@@ -274,6 +276,63 @@ pub fn parameters(data: &[u8]) {
         rest = others;
     }
     assert_eq!(found, expected);
+}
+
+/// Whether a first packet ends its connection is read as it was written (RFC 9000, section 19): by
+/// the frames before a CONNECTION_CLOSE, up to one that has no place there or is cut off.
+pub fn first_packet(data: &[u8]) {
+    let mut input = Input(data);
+    let cut_at = usize::from(input.byte()) * 4;
+    let mut frames = Vec::new();
+    let mut close_at = None;
+    while let Some(kind) = input.next() {
+        match kind % 8 {
+            0 => frames.push(0x00),
+            1 => frames.push(0x01),
+            2 | 3 => {
+                let ranges = u64::from(input.byte() % 4);
+                frames.push(kind % 8);
+                integers(&mut frames, [input.number(), input.number(), ranges, input.number()]);
+                let counts = if kind % 8 == 3 { 3 } else { 0 };
+                (0..2 * ranges + counts).for_each(|_| integers(&mut frames, [input.number()]));
+            }
+            4 | 5 => {
+                let length = input.byte();
+                frames.push(0x06);
+                integers(&mut frames, [input.number(), u64::from(length)]);
+                // As much like a close as can be.
+                frames.extend(std::iter::repeat_n(0x1c, usize::from(length)));
+            }
+            6 => {
+                close_at.get_or_insert(frames.len());
+                frames.extend([0x1c | (input.byte() & 1), 0, 0, 0]);
+            }
+            _ => {
+                frames.push(0x08);
+                break;
+            }
+        }
+    }
+    frames.truncate(cut_at);
+    let expected = close_at.is_some_and(|at| at < frames.len());
+    assert_eq!(ends_connection(&frames), expected, "{frames:?}");
+    // Whatever else it may be.
+    ends_connection(data);
+}
+
+/// Variable-length integers (RFC 9000, section 16), each in the shortest length.
+fn integers<const N: usize>(bytes: &mut Vec<u8>, numbers: [u64; N]) {
+    for number in numbers {
+        let number = number & ((1 << 62) - 1);
+        // The first two bits of so many bytes.
+        let (size, length) = match number {
+            0..64 => (1, 0),
+            64..16_384 => (2, 1 << 14),
+            16_384..1_073_741_824 => (4, 2 << 30),
+            _ => (8, 3 << 62),
+        };
+        bytes.extend((number | length).to_be_bytes().iter().skip(size_of::<u64>() - size));
+    }
 }
 
 /// A certificate and key that were accepted can be shown, also as DER; roots that were accepted can

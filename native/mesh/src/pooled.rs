@@ -531,8 +531,8 @@ impl PooledConnection {
     }
 }
 
-/// Has the peer told that nobody reads the streams that it opens: unread, each would be memory that it
-/// pins here.
+/// Has the peer told that nobody reads the streams that it opens. Unread, each would be memory that
+/// it pins here.
 async fn turn_away_strays(carrier: &quinn::Connection) {
     while let Ok(mut stray) = carrier.accept_uni().await {
         // One that has ended already needs no answer.

@@ -1,17 +1,17 @@
-//! A peer as nodes in the field are: it speaks `macula` and no more, and returns no stream credit. Its
-//! connection is replaced again and again, and what else is on it goes on.
+//! A peer as nodes in the field are: it speaks `macula` and no more, and returns no stream credit.
+//! Its connection is replaced again and again, and what else is on it goes on.
 
 #![allow(clippy::disallowed_methods, reason = "tokio's test macro blocks, on a thread of the test")]
 #![allow(clippy::expect_used, reason = "how a test fails")]
 
-use std::net::{Ipv4Addr, SocketAddr};
-use std::sync::Arc;
+#[path = "common/field.rs"]
+mod field;
+
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use bytes::Bytes;
-use mesh::{ALPN, Address, Config, Mesh, Plain, PooledConnection, Sent, Target, Verification};
-use quinn::crypto::rustls::QuicServerConfig;
-use rustls::pki_types::PrivatePkcs8KeyDer;
+use mesh::{Address, Config, Mesh, Plain, PooledConnection, Sent, Target, Verification};
 use tokio::sync::mpsc;
 use tokio::time::{sleep, timeout};
 
@@ -30,9 +30,7 @@ struct Scene {
 
 impl Scene {
     fn new(streams: u32, options: &[(&str, u64)]) -> Self {
-        let place = (Ipv4Addr::LOCALHOST, 0).into();
-        let server = quinn::Endpoint::server(server(streams), place).expect("a server");
-        let address = server.local_addr().expect("its address");
+        let (server, address) = field::server(streams);
         let mut config = Config::default();
         config.set("stream_credit_timeout_ms", 1).expect("a timeout");
         for (key, value) in options {
@@ -84,25 +82,6 @@ async fn accept_all(server: quinn::Endpoint, accepted: mpsc::Sender<quinn::Conne
             return;
         }
     }
-}
-
-fn server(streams: u32) -> quinn::ServerConfig {
-    let certified = rcgen::generate_simple_self_signed(["peer".into()]).expect("a certificate");
-    let key = PrivatePkcs8KeyDer::from(certified.signing_key.serialize_der());
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let mut tls = rustls::ServerConfig::builder_with_provider(provider)
-        .with_protocol_versions(&[&rustls::version::TLS13])
-        .expect("TLS 1.3")
-        .with_no_client_auth()
-        .with_single_cert(vec![certified.cert.der().clone()], key.into())
-        .expect("an identity");
-    tls.alpn_protocols = vec![ALPN.to_vec()];
-    let tls = QuicServerConfig::try_from(tls).expect("a server");
-    let mut config = quinn::ServerConfig::with_crypto(Arc::new(tls));
-    let mut transport = quinn::TransportConfig::default();
-    transport.max_concurrent_bidi_streams(streams.into());
-    config.transport_config(Arc::new(transport));
-    config
 }
 
 async fn receive(stream: &mut quinn::RecvStream) -> Bytes {

@@ -3,7 +3,8 @@
 #![allow(clippy::disallowed_methods, reason = "tokio's test macro blocks, on a thread of the test")]
 #![allow(clippy::expect_used, reason = "how a test fails")]
 
-mod common;
+#[path = "common/field.rs"]
+mod field;
 
 use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
@@ -12,11 +13,12 @@ use std::thread;
 use std::time::Duration;
 
 use bytes::Bytes;
-use common::{PATIENCE, listen, next};
-use mesh::{Address, Config, Mesh, Plain, Sent, Settings, Target, Verification};
+use mesh::{Address, Config, Mesh, Plain, Sent, Target, Verification};
 use tokio::time::{sleep, timeout};
 
 const NODE: &[u8] = b"node";
+/// How long anything here may take at most.
+const PATIENCE: Duration = Duration::from_secs(10);
 /// How long a removal is waited for that the pool's lock keeps from its end.
 const HELD_UP: Duration = Duration::from_millis(200);
 
@@ -49,9 +51,7 @@ impl Wake for Remover {
 #[tokio::test]
 async fn a_node_that_is_removed_as_its_connection_is_lost_is_not_dialled_again() {
     // Nothing that is queued leaves: there is no stream for it.
-    let mut settings = Settings::default();
-    settings.transport.set("peer_bidi_stream_count", 0).expect("a limit");
-    let (listener, address) = listen(settings);
+    let (server, address) = field::server(0);
     let mut config = Config::default();
     config.set("send_watermark_bytes", 1).expect("a watermark");
     config.set("stream_credit_timeout_ms", 60_000).expect("a timeout");
@@ -61,7 +61,8 @@ async fn a_node_that_is_removed_as_its_connection_is_lost_is_not_dialled_again()
     let mesh = Arc::new(mesh);
     let target = Target { address: Address::from(address), given: Box::default() };
     let dial = mesh.connect(NODE, target);
-    let (dialled, accepted) = tokio::join!(dial, next(|waiter| listener.request(1, waiter)));
+    let accept = async { server.accept().await.expect("a dial").await.expect("a handshake") };
+    let (dialled, accepted) = tokio::join!(dial, accept);
     let stream = dialled.expect("a connection");
     let message = || Bytes::from_static(b"message").into();
     assert!(matches!(stream.send(message()), Ok(Sent::Accepted)));
@@ -75,7 +76,7 @@ async fn a_node_that_is_removed_as_its_connection_is_lost_is_not_dialled_again()
     let waker = Waker::from(Arc::new(remover));
     let mut turn = pin!(turn);
     assert!(turn.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
-    accepted.close(0);
+    accepted.close(0_u32.into(), b"");
     let nothing_is_left = async {
         while mesh.stats().tasks > 0 {
             sleep(Duration::from_millis(1)).await;
