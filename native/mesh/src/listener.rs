@@ -1,8 +1,7 @@
-//! Listening sockets: which clients get in, how many at once, and the rebuilding of a socket that
-//! has died. Connections that got in belong to whoever accepts them, and outlive the listener.
+//! Listening sockets: the taking in of clients, and the rebuilding of a socket that has died.
+//! Connections that got in belong to whoever accepts them, and outlive the listener.
 
-use std::collections::HashMap;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -13,6 +12,7 @@ use tokio::time::{sleep, timeout};
 
 use crate::address::canonical;
 use crate::broken::break_socket;
+use crate::census::{Census, Refusal, Seat, Visitors};
 use crate::connection::{Connection, Facts};
 use crate::endpoint;
 use crate::farewell;
@@ -78,7 +78,7 @@ struct Inner {
     server: Mutex<ServerConfig>,
     /// Of the first identity: whoever knows us by them must find them again.
     reset_keys: ResetKeys,
-    census: Arc<Mutex<Census>>,
+    census: Census,
     refused: Causes,
     scope: Arc<Scope>,
     closed: watch::Sender<bool>,
@@ -90,21 +90,6 @@ struct Inner {
 struct Door {
     address: SocketAddr,
     endpoint: Option<quinn::Endpoint>,
-}
-
-/// Who is in, and who is on the way.
-#[derive(Debug, Default)]
-struct Census {
-    handshakes: usize,
-    connections: usize,
-    by_address: HashMap<IpAddr, Visitors>,
-}
-
-/// Who is there from one address.
-#[derive(Clone, Copy, Debug, Default)]
-struct Visitors {
-    handshakes: usize,
-    connections: usize,
 }
 
 impl Listener {
@@ -129,7 +114,7 @@ impl Listener {
             settings,
             server: Mutex::new(server),
             reset_keys,
-            census: Arc::default(),
+            census: Census::default(),
             refused: Causes::default(),
             scope: Arc::new(Scope::new(&Config::default(), runtime)),
             closed,
@@ -187,10 +172,10 @@ impl Listener {
 
     /// The listener's counters, also of connections that have outlived it.
     pub fn stats(&self) -> ListenerStats {
-        let census = lock(&self.0.census);
+        let Visitors { handshakes, connections } = self.0.census.all();
         ListenerStats {
-            connections: census.connections,
-            handshakes: census.handshakes,
+            connections,
+            handshakes,
             waiting: self.0.connections.waiting(),
             refused: self.0.refused.values(),
         }
@@ -286,42 +271,22 @@ impl Inner {
 
     /// Lets a client in, asks it to come again with a proof of its address, or turns it away.
     fn meet(self: Arc<Self>, incoming: Incoming, local: SocketAddr) {
-        let transport = &self.settings.transport;
         let ip = canonical(incoming.remote_address()).ip();
-        let place = {
-            let census = lock(&self.census);
-            let under_way = census.handshakes;
-            if under_way >= transport.retry_above_handshakes()
-                && !incoming.remote_address_validated()
-                && incoming.may_retry()
-            {
+        let is_proven = incoming.remote_address_validated() || !incoming.may_retry();
+        let waiting = self.connections.waiting();
+        let seat = match self.census.admit(ip, is_proven, waiting, &self.settings.transport) {
+            Ok(seat) => seat,
+            Err(Refusal::Unproven) => {
                 // An error says that it may not be asked, which was checked.
                 drop(incoming.retry());
                 return;
             }
-            let here = census.by_address.get(&ip).copied().unwrap_or_default();
-            if under_way >= transport.max_handshakes() {
-                Err("max_handshakes")
-            } else if here.handshakes >= transport.max_handshakes_per_address() {
-                Err("max_handshakes_per_address")
-            } else if census.connections >= transport.max_connections() {
-                Err("max_connections")
-            } else if here.connections >= transport.max_connections_per_address() {
-                Err("max_connections_per_address")
-            } else if self.connections.waiting() >= transport.backlog() {
-                // Handshakes under way are not among them: who never finishes his would keep
-                // everybody out.
-                Err("backlog")
-            } else {
-                Ok(())
+            Err(Refusal::Full(cause)) => {
+                self.refused.count(cause);
+                incoming.refuse();
+                return;
             }
         };
-        if let Err(cause) = place {
-            self.refused.count(cause);
-            incoming.refuse();
-            return;
-        }
-        let seat = Seat::take(&self.census, ip);
         let host = self.clone();
         self.scope.tasks.spawn(async move { host.welcome(incoming, local, seat).await });
     }
@@ -351,50 +316,6 @@ impl Inner {
         if let Err(connection) = self.connections.offer(connection) {
             self.refused.count("backlog");
             connection.close(NO_ERROR);
-        }
-    }
-}
-
-/// One client's place in the census; dropped when the client has gone.
-struct Seat {
-    census: Arc<Mutex<Census>>,
-    ip: IpAddr,
-    is_shaking_hands: bool,
-}
-
-impl Seat {
-    fn take(census: &Arc<Mutex<Census>>, ip: IpAddr) -> Self {
-        let mut counts = lock(census);
-        counts.handshakes += 1;
-        counts.connections += 1;
-        let here = counts.by_address.entry(ip).or_default();
-        here.handshakes += 1;
-        here.connections += 1;
-        Self { census: census.clone(), ip, is_shaking_hands: true }
-    }
-
-    /// The handshake is over.
-    fn shake_hands(&mut self) {
-        if std::mem::replace(&mut self.is_shaking_hands, false) {
-            let mut counts = lock(&self.census);
-            counts.handshakes -= 1;
-            if let Some(here) = counts.by_address.get_mut(&self.ip) {
-                here.handshakes -= 1;
-            }
-        }
-    }
-}
-
-impl Drop for Seat {
-    fn drop(&mut self) {
-        self.shake_hands();
-        let mut counts = lock(&self.census);
-        counts.connections -= 1;
-        if let Some(here) = counts.by_address.get_mut(&self.ip) {
-            here.connections -= 1;
-            if here.connections == 0 {
-                counts.by_address.remove(&self.ip);
-            }
         }
     }
 }

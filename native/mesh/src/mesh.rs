@@ -3,7 +3,7 @@
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::Instant;
 
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, watch};
@@ -12,18 +12,19 @@ use tokio::time::timeout;
 use crate::address::{Address, Resolver};
 use crate::backoff::Backoff;
 use crate::config::BadOption;
+use crate::delivery::Delivery;
 use crate::dial::Dialer;
 use crate::endpoint::Endpoint;
 use crate::entry::{Entry, Payload};
 use crate::joined::MESH_ALPN;
-use crate::message::{Confirmation, Fate, Message, Undelivered};
+use crate::message::{Message, Undelivered};
 use crate::outbox::Outbox;
-use crate::pool::{self, Pool, Slot};
-use crate::pooled::{Context, Figures, PooledConnection, now_seconds};
+use crate::pool::{Pool, Slot};
+use crate::pooled::{Context, PooledConnection, now_seconds};
+use crate::resident::{Handles, Info, Resident};
 use crate::scope::Scope;
 use crate::settings::Settings;
-use crate::stats::{Snapshot, Stats};
-use crate::stream::{Stream, Usage};
+use crate::stats::Snapshot;
 use crate::tenancy::Tenancy;
 use crate::tls::{ALPN, Identity};
 use crate::verify::Verification;
@@ -35,37 +36,6 @@ pub type NodeId = Box<[u8]>;
 /// How often a message looks for another slot when the one that it found closes under it.
 const SEND_ATTEMPTS: usize = 3;
 
-/// What callers hold in place of this crate's connections and streams: the NIF's are resources
-/// of the VM. A slot makes each once, so that all callers get the same.
-pub trait Handles: Send + Sync + 'static {
-    /// A caller's handle to a connection.
-    type Connection: Clone + Send + Sync + 'static;
-    /// A caller's handle to a stream.
-    type Stream: Clone + Send + Sync + 'static;
-
-    /// Makes a connection's handle.
-    fn connection(connection: PooledConnection) -> Self::Connection;
-    /// Makes a stream's handle.
-    fn stream(stream: Stream) -> Self::Stream;
-}
-
-/// This crate's own connections and streams as handles.
-#[derive(Debug)]
-pub struct Plain;
-
-impl Handles for Plain {
-    type Connection = PooledConnection;
-    type Stream = Stream;
-
-    fn connection(connection: PooledConnection) -> PooledConnection {
-        connection
-    }
-
-    fn stream(stream: Stream) -> Stream {
-        stream
-    }
-}
-
 /// Where a peer is to be found.
 #[derive(Clone, Debug)]
 pub struct Target {
@@ -74,21 +44,6 @@ pub struct Target {
     /// The address in the caller's own form, which [`Info`] gives back; this crate never looks
     /// inside.
     pub given: Box<[u8]>,
-}
-
-/// What the pool knows of a connection.
-#[derive(Clone, Debug)]
-pub struct Info<T: Handles> {
-    /// The connection.
-    pub connection: T::Connection,
-    /// Its pooled stream.
-    pub stream: T::Stream,
-    /// [`Target::given`] of the dial that made it.
-    pub given: Box<[u8]>,
-    /// When it was last asked for or sent to.
-    pub last_used: SystemTime,
-    /// Its figures.
-    pub figures: Figures,
 }
 
 /// What the pool tells its owner unasked.
@@ -142,88 +97,12 @@ enum Occasion {
     Remains,
 }
 
-/// A slot that is ready.
-pub(crate) struct Resident<T: Handles> {
-    connection: PooledConnection,
-    stream: Stream,
-    connection_handle: T::Connection,
-    pub(crate) stream_handle: T::Stream,
-    given: Box<[u8]>,
-    /// Notes that a stream of the connection was used.
-    usage: Usage,
-}
-
 /// What a request for a connection found.
 enum Claim<T: Handles> {
     Ready(T::Stream),
     /// A connection that has rested for long.
     Doubtful(PooledConnection),
     Pending(watch::Receiver<Outcome<T>>),
-}
-
-impl<T: Handles> Resident<T> {
-    pub(crate) fn new(connection: PooledConnection, given: Box<[u8]>, usage: Usage) -> Self {
-        let stream = Stream::messages(connection.clone(), usage.clone());
-        Self {
-            connection_handle: T::connection(connection.clone()),
-            stream_handle: T::stream(stream.clone()),
-            connection,
-            stream,
-            given,
-            usage,
-        }
-    }
-
-    /// Uses the connection; its stream is made anew if somebody has closed it.
-    /// `now`: seconds since the epoch.
-    fn checkout(&mut self, now: u64) -> T::Stream {
-        if !self.stream.is_open() {
-            self.stream = Stream::messages(self.connection.clone(), self.usage.clone());
-            self.stream_handle = T::stream(self.stream.clone());
-        }
-        self.connection.note_use(now);
-        self.stream_handle.clone()
-    }
-
-    fn is_alive(&self) -> bool {
-        self.connection.outbox().is_open()
-    }
-
-    /// All of [`Info`] but the figures, for which a connection's own lock is needed.
-    fn card(&self) -> Card<T> {
-        Card {
-            connection: self.connection.clone(),
-            connection_handle: self.connection_handle.clone(),
-            stream_handle: self.stream_handle.clone(),
-            given: self.given.clone(),
-        }
-    }
-}
-
-/// What is taken down of a slot under the pool's lock.
-struct Card<T: Handles> {
-    connection: PooledConnection,
-    connection_handle: T::Connection,
-    stream_handle: T::Stream,
-    given: Box<[u8]>,
-}
-
-impl<T: Handles> Card<T> {
-    fn info(self) -> Option<Info<T>> {
-        Some(Info {
-            figures: self.connection.info()?,
-            connection: self.connection_handle,
-            stream: self.stream_handle,
-            given: self.given,
-            last_used: self.connection.last_used(),
-        })
-    }
-}
-
-impl<T: Handles> pool::Resident for Resident<T> {
-    fn is_idle(&self) -> bool {
-        self.connection.is_idle()
-    }
 }
 
 impl<T: Handles> Mesh<T> {
@@ -371,7 +250,7 @@ impl<T: Handles> Mesh<T> {
         match self.0.place(node, target, Occasion::Asked, give) {
             Ok(outbox) => {
                 let stats = self.0.context.scope.stats.clone();
-                Ok(Delivery { outbox, confirmation, stats, is_over: false })
+                Ok(Delivery::new(outbox, confirmation, stats))
             }
             Err(refusal) => {
                 self.0.refused(&refusal);
@@ -471,56 +350,6 @@ impl<T: Handles> Mesh<T> {
     /// connection closes. Resolves when nothing of the pool is left.
     pub fn close(&self) -> impl Future<Output = ()> + Send + use<T> {
         self.0.clone().close()
-    }
-}
-
-/// A message whose sender waits for what becomes of it. Dropped before that is known, it withdraws
-/// the message if nothing of it has been sent.
-#[derive(Debug)]
-pub struct Delivery {
-    outbox: Arc<Outbox>,
-    confirmation: Confirmation,
-    stats: Arc<Stats>,
-    /// It is known what became of the message.
-    is_over: bool,
-}
-
-impl Delivery {
-    /// `Ok` once the peer's transport has acknowledged the whole message. One of which nothing has
-    /// been sent after `patience` is withdrawn.
-    ///
-    /// # Errors
-    /// Why the message is not known to have arrived.
-    pub async fn within(mut self, patience: Duration) -> Result<(), Undelivered> {
-        let outcome = self.confirmation.within(patience).await;
-        self.is_over = true;
-        match outcome {
-            Fate::Told(result) => result,
-            Fate::Withdrawn(undelivered) => {
-                self.note_withdrawal(&undelivered);
-                Err(undelivered)
-            }
-        }
-    }
-
-    fn note_withdrawal(&self, undelivered: &Undelivered) {
-        match undelivered {
-            Undelivered::Unconfirmed(_) => self.stats.unconfirmed.add(1),
-            Undelivered::NotConnected(cause) | Undelivered::NotSent(cause) => {
-                self.stats.dropped.add(cause, 1);
-            }
-        }
-        self.outbox.note_withdrawal();
-    }
-}
-
-impl Drop for Delivery {
-    fn drop(&mut self) {
-        if !self.is_over
-            && let Some(undelivered) = self.confirmation.abandon()
-        {
-            self.note_withdrawal(&undelivered);
-        }
     }
 }
 

@@ -16,14 +16,8 @@ use crate::batch::Batch;
 use crate::budget::{Budget, Reservation};
 use crate::config::Load;
 use crate::entry::{Entry, Payload};
-use crate::message::{Message, Undelivered};
-
-/// Senders that may wait for room at one peer. Each is a process that waits, so this is reached
-/// only by a leak of such processes.
-const MAX_WAITING: usize = 65_536;
-
-/// Senders that may have gone and still be in line: what they left is memory that no bound counts.
-const FEW_WAITING: usize = 8;
+use crate::line::{Line, Waiting};
+use crate::message::Message;
 
 /// Bytes below which a message joins a batch that need not be copied otherwise.
 const SMALL_BYTES: usize = 2 * 1024;
@@ -101,32 +95,16 @@ struct State {
     alarm_bytes: usize,
     /// At most how many of the queue have been withdrawn by their senders.
     withdrawn: usize,
-    waiting: VecDeque<Waiting>,
-    /// How many may wait before those are taken out whose senders have gone.
-    sweep_at: usize,
+    line: Line,
     /// Accepted and neither acknowledged nor dropped: what is queued and what is in flight.
     outstanding: Load,
     phase: Phase,
-}
-
-#[derive(Debug)]
-struct Waiting {
-    message: Message,
-    /// Who is to be told that the message is queued, unless he waits for what becomes of it.
-    turn: Option<oneshot::Sender<Result<(), Error>>>,
 }
 
 impl State {
     fn push_front(&mut self, entry: Entry) {
         self.queued += entry.load();
         self.queue.push_front(entry);
-    }
-}
-
-impl Waiting {
-    /// Whether somebody still wants the message sent.
-    fn is_wanted(&self) -> bool {
-        self.message.is_wanted() && !self.turn.as_ref().is_some_and(oneshot::Sender::is_closed)
     }
 }
 
@@ -147,8 +125,7 @@ impl Outbox {
             queued: Load::default(),
             alarm_bytes: 0,
             withdrawn: 0,
-            waiting: VecDeque::new(),
-            sweep_at: FEW_WAITING,
+            line: Line::new(),
             outstanding: Load::default(),
             phase: Phase::Open,
         };
@@ -195,7 +172,7 @@ impl Outbox {
     pub(crate) fn try_send(&self, message: Payload<'_>) -> Result<(), Error> {
         let load = Load { messages: 1, bytes: message.len() };
         let mut state = self.open(load)?;
-        if !state.waiting.is_empty() {
+        if !state.line.is_empty() {
             return Err(Error::QueueFull);
         }
         self.accept(&state, load, self.watermark_bytes())?;
@@ -213,8 +190,7 @@ impl Outbox {
         }
         let (turn, outcome) = oneshot::channel();
         let message = message.into_bytes().into();
-        self.line_up(&mut state, Waiting { message, turn: Some(turn) })
-            .map_err(|(error, _)| error)?;
+        self.line_up(&mut state, Waiting::for_room(message, turn)).map_err(|(error, _)| error)?;
         Ok(Sent::Waiting(outcome))
     }
 
@@ -232,7 +208,7 @@ impl Outbox {
             self.enqueue(&mut state, Entry::Single(message));
             return Ok(());
         }
-        self.line_up(&mut state, Waiting { message, turn: None })
+        self.line_up(&mut state, Waiting::for_fate(message))
     }
 
     /// One message in the queue was withdrawn by its sender. Once half of them are, they are taken out.
@@ -294,7 +270,7 @@ impl Outbox {
                 if !state.queue.is_empty() {
                     return Next::Message;
                 }
-                if state.phase != Phase::Open && state.waiting.is_empty() {
+                if state.phase != Phase::Open && state.line.is_empty() {
                     return Next::Drained;
                 }
             }
@@ -356,7 +332,7 @@ impl Outbox {
     fn is_piling(&self, enough_bytes: usize) -> bool {
         let mut state = self.lock();
         state.alarm_bytes = enough_bytes;
-        state.phase == Phase::Open && state.waiting.is_empty() && state.queued.bytes < enough_bytes
+        state.phase == Phase::Open && state.line.is_empty() && state.queued.bytes < enough_bytes
     }
 
     /// Messages that were taken are done with; lets the next in line in.
@@ -415,23 +391,17 @@ impl Outbox {
         let reservation = Reservation::of(&self.budget, load);
         let queued = std::mem::take(&mut state.queue);
         let left = std::mem::take(&mut state.queued);
-        let waiting = std::mem::take(&mut state.waiting);
+        let line = std::mem::replace(&mut state.line, Line::new());
         drop(state);
         self.farewell.notify_waiters();
-        for Waiting { message, turn } in waiting {
-            if let Some(turn) = turn {
-                // A sender that has gone needs no answer.
-                turn.send(Err(reason.clone())).ok();
-            }
-            message.fail(Undelivered::NotSent(reason.clone()));
-        }
+        line.close(&reason);
         Remains { taken: load.messages.saturating_sub(left.messages), queued, reservation }
     }
 
     /// Whether nothing is queued, in flight, or waiting.
     pub(crate) fn is_idle(&self) -> bool {
         let state = self.lock();
-        state.outstanding.messages == 0 && state.waiting.is_empty()
+        state.outstanding.messages == 0 && state.line.is_empty()
     }
 
     /// How much is queued or in flight.
@@ -466,7 +436,7 @@ impl Outbox {
 
     /// Reserves room up to the watermark, unless others wait for that.
     fn accepts_before_nobody(&self, state: &State, load: Load) -> bool {
-        state.waiting.is_empty() && self.accept(state, load, self.watermark_bytes()).is_ok()
+        state.line.is_empty() && self.accept(state, load, self.watermark_bytes()).is_ok()
     }
 
     /// As [`Outbox::accept`], of what the pool has room for already.
@@ -568,15 +538,7 @@ impl Outbox {
 
     /// Puts a sender in line for room; the task has to make some.
     fn line_up(&self, state: &mut State, sender: Waiting) -> Result<(), (Error, Message)> {
-        if state.waiting.len() >= state.sweep_at {
-            state.waiting.retain(Waiting::is_wanted);
-            // Not before as many more have come as are there: each costs a look or two.
-            state.sweep_at = (2 * state.waiting.len()).clamp(FEW_WAITING, MAX_WAITING);
-        }
-        if state.waiting.len() >= MAX_WAITING {
-            return Err((Error::QueueFull, sender.message));
-        }
-        state.waiting.push_back(sender);
+        state.line.push(sender).map_err(|message| (Error::QueueFull, message))?;
         if state.alarm_bytes > 0 {
             self.wake.notify_one();
         }
@@ -585,19 +547,11 @@ impl Outbox {
 
     /// Lets waiting senders in, in their order, as far as there is room below the watermark.
     fn admit(&self, state: &mut State, watermark_bytes: usize) {
-        while let Some(next) = state.waiting.pop_front() {
-            if !next.is_wanted() {
-                continue; // Its sender has gone, and the message was never accepted.
-            }
-            let load = next.message.load();
-            if self.accept(state, load, watermark_bytes).is_err() {
-                state.waiting.push_front(next);
-                return;
-            }
-            self.enqueue(state, Entry::Single(next.message));
-            if let Some(turn) = next.turn {
-                turn.send(Ok(())).ok();
-            }
+        while let Some(load) = state.line.first()
+            && self.accept(state, load, watermark_bytes).is_ok()
+            && let Some(next) = state.line.pop()
+        {
+            self.enqueue(state, Entry::Single(next.let_in()));
         }
     }
 
@@ -706,25 +660,6 @@ mod tests {
         one.settle(much);
         assert_eq!(other.try_send(message(LOW_BYTES)), Ok(()));
         assert_eq!(other.try_send(message(1)), Ok(()));
-    }
-
-    #[test]
-    fn senders_that_have_gone_do_not_stay_in_line() {
-        let (outbox, _) = outbox(ROOMY, 1, ROOMY);
-        assert!(matches!(outbox.send(message(5)), Ok(Sent::Accepted)));
-        let Ok(Sent::Waiting(mut turn)) = outbox.send(message(6)) else {
-            panic!("the second message must wait");
-        };
-        for _ in 0..MAX_WAITING {
-            drop(outbox.send(message(7)));
-            let (withdrawn, confirmation) = Message::confirmed(Bytes::new());
-            assert!(outbox.deliver(withdrawn).is_ok());
-            assert!(confirmation.withdraw(Error::SendTimeout).is_some());
-            assert!(outbox.lock().waiting.len() <= FEW_WAITING);
-        }
-        assert!(outbox.take().is_some());
-        outbox.settle(Load { messages: 1, bytes: 5 });
-        assert_eq!(turn.try_recv(), Ok(Ok(())));
     }
 
     #[test]

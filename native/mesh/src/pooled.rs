@@ -22,7 +22,7 @@ use crate::config::Load;
 use crate::connection::Traffic;
 use crate::dial::Dialer;
 use crate::farewell;
-use crate::flight::{Kind, Trail};
+use crate::flight::Kind;
 use crate::handshake::PeerParameters;
 use crate::liveness::{News, Pulse, Vigil, ping};
 use crate::outbox::Outbox;
@@ -30,6 +30,7 @@ use crate::scope::Scope;
 use crate::sender::{Sender, Turn};
 use crate::settings::send_window;
 use crate::stream::Stream;
+use crate::trail::Trail;
 use crate::{Config, Error};
 
 /// Application error codes that we send have no meaning to nodes in the field.

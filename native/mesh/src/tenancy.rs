@@ -7,11 +7,12 @@ use tokio::sync::{Notify, watch};
 use tokio::time::{sleep, sleep_until};
 
 use crate::Error;
-use crate::mesh::{Handles, NodeId, Outcome, Resident, Shared, Target};
+use crate::mesh::{NodeId, Outcome, Shared, Target};
 use crate::message::Undelivered;
 use crate::outbox::{Outbox, Remains};
 use crate::pool::Ticket;
 use crate::pooled::{Context, PooledConnection};
+use crate::resident::{Handles, Resident};
 use crate::stream::Usage;
 
 /// One slot's time in the pool, from its dial to its end. However its task ends, by return,

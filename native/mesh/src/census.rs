@@ -1,0 +1,177 @@
+//! Who is in by a listener, who is on the way, and who else gets in. Plain data: no network.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crate::settings::Transport;
+
+/// Everybody who is in, or on the way.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Census(Arc<Mutex<Counts>>);
+
+#[derive(Debug, Default)]
+struct Counts {
+    all: Visitors,
+    by_address: HashMap<IpAddr, Visitors>,
+}
+
+/// How many there are: all, or those from one address.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Visitors {
+    /// Handshakes under way.
+    pub(crate) handshakes: usize,
+    /// Connections, those under way included.
+    pub(crate) connections: usize,
+}
+
+/// Why somebody is not let in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Refusal {
+    /// He has to show first that he receives at his address.
+    Unproven,
+    /// The option whose bound is reached.
+    Full(&'static str),
+}
+
+/// One client's place in the census; dropped when the client has gone.
+#[derive(Debug)]
+pub(crate) struct Seat {
+    census: Census,
+    ip: IpAddr,
+    is_shaking_hands: bool,
+}
+
+impl Census {
+    pub(crate) fn all(&self) -> Visitors {
+        self.lock().all
+    }
+
+    /// A seat for whoever begins a handshake from `ip`. `is_proven`: he receives there, or may not
+    /// be asked; `waiting`: connections that wait to be accepted. Handshakes under way are not among
+    /// these: who never finishes his would keep everybody out.
+    pub(crate) fn admit(
+        &self,
+        ip: IpAddr,
+        is_proven: bool,
+        waiting: usize,
+        limits: &Transport,
+    ) -> Result<Seat, Refusal> {
+        let mut counts = self.lock();
+        let all = counts.all;
+        if all.handshakes >= limits.retry_above_handshakes() && !is_proven {
+            return Err(Refusal::Unproven);
+        }
+        let here = counts.by_address.get(&ip).copied().unwrap_or_default();
+        let bounds = [
+            ("max_handshakes", all.handshakes, limits.max_handshakes()),
+            ("max_handshakes_per_address", here.handshakes, limits.max_handshakes_per_address()),
+            ("max_connections", all.connections, limits.max_connections()),
+            ("max_connections_per_address", here.connections, limits.max_connections_per_address()),
+            ("backlog", waiting, limits.backlog()),
+        ];
+        if let Some((full, _, _)) = bounds.into_iter().find(|(_, count, most)| count >= most) {
+            return Err(Refusal::Full(full));
+        }
+        counts.change(ip, |visitors| {
+            visitors.handshakes += 1;
+            visitors.connections += 1;
+        });
+        Ok(Seat { census: self.clone(), ip, is_shaking_hands: true })
+    }
+
+    /// A std mutex, because nothing awaits inside.
+    fn lock(&self) -> MutexGuard<'_, Counts> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Counts {
+    fn change(&mut self, ip: IpAddr, change: impl Fn(&mut Visitors)) {
+        change(&mut self.all);
+        let here = self.by_address.entry(ip).or_default();
+        change(here);
+        if here.connections == 0 {
+            self.by_address.remove(&ip);
+        }
+    }
+}
+
+impl Seat {
+    /// The handshake is over.
+    pub(crate) fn shake_hands(&mut self) {
+        if std::mem::replace(&mut self.is_shaking_hands, false) {
+            self.census.lock().change(self.ip, |visitors| visitors.handshakes -= 1);
+        }
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        self.shake_hands();
+        self.census.lock().change(self.ip, |visitors| visitors.connections -= 1);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use super::*;
+
+    const HERE: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 1));
+    const THERE: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 2));
+
+    fn limits(options: &[(&str, u64)]) -> Transport {
+        let mut limits = Transport::default();
+        for (key, value) in options {
+            assert_eq!(limits.set(key, *value), Ok(true));
+        }
+        limits
+    }
+
+    fn refusal(admitted: Result<Seat, Refusal>) -> Option<Refusal> {
+        admitted.err()
+    }
+
+    #[test]
+    fn each_bound_holds_and_is_told_by_name() {
+        let few = [
+            ("max_handshakes", 3),
+            ("max_handshakes_per_address", 2),
+            ("max_connections", 4),
+            ("max_connections_per_address", 3),
+            ("backlog", 1),
+        ];
+        let limits = limits(&few);
+        let census = Census::default();
+        let admit = |ip, waiting| census.admit(ip, true, waiting, &limits);
+        assert_eq!(refusal(admit(HERE, 1)), Some(Refusal::Full("backlog")));
+        let mut seats = vec![admit(HERE, 0).expect("room"), admit(HERE, 0).expect("room")];
+        assert_eq!(refusal(admit(HERE, 0)), Some(Refusal::Full("max_handshakes_per_address")));
+        seats.push(admit(THERE, 0).expect("room for others"));
+        assert_eq!(refusal(admit(THERE, 0)), Some(Refusal::Full("max_handshakes")));
+        seats.iter_mut().for_each(Seat::shake_hands);
+        seats.push(admit(HERE, 0).expect("room"));
+        seats.iter_mut().for_each(Seat::shake_hands);
+        assert_eq!(refusal(admit(THERE, 0)), Some(Refusal::Full("max_connections")));
+        seats.swap_remove(2);
+        assert_eq!(refusal(admit(HERE, 0)), Some(Refusal::Full("max_connections_per_address")));
+        assert_eq!(census.all(), Visitors { handshakes: 0, connections: 3 });
+        drop(seats);
+        assert_eq!(census.all(), Visitors::default());
+        assert!(census.lock().by_address.is_empty());
+    }
+
+    #[test]
+    fn above_so_many_handshakes_an_address_has_to_be_proven_before_it_counts() {
+        let limits = limits(&[("retry_above_handshakes", 1), ("max_handshakes", 1)]);
+        let census = Census::default();
+        let mut seat = census.admit(HERE, false, 0, &limits).expect("room");
+        assert_eq!(refusal(census.admit(THERE, false, 0, &limits)), Some(Refusal::Unproven));
+        let full = Some(Refusal::Full("max_handshakes"));
+        assert_eq!(refusal(census.admit(THERE, true, 0, &limits)), full);
+        seat.shake_hands();
+        assert!(census.admit(THERE, false, 0, &limits).is_ok());
+    }
+}

@@ -1,0 +1,129 @@
+//! A slot that is ready: its connection, its stream, and the handles by which callers know them.
+
+use std::time::SystemTime;
+
+use crate::pool;
+use crate::pooled::{Figures, PooledConnection};
+use crate::stream::{Stream, Usage};
+
+/// What callers hold in place of this crate's connections and streams: the NIF's are resources
+/// of the VM. A slot makes each once, so that all callers get the same.
+pub trait Handles: Send + Sync + 'static {
+    /// A caller's handle to a connection.
+    type Connection: Clone + Send + Sync + 'static;
+    /// A caller's handle to a stream.
+    type Stream: Clone + Send + Sync + 'static;
+
+    /// Makes a connection's handle.
+    fn connection(connection: PooledConnection) -> Self::Connection;
+    /// Makes a stream's handle.
+    fn stream(stream: Stream) -> Self::Stream;
+}
+
+/// This crate's own connections and streams as handles.
+#[derive(Debug)]
+pub struct Plain;
+
+impl Handles for Plain {
+    type Connection = PooledConnection;
+    type Stream = Stream;
+
+    fn connection(connection: PooledConnection) -> PooledConnection {
+        connection
+    }
+
+    fn stream(stream: Stream) -> Stream {
+        stream
+    }
+}
+
+/// What the pool knows of a connection.
+#[derive(Clone, Debug)]
+pub struct Info<T: Handles> {
+    /// The connection.
+    pub connection: T::Connection,
+    /// Its pooled stream.
+    pub stream: T::Stream,
+    /// [`Target::given`] of the dial that made it.
+    pub given: Box<[u8]>,
+    /// When it was last asked for or sent to.
+    pub last_used: SystemTime,
+    /// Its figures.
+    pub figures: Figures,
+}
+
+/// A slot that is ready.
+pub(crate) struct Resident<T: Handles> {
+    pub(crate) connection: PooledConnection,
+    stream: Stream,
+    connection_handle: T::Connection,
+    pub(crate) stream_handle: T::Stream,
+    given: Box<[u8]>,
+    /// Notes that a stream of the connection was used.
+    usage: Usage,
+}
+
+impl<T: Handles> Resident<T> {
+    pub(crate) fn new(connection: PooledConnection, given: Box<[u8]>, usage: Usage) -> Self {
+        let stream = Stream::messages(connection.clone(), usage.clone());
+        Self {
+            connection_handle: T::connection(connection.clone()),
+            stream_handle: T::stream(stream.clone()),
+            connection,
+            stream,
+            given,
+            usage,
+        }
+    }
+
+    /// Uses the connection; its stream is made anew if somebody has closed it.
+    /// `now`: seconds since the epoch.
+    pub(crate) fn checkout(&mut self, now: u64) -> T::Stream {
+        if !self.stream.is_open() {
+            self.stream = Stream::messages(self.connection.clone(), self.usage.clone());
+            self.stream_handle = T::stream(self.stream.clone());
+        }
+        self.connection.note_use(now);
+        self.stream_handle.clone()
+    }
+
+    pub(crate) fn is_alive(&self) -> bool {
+        self.connection.outbox().is_open()
+    }
+
+    /// All of [`Info`] but the figures, for which a connection's own lock is needed.
+    pub(crate) fn card(&self) -> Card<T> {
+        Card {
+            connection: self.connection.clone(),
+            connection_handle: self.connection_handle.clone(),
+            stream_handle: self.stream_handle.clone(),
+            given: self.given.clone(),
+        }
+    }
+}
+
+/// What is taken down of a slot under the pool's lock.
+pub(crate) struct Card<T: Handles> {
+    connection: PooledConnection,
+    connection_handle: T::Connection,
+    stream_handle: T::Stream,
+    given: Box<[u8]>,
+}
+
+impl<T: Handles> Card<T> {
+    pub(crate) fn info(self) -> Option<Info<T>> {
+        Some(Info {
+            figures: self.connection.info()?,
+            connection: self.connection_handle,
+            stream: self.stream_handle,
+            given: self.given,
+            last_used: self.connection.last_used(),
+        })
+    }
+}
+
+impl<T: Handles> pool::Resident for Resident<T> {
+    fn is_idle(&self) -> bool {
+        self.connection.is_idle()
+    }
+}
