@@ -9,7 +9,7 @@ use tokio::sync::Semaphore;
 use crate::Error;
 
 /// The port of a mesh peer whose address names none.
-pub const DEFAULT_PORT: u16 = 4433;
+const DEFAULT_PORT: u16 = 4433;
 /// Socket addresses of one name that are tried at most: enough for any real host, and a bound on
 /// what one DNS answer makes us do.
 const MAX_ADDRESSES: usize = 16;
@@ -41,7 +41,7 @@ impl Address {
     }
 
     /// Reads `host`, `host:port`, `[v6]:port`, a bare IP address, or an `https` URL of these, with
-    /// or without a path. The port defaults to [`DEFAULT_PORT`]. `None`: it is none of them.
+    /// or without a path. The port defaults to 4433. `None`: it is none of them.
     pub fn parse(text: &str) -> Option<Self> {
         if let Some(host) = parse_ip(text) {
             return Some(Self { host: Host::Ip(host), port: DEFAULT_PORT });

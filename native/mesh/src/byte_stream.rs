@@ -13,15 +13,13 @@ use crate::Error;
 use crate::budget::Budget;
 use crate::config::Load;
 use crate::entry::Entry;
+use crate::farewell::NO_ERROR;
 use crate::frames::{Frames, Packet, TooLong};
 use crate::joined::MessageReader;
 use crate::outbox::{Next, Outbox};
 use crate::scope::Scope;
 use crate::unfinished::Room;
 
-/// The code of a stream that we give up (RESET_STREAM and STOP_SENDING, RFC 9000, sections 19.4
-/// and 19.5); nodes in the field give it no meaning.
-const GIVEN_UP: VarInt = VarInt::from_u32(0);
 /// Chunks taken from the stack in one go, to be joined into one delivery.
 const CHUNKS_PER_READ: usize = 64;
 
@@ -111,11 +109,6 @@ impl ByteStream {
         Self { id, ends, outbox, reset, end, reader: Mutex::new(reader) }
     }
 
-    /// The stream's number (RFC 9000, section 2.1).
-    pub fn id(&self) -> u64 {
-        self.id
-    }
-
     /// Where the peer is.
     pub fn remote_address(&self) -> SocketAddr {
         self.ends.remote
@@ -146,7 +139,7 @@ impl ByteStream {
 
     /// Gives the sending half up: what is queued is lost.
     pub fn reset(&self, code: u64) {
-        let code = VarInt::from_u64(code).unwrap_or(GIVEN_UP);
+        let code = VarInt::from_u64(code).unwrap_or(NO_ERROR);
         self.reset.send_replace(Some(code));
     }
 
@@ -344,7 +337,7 @@ impl Outgoing {
 impl Drop for Outgoing {
     fn drop(&mut self) {
         if !self.is_finished {
-            self.reset(GIVEN_UP);
+            self.reset(NO_ERROR);
         }
     }
 }
@@ -379,7 +372,7 @@ impl Reader {
     pub fn stop(self, code: u64) {
         if let Self::Stream(mut reader) = self {
             // A stream that has ended needs no stop.
-            reader.stream.stop(VarInt::from_u64(code).unwrap_or(GIVEN_UP)).ok();
+            reader.stream.stop(VarInt::from_u64(code).unwrap_or(NO_ERROR)).ok();
         }
     }
 
@@ -418,7 +411,7 @@ impl StreamReader {
                 Ok(None) => {}
                 Err(TooLong(bytes)) => {
                     // A stream that has ended needs no stop.
-                    self.stream.stop(GIVEN_UP).ok();
+                    self.stream.stop(NO_ERROR).ok();
                     self.frames.rest();
                     self.end = Some(Received::TooLong(bytes));
                 }

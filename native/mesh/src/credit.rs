@@ -8,14 +8,13 @@
 
 use std::collections::VecDeque;
 
-use quinn::{ConnectionError, RecvStream, SendStream, VarInt};
+use quinn::{ConnectionError, RecvStream, SendStream};
 use tokio::pin;
 use tokio::time::{Duration, Instant, sleep_until};
 
+use crate::farewell::NO_ERROR;
 use crate::liveness::ping;
 
-/// The code of answers that nobody reads; nodes in the field give it no meaning.
-const NO_ERROR: VarInt = VarInt::from_u32(0);
 /// Of how many streams one shows when the peer has ended its half.
 const MARK_EVERY: u64 = 25;
 /// Such streams at most. Others are refused, and tell nothing.

@@ -9,14 +9,14 @@ use futures_util::StreamExt;
 use futures_util::future::join_all;
 use futures_util::stream::FuturesUnordered;
 use quinn::crypto::rustls::QuicClientConfig;
-use quinn::{ClientConfig, TransportConfig, VarInt};
+use quinn::{ClientConfig, TransportConfig};
 use tokio::sync::Semaphore;
 use tokio::time::{Duration, Instant, sleep, timeout_at};
 
 use crate::Error;
 use crate::address::{Address, Resolver, canonical};
 use crate::endpoint::{Endpoint, Granted};
-use crate::farewell;
+use crate::farewell::{self, IMPOSTOR};
 use crate::handshake::Observed;
 use crate::refusals::Hints;
 use crate::settings::Settings;
@@ -26,9 +26,6 @@ use crate::verify::{Verdict, Verification};
 /// The Connection Attempt Delay (RFC 8305, section 5): how long one address has a head start
 /// over the next.
 const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
-/// The code for a peer that does not hold the right key: the TLS alert access_denied as QUIC
-/// would carry it (RFC 9001, section 4.8), from the application since TLS has been passed.
-const IMPOSTOR: VarInt = VarInt::from_u32(0x131);
 
 /// Dials peers with one set of options.
 #[derive(Debug)]

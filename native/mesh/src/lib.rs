@@ -66,7 +66,7 @@ mod trail;
 mod unfinished;
 mod verify;
 
-pub use address::{Address, DEFAULT_PORT};
+pub use address::Address;
 pub use byte_stream::{ByteStream, Reader, Received, SendEnd, StreamReader};
 pub use config::{BadOption, Bounds, Config, Load, Redelivery};
 pub use connection::{Client, Connection, Facts, Traffic};

@@ -15,7 +15,7 @@ use crate::broken::break_socket;
 use crate::census::{Census, Refusal, Seat, Visitors};
 use crate::connection::{Connection, Facts};
 use crate::endpoint;
-use crate::farewell;
+use crate::farewell::{self, IMPOSTOR, NO_ERROR};
 use crate::first_packet::Screened;
 use crate::rendezvous::{Rendezvous, Request, RequestId, Waiter};
 use crate::reset::ResetKeys;
@@ -26,11 +26,6 @@ use crate::tls::{self, Identity};
 use crate::verify::{Fault, Verification};
 use crate::{Config, Error};
 
-/// The code for connections that nobody will accept: none in particular.
-const NO_ERROR: u64 = 0;
-/// The code for a client that does not hold the right key: the TLS alert access_denied as QUIC
-/// would carry it (RFC 9001, section 4.8), from the application since TLS has been passed.
-const IMPOSTOR: u64 = 0x131;
 /// How long to wait before a dead socket is bound again, if that has failed.
 const REBIND_DELAY: Duration = Duration::from_millis(500);
 /// How often to look whether a socket still has its port.
@@ -198,7 +193,7 @@ impl Inner {
     fn close(&self) {
         self.closed.send_replace(true);
         for connection in self.connections.close() {
-            connection.close(NO_ERROR);
+            connection.close(NO_ERROR.into());
         }
         for endpoint in lock(&self.doors).drain(..).filter_map(|door| door.endpoint) {
             endpoint.set_server_config(None);
@@ -304,7 +299,7 @@ impl Inner {
             && rule.check_client(&carrier).is_err()
         {
             self.refused.count("wrong_key");
-            farewell::close(&carrier, quinn::VarInt::from_u64(IMPOSTOR).unwrap_or_default());
+            farewell::close(&carrier, IMPOSTOR);
             return;
         }
         let facts = Facts::accepted(&carrier, local);
@@ -315,7 +310,7 @@ impl Inner {
     fn let_in(&self, connection: Connection) {
         if let Err(connection) = self.connections.offer(connection) {
             self.refused.count("backlog");
-            connection.close(NO_ERROR);
+            connection.close(NO_ERROR.into());
         }
     }
 }

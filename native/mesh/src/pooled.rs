@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt, StreamExt};
-use quinn::{ConnectionError, VarInt};
+use quinn::ConnectionError;
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 use tokio_util::sync::CancellationToken;
@@ -21,7 +21,7 @@ use crate::byte_stream::{ByteStream, Ends, Reader};
 use crate::config::Load;
 use crate::connection::Traffic;
 use crate::dial::Dialer;
-use crate::farewell;
+use crate::farewell::{self, NO_ERROR};
 use crate::flight::Kind;
 use crate::handshake::PeerParameters;
 use crate::liveness::{News, Pulse, Vigil, ping};
@@ -33,8 +33,6 @@ use crate::stream::Stream;
 use crate::trail::Trail;
 use crate::{Config, Error};
 
-/// Application error codes that we send have no meaning to nodes in the field.
-const NO_ERROR: VarInt = VarInt::from_u32(0);
 /// A receiver reads what its transport has acknowledged a little later, and what it has not read
 /// when we close is lost: nothing is closed this soon after its last message.
 const CLOSE_GRACE: Duration = Duration::from_millis(50);

@@ -44,7 +44,7 @@ pub struct Info<T: Handles> {
     pub connection: T::Connection,
     /// Its pooled stream.
     pub stream: T::Stream,
-    /// [`Target::given`] of the dial that made it.
+    /// [`crate::Target::given`] of the dial that made it.
     pub given: Box<[u8]>,
     /// When it was last asked for or sent to.
     pub last_used: SystemTime,

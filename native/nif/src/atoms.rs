@@ -5,8 +5,6 @@ rustler::atoms! {
     ok,
     error,
     undefined,
-    true_ = "true",
-    false_ = "false",
 
     // Answers.
     miss,
@@ -63,12 +61,10 @@ rustler::atoms! {
     verify,
     cacertfile,
     verify_hostname,
-    none,
     disable,
     macula,
     raw,
     active,
-    once,
     spki_sha256,
     node_id,
     ed25519,
