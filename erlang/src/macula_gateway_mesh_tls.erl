@@ -13,7 +13,8 @@
 %% @doc The options of a pool with what the platform says put in: `certificate', `verify',
 %% `cacertfile' and `verify_hostname'.
 -spec pool(map()) -> {ok, map()} | {error, {bad_option, atom(), term()}}.
-pool(Options) when is_map(Options) ->
+pool(Given) when is_map(Given) ->
+    Options = maps:filter(fun(Key, Value) -> {Key, Value} =/= {cacertfile, undefined} end, Given),
     Files = maps:with([cert_file, key_file, cacertfile], Options),
     case [Option || {_, Path} = Option <- maps:to_list(Files), not is_path(Path)] of
         [] ->

@@ -4,7 +4,6 @@
 //! Each failure in a row doubles the delay, from the least to the greatest. A part of it is left
 //! to chance, so that nodes that have lost the same peer do not all come back to it at once.
 
-use std::num::NonZeroUsize;
 use std::time::{Duration, Instant};
 
 use lru::LruCache;
@@ -14,7 +13,7 @@ use crate::mesh::NodeId;
 
 /// Nodes whose failures are remembered; beyond that, those not tried for the longest time are
 /// forgotten, and the next message dials them as if they were new.
-const MAX_FAILING: NonZeroUsize = NonZeroUsize::new(16_384).unwrap();
+const MAX_FAILING: usize = 16_384;
 /// Doublings that are counted: more than any two delays within their bounds are apart.
 const MAX_DOUBLINGS: u32 = 31;
 /// The part of a delay that is left to chance, as a divisor: half of it ("equal jitter").
@@ -25,6 +24,7 @@ const JITTER: u32 = 2;
 pub(crate) struct Backoff {
     least: Duration,
     greatest: Duration,
+    /// Unbounded, since a bounded one sets all its memory aside at once.
     failing: LruCache<NodeId, Failing>,
 }
 
@@ -40,7 +40,7 @@ struct Failing {
 impl Backoff {
     /// Delays from `least`, which is 0 for none at all, to `greatest`.
     pub(crate) fn new(least: Duration, greatest: Duration) -> Self {
-        Self { least, greatest: greatest.max(least), failing: LruCache::new(MAX_FAILING) }
+        Self { least, greatest: greatest.max(least), failing: LruCache::unbounded() }
     }
 
     /// When `node` may be dialled at the address `given`, if that is not now.
@@ -80,6 +80,9 @@ impl Backoff {
         let spared = random.mul_f64(f64::from(chance) / f64::from(u32::MAX));
         let until = now + delay - spared;
         self.failing.put(node, Failing { given, failures: row.saturating_add(1), until });
+        if self.failing.len() > MAX_FAILING {
+            self.failing.pop_lru();
+        }
     }
 }
 
@@ -166,10 +169,10 @@ mod tests {
     #[test]
     fn only_so_many_nodes_are_remembered_the_last_ones() {
         let (mut backoff, now) = (Backoff::new(LEAST, GREATEST), Instant::now());
-        for number in 0..=MAX_FAILING.get() {
+        for number in 0..=MAX_FAILING {
             backoff.failed(node(number), here(), now);
         }
-        assert_eq!(backoff.failing(), MAX_FAILING.get());
+        assert_eq!(backoff.failing(), MAX_FAILING);
         assert_eq!(backoff.until(&node(0), &here(), now), None);
         assert!(backoff.until(&node(1), &here(), now).is_some());
     }

@@ -67,8 +67,9 @@ impl Batch {
         self.load
     }
 
-    /// Goes back to a queue, to be sent again.
+    /// Goes back to a queue, to be sent again, and takes no more messages.
     pub(crate) fn turn_back(&mut self) {
+        self.sealed();
         self.returns = self.returns.saturating_add(1);
     }
 

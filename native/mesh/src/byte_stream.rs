@@ -69,6 +69,9 @@ pub enum Received {
     Lost(Error),
 }
 
+/// What is held until both halves of a stream have ended.
+pub(crate) type Hold = Arc<dyn std::fmt::Debug + Send + Sync>;
+
 /// A stream of plain bytes. Dropping it finishes what is queued and tells the peer to stop.
 #[derive(Debug)]
 pub struct ByteStream {
@@ -83,17 +86,19 @@ pub struct ByteStream {
 }
 
 impl ByteStream {
-    /// Starts the writing task in `scope`, its queue within `budget`; `lease` is dropped when the
-    /// task ends.
+    /// Starts the writing task in `scope`, its queue within `budget`.
     pub(crate) fn start(
         scope: &Scope,
         budget: Arc<Budget>,
         ends: Ends,
         send: Option<quinn::SendStream>,
-        reader: Option<Reader>,
+        mut reader: Option<Reader>,
         id: u64,
-        lease: impl Send + 'static,
+        hold: Option<Hold>,
     ) -> Self {
+        if let Some(Reader::Stream(reader)) = &mut reader {
+            reader.hold.clone_from(&hold);
+        }
         let (reset, resets) = watch::channel(None);
         let (ended, end) = watch::channel(None);
         let outbox = send.map(|send| {
@@ -102,7 +107,7 @@ impl ByteStream {
                 Writer { outbox: outbox.clone(), stream: Outgoing::new(send), resets, ended };
             scope.tasks.spawn(async move {
                 writer.run().await;
-                drop(lease);
+                drop(hold);
             });
             outbox
         });
@@ -365,7 +370,7 @@ impl Reader {
         room: Arc<Room>,
     ) -> Self {
         let frames = Frames::new(Packet::Macula, max_frame_bytes, room);
-        Self::Stream(StreamReader { stream, frames, offset: 0, end: None })
+        Self::Stream(StreamReader { stream, frames, offset: 0, end: None, hold: None })
     }
 
     /// Reads no more: the peer is told to stop, with this code.
@@ -401,6 +406,8 @@ pub struct StreamReader {
     offset: u64,
     /// How the stream ended, once it has; told when everything before it is delivered.
     end: Option<Received>,
+    /// Nothing once it has ended.
+    hold: Option<Hold>,
 }
 
 impl StreamReader {
@@ -417,6 +424,7 @@ impl StreamReader {
                 }
             }
             if let Some(end) = &self.end {
+                self.hold = None;
                 if self.frames.held() > 0 {
                     let parts = self.frames.rest();
                     return self.deliver(parts);

@@ -332,7 +332,7 @@ impl Connection {
     fn start_stream(&self, send: Option<quinn::SendStream>, reader: Reader, id: u64) -> Stream {
         let ends = Ends { local: self.0.facts.local, remote: self.0.facts.remote };
         let budget = self.0.budget.clone();
-        ByteStream::start(&self.0.scope, budget, ends, send, Some(reader), id, ()).into()
+        ByteStream::start(&self.0.scope, budget, ends, send, Some(reader), id, None).into()
     }
 
     fn end(&self) -> Error {

@@ -8,7 +8,7 @@ use crate::outbox::Outbox;
 use crate::stats::Stats;
 
 /// A message whose sender waits for what becomes of it. Dropped before that is known, it withdraws
-/// the message if nothing of it has been sent.
+/// the message if that waits to be sent.
 #[derive(Debug)]
 pub struct Delivery {
     outbox: Arc<Outbox>,
@@ -23,8 +23,8 @@ impl Delivery {
         Self { outbox, confirmation, stats, is_over: false }
     }
 
-    /// `Ok` once the peer's transport has acknowledged the whole message. One of which nothing has
-    /// been sent after `patience` is withdrawn.
+    /// `Ok` once the peer's transport has acknowledged the whole message. One that waits to be sent
+    /// after `patience` is withdrawn.
     ///
     /// # Errors
     /// Why the message is not known to have arrived.

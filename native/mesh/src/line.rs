@@ -17,8 +17,9 @@ const FEW: usize = 8;
 #[derive(Debug)]
 pub(crate) struct Line {
     waiting: VecDeque<Waiting>,
-    /// How many there may be before those are taken out whose senders have gone.
-    sweep_at: usize,
+    /// How many more may come before those are taken out whose senders have gone: no more than were
+    /// there then, so that each costs a look or two.
+    until_sweep: usize,
 }
 
 /// One sender, and the message for which there is no room yet.
@@ -31,16 +32,16 @@ pub(crate) struct Waiting {
 
 impl Line {
     pub(crate) fn new() -> Self {
-        Self { waiting: VecDeque::new(), sweep_at: FEW }
+        Self { waiting: VecDeque::new(), until_sweep: FEW }
     }
 
     /// Puts a sender behind the others; his message comes back if there are too many.
     pub(crate) fn push(&mut self, sender: Waiting) -> Result<(), Message> {
-        if self.waiting.len() >= self.sweep_at {
+        if self.until_sweep == 0 {
             self.waiting.retain(Waiting::is_wanted);
-            // Not before as many more have come as are there: each costs a look or two.
-            self.sweep_at = (2 * self.waiting.len()).clamp(FEW, MOST);
+            self.until_sweep = self.waiting.len().max(FEW);
         }
+        self.until_sweep -= 1;
         if self.waiting.len() >= MOST {
             return Err(sender.message);
         }
@@ -52,14 +53,16 @@ impl Line {
     /// accepted, and leave.
     pub(crate) fn first(&mut self) -> Option<Load> {
         while self.waiting.front().is_some_and(|first| !first.is_wanted()) {
-            self.waiting.pop_front();
+            self.pop();
         }
         self.waiting.front().map(|first| first.message.load())
     }
 
     /// Takes the first one out.
     pub(crate) fn pop(&mut self) -> Option<Waiting> {
-        self.waiting.pop_front()
+        let first = self.waiting.pop_front();
+        self.until_sweep = self.until_sweep.min(self.waiting.len().max(FEW));
+        first
     }
 
     /// Whether nobody waits, or is not known to have gone.
@@ -123,13 +126,32 @@ mod tests {
             let (withdrawn, confirmation) = Message::confirmed(Bytes::new());
             assert!(line.push(Waiting::for_fate(withdrawn)).is_ok());
             assert!(confirmation.withdraw(Error::SendTimeout).is_some());
-            assert!(line.waiting.len() <= FEW);
+            assert!(line.waiting.len() <= 2 * FEW);
         }
         assert_eq!(line.first(), Some(Load { messages: 1, bytes: stays.len() }));
         assert_eq!(line.pop().map(|first| first.let_in().data), Some(stays));
         assert_eq!(told.try_recv(), Ok(Ok(())));
         assert_eq!(line.first(), None);
         assert!(line.is_empty());
+    }
+
+    #[test]
+    fn nor_do_they_after_many_have_waited() {
+        let mut line = Line::new();
+        let waiting = || {
+            let (turn, told) = oneshot::channel();
+            (Waiting::for_room(Bytes::new().into(), turn), told)
+        };
+        let (senders, told): (Vec<_>, Vec<_>) = (0..MOST / 2).map(|_| waiting()).unzip();
+        senders.into_iter().for_each(|sender| assert!(line.push(sender).is_ok()));
+        while line.waiting.len() > 1 {
+            assert!(line.pop().is_some());
+        }
+        for _ in 0..MOST {
+            assert!(line.push(waiting().0).is_ok());
+            assert!(line.waiting.len() <= 2 * FEW);
+        }
+        drop(told);
     }
 
     #[test]

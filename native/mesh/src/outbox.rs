@@ -297,7 +297,12 @@ impl Outbox {
         while let Some(next) = state.queue.front().map(|entry| entry.load().bytes) {
             // A batch is never that large: it stops growing before.
             let is_large = next >= large_bytes;
-            if !piece.is_empty() && (is_large || bytes + next > most_bytes) {
+            // What has come back so often shares its fate with no other.
+            let is_alike = |first: &Entry| {
+                state.queue.front().is_some_and(|next| next.returns() == first.returns())
+            };
+            let fits = !is_large && bytes + next <= most_bytes;
+            if piece.first().is_some_and(|first| !fits || !is_alike(first)) {
                 break;
             }
             let Some(entry) = self.depart(&mut state).flatten() else {
@@ -660,6 +665,18 @@ mod tests {
         one.settle(much);
         assert_eq!(other.try_send(message(LOW_BYTES)), Ok(()));
         assert_eq!(other.try_send(message(1)), Ok(()));
+    }
+
+    #[test]
+    fn what_has_come_back_does_not_travel_with_what_has_not() {
+        let (outbox, _) = outbox(ROOMY, 1_000, ROOMY);
+        assert_eq!(outbox.push(message(1)), Ok(()));
+        let piece = outbox.take_piece(1_000, 1_000);
+        outbox.restore(piece.into_iter());
+        assert_eq!(outbox.push(message(2)), Ok(()));
+        let loads = |piece: Vec<Entry>| piece.iter().map(|e| e.load().bytes).collect::<Vec<_>>();
+        assert_eq!(loads(outbox.take_piece(1_000, 1_000)), vec![1]);
+        assert_eq!(loads(outbox.take_piece(1_000, 1_000)), vec![2]);
     }
 
     #[test]

@@ -17,7 +17,7 @@ use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use crate::address::{Address, canonical};
-use crate::byte_stream::{ByteStream, Ends, Reader};
+use crate::byte_stream::{ByteStream, Ends, Hold, Reader};
 use crate::config::Load;
 use crate::connection::Traffic;
 use crate::dial::Dialer;
@@ -194,19 +194,17 @@ impl PooledConnection {
     /// Why the connection is gone, or takes no more streams.
     pub async fn open_stream(&self) -> Result<Stream, Error> {
         let (carrier, lease, (send, recv)) = loop {
-            let (carrier, retired, lease) = self.lease().ok_or_else(|| self.refusal())?;
-            if let Some(refusal) = self.0.outbox.refusal() {
-                return Err(refusal);
-            }
+            let (carrier, retired, place) = self.place().ok_or_else(|| self.refusal())?;
+            let mut replaced = pin!(self.replaced(&retired));
             tokio::select! {
                 biased;
-                opened = carrier.open_bi() => break (carrier, lease, opened.map_err(|error| match error {
-                    // By us, and the outbox knows why.
-                    ConnectionError::LocallyClosed => self.refusal(),
-                    lost => lost.into(),
-                })?),
-                // The other one has credit.
-                () = retired.cancelled() => {}
+                replaced = &mut replaced => replaced?,
+                opened = carrier.open_bi() => match opened {
+                    Ok(opened) => break (carrier, self.lease(place), opened),
+                    // By us: another carrier comes in its place, or none.
+                    Err(ConnectionError::LocallyClosed) => replaced.await?,
+                    Err(lost) => return Err(lost.into()),
+                }
             }
         };
         let id = send.id().into();
@@ -215,7 +213,8 @@ impl PooledConnection {
         let local = dialer.local_address(&carrier).ok_or(Error::Cancelled)?;
         let ends = Ends { local, remote: self.0.remote };
         let budget = scope.stream_budget.clone();
-        let stream = ByteStream::start(scope, budget, ends, Some(send), Some(reader), id, lease);
+        let hold: Option<Hold> = Some(Arc::new(lease));
+        let stream = ByteStream::start(scope, budget, ends, Some(send), Some(reader), id, hold);
         Ok(stream.into())
     }
 
@@ -293,15 +292,29 @@ impl PooledConnection {
         self.0.user_streams.load(Ordering::Relaxed) == 0 && self.0.outbox.is_idle()
     }
 
-    /// A place for a user's stream on the carrier, and what tells that the carrier is replaced.
-    fn lease(&self) -> Option<(quinn::Connection, CancellationToken, Lease)> {
+    /// The carrier, what tells that another one has taken its place, and what keeps it meanwhile.
+    fn place(&self) -> Option<(quinn::Connection, CancellationToken, TaskTrackerToken)> {
         let mut carrier = self.lock();
         let Carrier { connection, users } = carrier.as_mut()?;
         let Users { streams, retired } = users.get_or_insert_default();
-        self.0.user_streams.fetch_add(1, Ordering::Relaxed);
         // Locked: whoever replaces the carrier counts it.
-        let lease = Lease { connection: self.clone(), _stream: streams.token() };
-        Some((connection.clone(), retired.clone(), lease))
+        Some((connection.clone(), retired.clone(), streams.token()))
+    }
+
+    /// Resolves when another carrier has taken the place of the one that `retired` is about, or in
+    /// an error when none will.
+    async fn replaced(&self, retired: &CancellationToken) -> Result<(), Error> {
+        tokio::select! {
+            biased;
+            () = self.0.outbox.draining() => Err(self.refusal()),
+            () = retired.cancelled() => Ok(()),
+        }
+    }
+
+    /// Counts a stream of a user for as long as the lease lives.
+    fn lease(&self, place: TaskTrackerToken) -> Lease {
+        self.0.user_streams.fetch_add(1, Ordering::Relaxed);
+        Lease { connection: self.clone(), _place: place }
     }
 
     /// Why the connection takes nothing more.
@@ -319,46 +332,53 @@ impl PooledConnection {
             match self.carry(&carrier, patience, address, node, linger_over.as_mut()).await {
                 End::Lost(error) => return error,
                 End::Superseded(fresh) => {
-                    *self.lock() = Some(fresh.into());
+                    drop(self.replace_by(fresh));
                     continue;
                 }
                 End::Drained => break,
                 End::Exhausted => {}
             }
-            patience = LEAST_PATIENCE.max(carrier.rtt() * ROUND_TRIPS_FOR_CREDIT);
+            let stats = &self.0.context.scope.stats;
+            stats.dials.add(1);
             // In a box, for in most connections' lives it never comes to it.
-            let renewal = Box::pin(self.renew(address, node, &places));
-            tokio::select! {
+            let dialled = tokio::select! {
                 biased;
-                renewed = renewal => if let Err(error) = renewed {
-                    return error;
-                },
-                () = &mut linger_over => break,
+                dialled = Box::pin(self.0.context.dialer.dial(address, node)) => Some(dialled),
+                () = &mut linger_over => None,
+            };
+            match dialled {
+                Some(Ok(fresh)) => {
+                    stats.connections.add(1);
+                    stats.renewals.add(1);
+                    patience = LEAST_PATIENCE.max(carrier.rtt() * ROUND_TRIPS_FOR_CREDIT);
+                    let former = self.replace_by(fresh);
+                    tokio::select! {
+                        biased;
+                        () = Box::pin(self.retire(former, &places)) => {}
+                        () = &mut linger_over => break,
+                    }
+                }
+                Some(Err(error)) => {
+                    stats.dial_failures.add(&error, 1);
+                    return Error::NoCredit;
+                }
+                None => {
+                    stats.dial_failures.add(&self.refusal(), 1);
+                    break;
+                }
             }
         }
         self.refusal()
     }
 
-    /// Puts another carrier in the place of the one that is used up.
-    async fn renew(
-        &self,
-        address: &Address,
-        node: &[u8],
-        places: &Arc<Semaphore>,
-    ) -> Result<(), Error> {
-        let stats = &self.0.context.scope.stats;
-        stats.dials.add(1);
-        let fresh = self.0.context.dialer.dial(address, node).await.map_err(|error| {
-            stats.dial_failures.add(&error, 1);
-            Error::NoCredit
-        })?;
-        stats.connections.add(1);
-        stats.renewals.add(1);
+    /// Gives the messages another carrier, and returns the former one.
+    fn replace_by(&self, fresh: quinn::Connection) -> Option<Carrier> {
         let former = self.lock().replace(fresh.into());
-        if let Some(former) = former {
-            self.retire(former, places).await;
+        if let Some(Carrier { users: Some(users), .. }) = &former {
+            users.streams.close();
+            users.retired.cancel();
         }
-        Ok(())
+        former
     }
 
     /// Ends the connection; the peer is told if it still listens.
@@ -373,15 +393,14 @@ impl PooledConnection {
 
     /// Lets a replaced connection linger, so that its peer can read what it has acknowledged; as
     /// long as users have streams on it, it stays, unless the pooled connection ends before.
-    async fn retire(&self, carrier: Carrier, places: &Arc<Semaphore>) {
-        let Carrier { connection, users } = carrier;
-        if let Some(users) = &users {
-            users.retired.cancel();
-            users.streams.close();
-        }
+    async fn retire(&self, carrier: Option<Carrier>, places: &Arc<Semaphore>) {
+        let Some(Carrier { connection, users }) = carrier else { return };
         let users = users.filter(|users| !users.streams.is_empty());
-        // Those that users hold are as many as they like.
-        let place = if users.is_none() { Some(places.clone().acquire_owned().await) } else { None };
+        let place = match &users {
+            None => places.clone().acquire_owned().await.ok(),
+            // Messages do not wait for users.
+            Some(_) => places.clone().try_acquire_owned().ok(),
+        };
         let linger = self.0.context.scope.linger.max(CLOSE_GRACE);
         let pooled = self.clone();
         self.0.context.scope.tasks.spawn(async move {
@@ -396,6 +415,7 @@ impl PooledConnection {
                 _ = connection.closed() => {}
                 () = lingering => {}
                 () = pooled.linger_over() => {}
+                () = pooled.tend(&connection) => {}
             }
             farewell::close(&connection, NO_ERROR);
         });
@@ -421,8 +441,7 @@ impl PooledConnection {
         let mut trail = Trail::new();
         let mut is_drained = false;
         let mut lost = pin!(carrier.closed());
-        let mut keep_alive = pin!(self.keep_alive(carrier));
-        let mut strays = pin!(turn_away_strays(carrier));
+        let mut tending = pin!(self.tend(carrier));
         let (error, fresh) = loop {
             if is_drained && sender.is_resting() && self.is_idle() {
                 self.grace(last_landing).await;
@@ -470,8 +489,7 @@ impl PooledConnection {
                     Ok(Turn::NoCredit) => {}
                     Err(error) => break (error, None),
                 },
-                () = &mut keep_alive => {}
-                () = &mut strays => {}
+                () = &mut tending => {}
             }
         };
         // The outcome of each flight is known now: acknowledged before, or never.
@@ -501,6 +519,11 @@ impl PooledConnection {
         sleep(self.0.context.scope.linger).await;
     }
 
+    /// What a connection needs beside its messages. Never resolves.
+    async fn tend(&self, carrier: &quinn::Connection) {
+        tokio::join!(self.keep_alive(carrier), turn_away_strays(carrier));
+    }
+
     /// Keeps a connection alive whose peer gives up sooner than quinn's own keep-alive comes.
     async fn keep_alive(&self, carrier: &quinn::Connection) {
         let peer_timeout = PeerParameters::of(carrier).idle_timeout;
@@ -512,7 +535,8 @@ impl PooledConnection {
         if own <= needed {
             return std::future::pending().await;
         }
-        let mut ticks = interval(needed);
+        // In a box: most connections do not need it.
+        let mut ticks = Box::new(interval(needed));
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             ticks.tick().await;
@@ -550,7 +574,7 @@ impl From<quinn::Connection> for Carrier {
 #[derive(Debug)]
 struct Lease {
     connection: PooledConnection,
-    _stream: TaskTrackerToken,
+    _place: TaskTrackerToken,
 }
 
 impl Drop for Lease {

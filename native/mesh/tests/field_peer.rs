@@ -11,7 +11,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use bytes::Bytes;
-use mesh::{Address, Config, Mesh, Plain, PooledConnection, Sent, Target, Verification};
+use mesh::{Address, Config, Mesh, Plain, PooledConnection, Received, Sent, Target, Verification};
 use tokio::sync::mpsc;
 use tokio::time::{sleep, timeout};
 
@@ -105,6 +105,44 @@ async fn a_stream_of_a_user_goes_on_over_the_connection_that_was_replaced() {
     assert_eq!(receive(&mut far).await, "after");
     drop(near);
     timeout(PATIENCE, first.closed()).await.expect("nobody holds it any more");
+}
+
+#[tokio::test]
+async fn who_has_finished_his_half_gets_the_answer_over_the_connection_that_was_replaced() {
+    let mut scene = Scene::new(4, &[("linger_ms", 20)]);
+    let (pooled, first) = scene.connect().await;
+    let near = pooled.open_stream().await.expect("a stream");
+    assert!(matches!(near.send(Bytes::from_static(b"question").into()), Ok(Sent::Accepted)));
+    near.close();
+    let (mut answers, mut far) = first.accept_bi().await.expect("a stream");
+    assert_eq!(receive(&mut far).await, "question");
+    let bytes = near.bytes().expect("plain bytes");
+    timeout(PATIENCE, bytes.sending_ended()).await.expect("acknowledged");
+    scene.send(12);
+    let second = scene.next_accepted().await;
+    timeout(PATIENCE, second.closed()).await.expect("replaced, too");
+    answers.write_all(b"answer").await.expect("written");
+    answers.finish().expect("finished");
+    let mut reader = bytes.take_reader().expect("a reader");
+    let Received::Data { parts, .. } = reader.receive().await else {
+        unreachable!("the answer was cut off");
+    };
+    assert_eq!(parts.concat(), b"answer");
+    assert_eq!(reader.receive().await, Received::Finished);
+    timeout(PATIENCE, first.closed()).await.expect("nobody holds it any more");
+}
+
+#[tokio::test]
+async fn who_waits_for_a_stream_is_told_at_once_that_the_node_is_removed() {
+    let mut scene = Scene::new(0, &[("linger_ms", 60_000)]);
+    let (pooled, _first) = scene.connect().await;
+    let opening = tokio::spawn(async move { pooled.open_stream().await.err() });
+    tokio::task::yield_now().await;
+    assert_eq!(scene.mesh.info(NODE).map(|info| info.figures.user_streams), Some(0));
+    assert!(scene.mesh.remove(NODE));
+    let told = timeout(PATIENCE, opening).await.expect("in time").expect("no panic");
+    assert_eq!(told, Some(mesh::Error::Removed));
+    scene.nothing_is_left().await;
 }
 
 #[tokio::test]
