@@ -15,8 +15,8 @@ use quinn::VarInt;
 use quinn::congestion::{Controller, ControllerFactory, ControllerMetrics, CubicConfig};
 use quinn_proto::RttEstimator;
 
-/// The code of what ends without an error, and of streams that are given up: nodes in the field give
-/// it no meaning.
+/// The code of what ends without an error, and of streams that are given up: nodes in the field
+/// give it no meaning.
 pub(crate) const NO_ERROR: VarInt = VarInt::from_u32(0);
 /// The code for a peer that does not hold the right key: the TLS alert access_denied as QUIC would
 /// carry it (RFC 9001, section 4.8), from the application since TLS has been passed.
