@@ -13,10 +13,10 @@
     get_refused/2,
     get_nowhere/2,
     get_given_up/2,
-    send/3,
-    send_refused/2,
-    send_nowhere/2,
-    send_on_stream/2,
+    send/4,
+    send_refused/3,
+    send_nowhere/3,
+    send_on_stream/3,
     close_stream/2,
     open_stream/2,
     close_opened/2,
@@ -32,6 +32,8 @@
 -define(NODES, 8).
 -define(PEERS, 3).
 -define(LIMIT, 3).
+%% Longer than anything takes on a busy machine.
+-define(WAIT_MS, 20_000).
 %% The environment of a run, bound to this variable.
 -define(ENV, {var, env}).
 
@@ -81,8 +83,9 @@ initial_state() -> #model{}.
 command(#model{order = Order, busy = Busy}) ->
     Node = integer(1, ?NODES),
     Peer = integer(1, ?PEERS),
+    How = oneof([send_async, send]),
     Pooled = [
-        {3, {call, ?MODULE, send_on_stream, [?ENV, oneof(Order)]}},
+        {3, {call, ?MODULE, send_on_stream, [?ENV, oneof(Order), oneof([send, async_send])]}},
         {2, {call, ?MODULE, close_stream, [?ENV, oneof(Order)]}},
         {4, {call, ?MODULE, open_stream, [?ENV, oneof(Order)]}}
     ],
@@ -92,9 +95,9 @@ command(#model{order = Order, busy = Busy}) ->
         {1, {call, ?MODULE, get_refused, [?ENV, Node]}},
         {1, {call, ?MODULE, get_nowhere, [?ENV, Node]}},
         {1, {call, ?MODULE, get_given_up, [?ENV, Node]}},
-        {8, {call, ?MODULE, send, [?ENV, Node, Peer]}},
-        {1, {call, ?MODULE, send_refused, [?ENV, Node]}},
-        {1, {call, ?MODULE, send_nowhere, [?ENV, Node]}},
+        {8, {call, ?MODULE, send, [?ENV, Node, Peer, How]}},
+        {1, {call, ?MODULE, send_refused, [?ENV, Node, How]}},
+        {1, {call, ?MODULE, send_nowhere, [?ENV, Node, How]}},
         {2, {call, ?MODULE, remove, [?ENV, Node]}},
         {2, {call, ?MODULE, info, [?ENV, Node]}},
         {1, {call, ?MODULE, set_limit, [?ENV, integer(1, 5)]}},
@@ -113,9 +116,9 @@ precondition(Model, {call, _, open_stream, [_, Node]}) ->
     is_pooled(Node, Model) andalso not lists:member(Node, Model#model.busy);
 precondition(Model, {call, _, close_opened, [_, Node]}) ->
     lists:member(Node, Model#model.busy);
-precondition(Model, {call, _, Command, [_, Node]}) when
-    Command =:= send_on_stream; Command =:= close_stream
-->
+precondition(Model, {call, _, send_on_stream, [_, Node, _]}) ->
+    is_pooled(Node, Model);
+precondition(Model, {call, _, close_stream, [_, Node]}) ->
     is_pooled(Node, Model);
 precondition(_Model, _Call) ->
     true.
@@ -135,7 +138,11 @@ outcome(get_refused, [Node], Model) -> outcome_of_get(Node, {connect_failed, ref
 outcome(get_nowhere, [Node], Model) ->
     outcome_of_get(Node, {connect_failed, {bad_address, nowhere}}, Model);
 outcome(get_given_up, [_], _) -> {connect_failed, removed};
-outcome(send_on_stream, [Node], Model) ->
+outcome(send_refused, [Node, send], Model) ->
+    outcome_of_send(Node, {connect_failed, refused}, Model);
+outcome(send_nowhere, [Node, send], Model) ->
+    outcome_of_send(Node, {connect_failed, {bad_address, nowhere}}, Model);
+outcome(send_on_stream, [Node, _], Model) ->
     case lists:member(Node, Model#model.closed) of
         true -> {error, closed};
         false -> ok
@@ -148,6 +155,12 @@ outcome_of_get(Node, Otherwise, Model) ->
         {true, false} -> same;
         {true, true} -> fresh;
         {false, _} -> Otherwise
+    end.
+
+outcome_of_send(Node, Otherwise, Model) ->
+    case is_pooled(Node, Model) of
+        true -> ok;
+        false -> {error, Otherwise}
     end.
 
 next(get, [Node, Peer], Model) ->
@@ -167,14 +180,14 @@ next(get_nowhere, [Node], Model) ->
     end;
 next(get_given_up, [_], #model{removals = Removals} = Model) ->
     missed(Model#model{removals = Removals + 1});
-next(send, [Node, Peer], Model) ->
+next(send, [Node, Peer, _], Model) ->
     case is_pooled(Node, Model) of
         true -> delivered(touch(Node, Model));
         false -> delivered(admit(Node, Peer, Model))
     end;
-next(send_refused, [Node], Model) -> deliver_or_drop(Node, refused, Model);
-next(send_nowhere, [Node], Model) -> deliver_or_drop(Node, bad_address, Model);
-next(send_on_stream, [Node], Model) ->
+next(send_refused, [Node, _], Model) -> deliver_or_drop(Node, refused, Model);
+next(send_nowhere, [Node, _], Model) -> deliver_or_drop(Node, bad_address, Model);
+next(send_on_stream, [Node, _], Model) ->
     case lists:member(Node, Model#model.closed) of
         true -> Model;
         false -> delivered(touch(Node, Model))
@@ -291,15 +304,15 @@ get_given_up(#{silent := Silent} = Env, Node) ->
         {'DOWN', Monitor, process, Caller, {error, Reason}} -> look(Env, Reason)
     end.
 
-send(Env, Node, Peer) -> send_to(Env, Node, address(Env, Peer)).
+send(Env, Node, Peer, How) -> send_to(Env, Node, address(Env, Peer), How).
 
-send_refused(#{refusing := Refusing} = Env, Node) ->
-    send_to(Env, Node, mesh_peer:address(Refusing)).
+send_refused(#{refusing := Refusing} = Env, Node, How) ->
+    send_to(Env, Node, mesh_peer:address(Refusing), How).
 
-send_nowhere(Env, Node) -> send_to(Env, Node, nowhere).
+send_nowhere(Env, Node, How) -> send_to(Env, Node, nowhere, How).
 
-send_on_stream(Env, Node) ->
-    look(Env, macula_quic:send(field(stream, Env, Node), message())).
+send_on_stream(Env, Node, How) ->
+    look(Env, macula_quic:How(field(stream, Env, Node), message())).
 
 close_stream(Env, Node) ->
     look(Env, macula_quic:close(field(stream, Env, Node))).
@@ -388,8 +401,10 @@ get_at(Env, Node, Address) ->
         end,
     look(Env, Outcome).
 
-send_to(Env, Node, Address) ->
-    look(Env, ?POOL:send_async(?POOL, id(Node), Address, message())).
+send_to(Env, Node, Address, send_async) ->
+    look(Env, ?POOL:send_async(?POOL, id(Node), Address, message()));
+send_to(Env, Node, Address, send) ->
+    look(Env, ?POOL:send(?POOL, id(Node), Address, message(), ?WAIT_MS)).
 
 %% Waits until the pool is at rest and its peers have noticed all of it, and looks at it.
 look(Env, Outcome) ->
