@@ -1,34 +1,46 @@
 %%% What the campaigns run in the other VM: callers that send numbered frames by every way there is
-%%% and keep what they were told, a watch on the pool's size, and a node that listens.
+%%% and keep what they were told, callers that die in a call, a watch on the pool's size, and a node
+%%% that listens.
 -module(mesh_callers).
 
--export([start/3, start/4, stop/0, kill/0, latency_us/2]).
+-export([start/4, stop/0, kill/1, reach/3, latency_us/2]).
 -export([listen/4, renew/0]).
 
 -define(POOL, macula_gateway_mesh).
--define(TABLE, ?MODULE).
+-define(CONFIRMED, ?MODULE).
+-define(REFUSED, mesh_callers_refused).
 -define(NODE, mesh_callers_node).
 %% The payloads: a packet's worth, several packets', and what travels on a stream of its own.
 -define(SIZES, [8, 200, 1_000, 4_000, 20_000, 100_000]).
+%% What two of may not wait at one node, if the pool's watermark is as low as that of campaigns.
+-define(LARGE, 100_000).
 %% Between two sends of one caller, so that a campaign's messages stay countable.
 -define(PAUSE_MS, 3).
--define(CONFIRM_MS, 4_000).
+-define(CONFIRM_MS, 20_000).
+%% Looks at a caller that is to die in its call, each a millisecond after the other, and how many
+%% callers at most live for that: the node of one may be away.
+-define(LOOKS, 200).
+-define(LIVES, 20).
+%% How many messages to a node that is there may fail, a pause between them, before one does not.
+-define(ATTEMPTS, 50).
+-define(ATTEMPT_PAUSE_MS, 100).
 
 %%% Callers
 
 %% `Count' callers of these nodes, `[{NodeId, Address}]', whose frames are numbered from `First'.
-start(Targets, Count, First) -> start(Targets, Count, First, true).
-
-%% `Keeps': whether what was confirmed is kept to be told, which takes memory for each message.
-start(Targets, Count, First, Keeps) ->
+%% `keeps': whether what was confirmed is kept to be told, which takes memory for each message;
+%% `confirm_ms': how long `send/5' may take.
+start(Targets, Count, First, #{keeps := Keeps, confirm_ms := Ms}) ->
     Self = self(),
-    Owner = spawn(fun() -> own(Self, Targets, Count, First, Keeps) end),
+    Owner = spawn(fun() -> own(Self, Targets, Count, First, Keeps, Ms) end),
     receive
         {Owner, started} -> ok
     end.
 
 %% Ends all callers in order. How many messages were given to the pool, the next number, which
-%% frames were confirmed and when (`[{Number, Target, Ms}]'), and how large the pool ever was.
+%% frames were confirmed and when (`[{Number, Target, Ms}]', where that is kept), what `send/5'
+%% refused (`[{{Target, Why}, Count}]'), in which calls callers died, how many messages may count or
+%% not since their callers died, and how large the pool ever was.
 stop() ->
     Monitor = monitor(process, ?MODULE),
     ?MODULE ! {stop, self()},
@@ -40,10 +52,36 @@ stop() ->
             error(Reason)
     end.
 
-%% Kills a caller that waits for a connection, and starts another one.
-kill() ->
-    ?MODULE ! kill,
+%% Kills a caller that waits: for a connection (`connection'), in `send/5' (`confirmed'), or for
+%% room in `send/2' (`stream').
+kill(Way) ->
+    ?MODULE ! {kill, Way},
     ok.
+
+%% Sends to a node that is there, by `send/5', until the first message is confirmed, then `Count'
+%% more. The next number, those that were confirmed as stop/0 tells them, and what became of the
+%% messages after the first one.
+reach(Target, Count, First) -> reach(Target, Count, First, ?ATTEMPTS).
+
+reach({NodeId, _}, _Count, _Number, 0) ->
+    error({never_reached, NodeId});
+reach(Target, Count, Number, Attempts) ->
+    case confirm(Target, Number) of
+        {ok, Kept} ->
+            More = [confirm(Target, Number + N) || N <- lists:seq(1, Count)],
+            #{
+                next => Number + Count + 1,
+                confirmed => [Kept | [Each || {ok, Each} <- More]],
+                told => lists:usort([Outcome || {Outcome, _} <- More])
+            };
+        {{error, _}, _} ->
+            timer:sleep(?ATTEMPT_PAUSE_MS),
+            reach(Target, Count, Number + 1, Attempts - 1)
+    end.
+
+confirm({NodeId, Address}, Number) ->
+    Told = ?POOL:send(?POOL, NodeId, Address, mesh_peer:frame(Number, 200), ?CONFIRM_MS),
+    {Told, {Number, NodeId, erlang:system_time(millisecond)}}.
 
 %% How long a confirmed message takes, the median of `Count'.
 latency_us({NodeId, Address}, Count) ->
@@ -54,24 +92,25 @@ latency_us({NodeId, Address}, Count) ->
     ],
     lists:nth((Count + 1) div 2, lists:sort(Times)).
 
-own(Starter, Targets, Count, First, Keeps) ->
+own(Starter, Targets, Count, First, Keeps, Ms) ->
     true = register(?MODULE, self()),
-    ?TABLE = ets:new(?TABLE, [named_table, public, {write_concurrency, true}]),
-    Numbers = atomics:new(2, []),
+    %% A VM without file descriptors loads nothing.
+    {module, timer} = code:ensure_loaded(timer),
+    Options = [named_table, public, {write_concurrency, true}],
+    _ = [ets:new(Table, Options) || Table <- [?CONFIRMED, ?REFUSED]],
+    Numbers = atomics:new(3, []),
     ok = atomics:put(Numbers, 1, First - 1),
-    Work = fun() -> call(Targets, Numbers, Keeps) end,
-    Callers = [spawn_monitor(Work) || _ <- lists:seq(1, Count)],
+    Load = #{targets => Targets, numbers => Numbers, keeps => Keeps, confirm_ms => Ms},
+    Callers = [spawn_monitor(fun() -> call(Load) end) || _ <- lists:seq(1, Count)],
     Watch = spawn(fun() -> watch_size(0) end),
     Starter ! {self(), started},
-    attend(Targets, Numbers, Callers, mortal(Targets), Watch).
+    attend(Load, Callers, Watch, []).
 
-attend(Targets, Numbers, Callers, Mortal, Watch) ->
+attend(#{numbers := Numbers} = Load, Callers, Watch, Killed) ->
     receive
-        kill ->
-            exit(Mortal, kill),
-            attend(Targets, Numbers, Callers, mortal(Targets), Watch);
+        {kill, Way} ->
+            attend(Load, Callers, Watch, kill_in_call(Way, Load, ?LIVES) ++ Killed);
         {stop, From} ->
-            exit(Mortal, kill),
             [Caller ! stop || {Caller, _} <- Callers],
             Ends = [
                 receive
@@ -84,65 +123,118 @@ attend(Targets, Numbers, Callers, Mortal, Watch) ->
                 {?MODULE, #{
                     given => atomics:get(Numbers, 2),
                     next => atomics:get(Numbers, 1) + 1,
-                    confirmed => ets:tab2list(?TABLE),
+                    confirmed => ets:tab2list(?CONFIRMED),
+                    refused => ets:tab2list(?REFUSED),
+                    killed => Killed,
+                    uncertain => atomics:get(Numbers, 3),
                     largest => Largest,
                     ends => lists:usort(Ends)
                 }}
     end.
 
-call(Targets, Numbers, Keeps) ->
+call(#{targets := Targets} = Load) ->
     receive
         stop -> ok
     after ?PAUSE_MS ->
-        {NodeId, Address} = pick(Targets),
-        Number = atomics:add_get(Numbers, 1, 1),
-        Frame = mesh_peer:frame(Number, pick(?SIZES)),
-        Told = send(rand:uniform(10), NodeId, Address, Frame, Numbers),
-        Kept = {Number, NodeId, erlang:system_time(millisecond)},
-        Keeps andalso Told =:= confirmed andalso ets:insert(?TABLE, Kept),
-        call(Targets, Numbers, Keeps)
+        _ = send(way(rand:uniform(10)), pick(Targets), pick(?SIZES), Load),
+        call(Load)
     end.
 
-%% Counts the messages that the pool has to account for, and says what the caller was told.
-send(Way, NodeId, Address, Frame, Numbers) when Way =< 4 ->
-    given(Numbers),
+way(N) when N =< 4 -> asynchronous;
+way(N) when N =< 8 -> confirmed;
+way(_N) -> stream.
+
+%% Counts the messages that the pool has to account for, and keeps what the caller was told.
+send(asynchronous, {NodeId, Address}, Size, Load) ->
+    {_Number, Frame} = frame(Size, Load),
+    given(Load),
     ?POOL:send_async(?POOL, NodeId, Address, Frame);
-send(Way, NodeId, Address, Frame, Numbers) when Way =< 8 ->
-    given(Numbers),
-    try ?POOL:send(?POOL, NodeId, Address, Frame, ?CONFIRM_MS) of
-        ok -> confirmed;
-        {error, _} -> refused
+send(confirmed, {NodeId, Address}, Size, #{confirm_ms := Ms} = Load) ->
+    {Number, Frame} = frame(Size, Load),
+    given(Load),
+    try ?POOL:send(?POOL, NodeId, Address, Frame, Ms) of
+        ok -> confirmed(Number, NodeId, Load);
+        {error, Reason} -> refused(NodeId, Reason)
     catch
         %% The server is being restarted.
-        exit:_ -> refused
+        exit:_ -> refused(NodeId, exit)
     end;
-send(_Way, NodeId, Address, Frame, Numbers) ->
+send(stream, Target, Size, Load) ->
+    case connect(Target) of
+        {ok, Stream} ->
+            {_Number, Frame} = frame(Size, Load),
+            macula_quic:send(Stream, Frame) =:= ok andalso given(Load);
+        none ->
+            none
+    end;
+send(connection, Target, _Size, _Load) ->
+    connect(Target).
+
+connect({NodeId, Address}) ->
     try ?POOL:get_or_create_connection(?POOL, NodeId, Address) of
-        {ok, Stream} -> macula_quic:send(Stream, Frame) =:= ok andalso given(Numbers);
-        {error, _} -> refused
+        {ok, Stream} -> {ok, Stream};
+        {error, _} -> none
     catch
-        exit:_ -> refused
+        exit:_ -> none
     end.
 
-given(Numbers) ->
+frame(Size, #{numbers := Numbers}) ->
+    Number = atomics:add_get(Numbers, 1, 1),
+    {Number, mesh_peer:frame(Number, Size)}.
+
+given(#{numbers := Numbers}) ->
     atomics:add(Numbers, 2, 1),
     true.
 
-%% Calls and does not send: what a caller sent that was killed, nobody could count.
-mortal(Targets) -> spawn(fun() -> call_for_ever(Targets) end).
+confirmed(Number, NodeId, #{keeps := true}) ->
+    ets:insert(?CONFIRMED, {Number, NodeId, erlang:system_time(millisecond)});
+confirmed(_Number, _NodeId, #{keeps := false}) ->
+    true.
 
-call_for_ever(Targets) ->
-    {NodeId, Address} = pick(Targets),
-    _ = call(NodeId, Address),
-    timer:sleep(1),
-    call_for_ever(Targets).
+refused(NodeId, Reason) ->
+    Key = {NodeId, Reason},
+    ets:update_counter(?REFUSED, Key, 1, {Key, 0}).
 
-call(NodeId, Address) ->
-    try
-        ?POOL:get_or_create_connection(?POOL, NodeId, Address)
-    catch
-        exit:_ -> refused
+%% `[Way]' if one died in this call. Whether the last message of one counts, nobody knows.
+kill_in_call(_Way, _Load, 0) ->
+    [];
+kill_in_call(Way, #{targets := Targets, numbers := Numbers} = Load, Lives) ->
+    ok = atomics:add(Numbers, 3, 1),
+    Life = targets(Way, Targets),
+    {Caller, Monitor} = spawn_monitor(fun() -> call_for_ever(Way, Load#{targets := Life}) end),
+    IsWaiting = is_waiting(Way, Caller, ?LOOKS),
+    exit(Caller, kill),
+    receive
+        {'DOWN', Monitor, process, Caller, killed} -> ok
+    end,
+    case IsWaiting of
+        true -> [Way];
+        false -> kill_in_call(Way, Load, Lives - 1)
     end.
+
+%% One node's room is filled, and connections to many are evicted.
+targets(stream, Targets) -> [pick(Targets)];
+targets(_Way, Targets) -> Targets.
+
+call_for_ever(Way, #{targets := Targets} = Load) ->
+    _ = send(Way, pick(Targets), ?LARGE, Load),
+    call_for_ever(Way, Load).
+
+is_waiting(_Way, _Caller, 0) ->
+    false;
+is_waiting(Way, Caller, Looks) ->
+    Module = waits_in(Way),
+    case process_info(Caller, [status, current_function]) of
+        [{status, waiting}, {current_function, {Module, _, _}}] ->
+            true;
+        _ ->
+            timer:sleep(1),
+            is_waiting(Way, Caller, Looks - 1)
+    end.
+
+waits_in(connection) -> gen;
+waits_in(confirmed) -> ?POOL;
+waits_in(stream) -> macula_quic.
 
 largest(Watch) ->
     Watch ! {stop, self()},
@@ -165,12 +257,14 @@ pick(List) -> lists:nth(rand:uniform(length(List)), List).
 
 %%% A node that listens: on `macula-mesh/1', which the peers of other programs do not speak
 
-%% The port it listens at. Each frame's number is appended to the file `Log', as peers do.
-listen(CertFile, KeyFile, Log, Options) ->
+%% The port it listens at, any if that is 0. Each frame's number is appended to the file `Log', as
+%% peers do.
+listen(Port, {CertFile, KeyFile}, Log, More) ->
     Self = self(),
-    Node = spawn(fun() -> begin_node(Self, CertFile, KeyFile, Log, Options) end),
+    Options = [{certfile, CertFile}, {keyfile, KeyFile} | maps:to_list(More)],
+    Node = spawn(fun() -> begin_node(Self, Port, Options, Log) end),
     receive
-        {Node, Port} -> Port
+        {Node, Bound} -> Bound
     end.
 
 %% The listener reads its certificate anew.
@@ -180,14 +274,13 @@ renew() ->
         {?NODE, Outcome} -> Outcome
     end.
 
-begin_node(Starter, CertFile, KeyFile, Log, More) ->
+begin_node(Starter, Port, Options, Log) ->
     true = register(?NODE, self()),
-    Options = [{certfile, CertFile}, {keyfile, KeyFile} | maps:to_list(More)],
-    {ok, Listener} = macula_quic:listen({{127, 0, 0, 1}, 0}, Options),
+    {ok, Listener} = macula_quic:listen({{127, 0, 0, 1}, Port}, Options),
     {ok, Listener} = macula_quic:async_accept(Listener, #{}),
-    {ok, {_, Port}} = macula_quic:sockname(Listener),
+    {ok, {_, Bound}} = macula_quic:sockname(Listener),
     {ok, File} = file:open(Log, [append, raw]),
-    Starter ! {self(), Port},
+    Starter ! {self(), Bound},
     serve(Listener, File).
 
 serve(Listener, File) ->

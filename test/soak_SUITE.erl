@@ -44,7 +44,8 @@ nothing_grows_at_a_steady_load(Config) ->
          || {N, Peer} <- lists:zip(lists:seq(1, 4), Peers)
         ],
         ok = mesh_vm:call(Vm, start_pool, [?OPTIONS]),
-        ok = mesh_vm:call(Vm, mesh_callers, start, [Targets, ?CALLERS, 1, false]),
+        How = #{keeps => false, confirm_ms => 4_000},
+        ok = mesh_vm:call(Vm, mesh_callers, start, [Targets, ?CALLERS, 1, How]),
         %% Pages and tables that are touched once, the library's threads, the code itself.
         timer:sleep(?WARM_UP_MS),
         {Count, Ms} = samples(Minutes),
