@@ -1,7 +1,7 @@
 %%% What a long run is measured by: samples of a VM from outside, whether a figure grows, a plot.
 -module(mesh_soak).
 
--export([figures/0, sample/2, trend/2, write/2]).
+-export([figures/0, probes/0, sample/2, trend/2, write/2]).
 
 -define(POOL, macula_gateway_mesh).
 %% A table of this many lines is what a slope is fitted to at most: its work grows with the square.
@@ -23,6 +23,9 @@ grain(threads) -> 4;
 grain(tasks) -> 12;
 %% A machine that is busy with something else.
 grain(latency_us) -> 5_000.
+
+%% The messages that a sample sends itself.
+probes() -> ?PROBES.
 
 %% Right after a collection of garbage: when the last one was must not decide. The latency is that
 %% of a confirmed message to `Target', the median of some.

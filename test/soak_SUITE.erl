@@ -1,5 +1,6 @@
-%% A pool at a steady load for long: `make soak', and its short form. What it takes must not grow.
-%% SOAK_MINUTES makes it longer; SOAK_DIR is where samples and plot go.
+%% A pool at a steady load for long: `make soak', and its short form. What it takes must not grow,
+%% and all that it is given must arrive. SOAK_MINUTES makes it longer; SOAK_DIR is where samples and
+%% plot go.
 %%
 %% The bound, for each figure: the slope of Theil and Sen over the samples after the warm-up, times
 %% their time, is less than the figure's own noise in that time (four median absolute deviations
@@ -20,9 +21,13 @@
 %% The long form samples at most so often over its time.
 -define(MOST_SAMPLES, 1_000).
 -define(CALLERS, 6).
+%% No peer is ever away, and that a machine is busy must not decide: so nothing is given up.
+-define(PATIENCE_MS, 30_000).
 -define(OPTIONS, #{
     max_mesh_connections => 3,
-    linger_ms => 200,
+    linger_ms => ?PATIENCE_MS,
+    connect_timeout_ms => ?PATIENCE_MS,
+    ack_timeout_ms => ?PATIENCE_MS,
     queue_max_messages => 500,
     runtime_workers => 1
 }).
@@ -44,7 +49,7 @@ nothing_grows_at_a_steady_load(Config) ->
          || {N, Peer} <- lists:zip(lists:seq(1, 4), Peers)
         ],
         ok = mesh_vm:call(Vm, start_pool, [?OPTIONS]),
-        How = #{keeps => false, confirm_ms => 4_000},
+        How = #{keeps => false, confirm_ms => ?PATIENCE_MS},
         ok = mesh_vm:call(Vm, mesh_callers, start, [Targets, ?CALLERS, 1, How]),
         %% Pages and tables that are touched once, the library's threads, the code itself.
         timer:sleep(?WARM_UP_MS),
@@ -53,6 +58,7 @@ nothing_grows_at_a_steady_load(Config) ->
         ok = mesh_soak:write(Dir, Samples),
         Report = mesh_vm:call(Vm, mesh_callers, stop, []),
         ct:pal("~b messages; samples and plot in ~s", [maps:get(given, Report), Dir]),
+        assert_all_delivered(Vm, Report, Count * mesh_soak:probes()),
         lists:foreach(fun(Figure) -> assert_steady(Figure, Samples) end, mesh_soak:figures()),
         ok = mesh_vm:call(Vm, stop_pool, []),
         lists:foreach(fun mesh_peer:stop/1, Peers)
@@ -69,6 +75,16 @@ samples(Minutes) ->
 sample(Vm, Target, Ms) ->
     timer:sleep(Ms),
     mesh_soak:sample(Vm, Target).
+
+%% A pool that refuses its load is steady, too.
+assert_all_delivered(Vm, #{given := Given, refused := Refused}, Probes) ->
+    ?assertEqual([], Refused),
+    ?assert(Given > 0),
+    mesh_load:eventually({Given + Probes, #{}, 0}, fun() ->
+        {ok, Stats} = mesh_vm:call(Vm, get_stats, [?POOL]),
+        #{messages_delivered := Delivered, messages_dropped := Dropped} = Stats,
+        {Delivered, Dropped, maps:get(messages_unconfirmed, Stats)}
+    end).
 
 assert_steady(Figure, Samples) ->
     #{growth := Growth, noise := Noise, grain := Grain} = mesh_soak:trend(Figure, Samples),
