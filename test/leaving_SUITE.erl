@@ -8,7 +8,7 @@
 -export([
     stopping_the_application_lets_queued_messages_out/1,
     stopping_the_vm_lets_queued_messages_out/1,
-    a_peer_that_takes_nothing_holds_the_vm_for_linger_ms_at_most/1,
+    a_peer_that_takes_nothing_does_not_keep_the_vm_from_stopping_in_order/1,
     of_a_killed_vm_nothing_is_left/1
 ]).
 
@@ -21,30 +21,31 @@ all() ->
     [
         stopping_the_application_lets_queued_messages_out,
         stopping_the_vm_lets_queued_messages_out,
-        a_peer_that_takes_nothing_holds_the_vm_for_linger_ms_at_most,
+        a_peer_that_takes_nothing_does_not_keep_the_vm_from_stopping_in_order,
         of_a_killed_vm_nothing_is_left
     ].
 
-stopping_the_application_lets_queued_messages_out(_Config) ->
+stopping_the_application_lets_queued_messages_out(Config) ->
     %% The first half of an upgrade by hand.
-    with_application(#{linger_ms => 4_000}, [], fun(Vm, Peer) ->
+    with_application(Config, #{linger_ms => 4_000}, [], fun(Vm, Peer) ->
         ok = mesh_vm:call(Vm, mesh_load, send_frames, frames(Peer)),
         ok = mesh_vm:call(Vm, application, stop, [mesh_vm_app]),
         assert_all_arrived(Peer)
     end).
 
-stopping_the_vm_lets_queued_messages_out(_Config) ->
+stopping_the_vm_lets_queued_messages_out(Config) ->
     %% What an init system does to a release: SIGTERM, which is init:stop/0.
-    with_application(#{linger_ms => 4_000}, [], fun(Vm, Peer) ->
+    with_application(Config, #{linger_ms => 4_000}, [], fun(Vm, Peer) ->
         ok = mesh_vm:call(Vm, mesh_load, send_frames, frames(Peer)),
         ok = stop_and_wait(Vm),
         assert_all_arrived(Peer)
     end).
 
-a_peer_that_takes_nothing_holds_the_vm_for_linger_ms_at_most(_Config) ->
-    %% Or an init system would kill the node, and with it what other peers were still to get. The
-    %% timetrap is the bound; the message that could not go is not waited for.
-    with_application(#{linger_ms => 500}, ["--mode", "slow:10"], fun(Vm, Peer) ->
+a_peer_that_takes_nothing_does_not_keep_the_vm_from_stopping_in_order(Config) ->
+    %% Or an init system would kill the node, and with it what other peers were still to get. That
+    %% the server was not killed is the bound: its supervisor has no patience with it for more than
+    %% five seconds, and what it has queued would take this peer for hours.
+    with_application(Config, #{linger_ms => 500}, ["--mode", "slow:10"], fun(Vm, Peer) ->
         ok = mesh_vm:call(Vm, mesh_load, send_frames, frames(Peer)),
         ok = stop_and_wait(Vm),
         mesh_load:await_peers([Peer], connections_open, 0),
@@ -70,11 +71,15 @@ of_a_killed_vm_nothing_is_left(_Config) ->
 
 %%% Internal
 
-with_application(Options, PeerArgs, Test) ->
+%% The test stops the application, or the VM; the pool's server has to end by itself then.
+with_application(Config, Options, PeerArgs, Test) ->
     Peer = mesh_peer:start(PeerArgs),
     Vm = mesh_vm:start(),
-    ok = mesh_vm:call(Vm, mesh_vm_app, run, [Options]),
+    End = filename:join(proplists:get_value(priv_dir, Config), "end"),
+    ok = mesh_vm:call(Vm, mesh_vm_app, run, [Options, End]),
     Test(Vm, Peer),
+    ?assertEqual({ok, <<"shutdown">>}, file:read_file(End)),
+    ok = file:delete(End),
     unlink(Vm),
     ok = end_vm(Vm),
     mesh_peer:stop(Peer).
