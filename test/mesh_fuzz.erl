@@ -3,7 +3,8 @@
 %% seed and a number.
 -module(mesh_fuzz).
 
--export([functions/0, start/1, round/3, figures/0, atoms/0, begin_dial/2, kill_caller/0]).
+-export([functions/0, start/1, round/3, starts/3, figures/0, atoms/0]).
+-export([begin_dial/2, kill_caller/0]).
 
 -define(POOL, macula_gateway_mesh).
 -define(NIF, macula_gateway_mesh_nif).
@@ -118,10 +119,14 @@ start({CertFile, KeyFile}) ->
     %% Refused options are warned of, and that is not what is tested here.
     ok = logger:set_primary_config(level, none),
     persistent_term:put(?MODULE, [{certfile, CertFile}, {keyfile, KeyFile}]),
-    ok = mesh_vm:start_pool(#{linger_ms => 20, connect_timeout_ms => 300}),
-    %% So that the sockets of outgoing connections are there, the server's and that of connect/4.
-    {error, _} = ?POOL:get_or_create_connection(?POOL, <<1:256>>, {{127, 0, 0, 1}, 1}),
+    ok = start_server(),
     {error, _} = macula_quic:connect({127, 0, 0, 1}, 1, [], 1),
+    ok.
+
+%% So that the sockets of outgoing connections are there: this one's, and above that of connect/4.
+start_server() ->
+    ok = mesh_vm:start_pool(#{linger_ms => 20, connect_timeout_ms => 300}),
+    {error, _} = ?POOL:get_or_create_connection(?POOL, <<1:256>>, {{127, 0, 0, 1}, 1}),
     ok.
 
 %% Makes the calls of one round, and returns those that went wrong.
@@ -131,6 +136,48 @@ round(Seed, Round, Among) ->
     receive
         {'DOWN', Monitor, process, Calls, {wrong, Wrong}} -> Wrong ++ server(Before);
         {'DOWN', Monitor, process, Calls, Reason} -> [{round_failed, Reason}]
+    end.
+
+%% Starts `Count' servers with options of every kind, one after the other, in the place of ours:
+%% where one is registered, options are not looked at. How many have started, and what went wrong.
+starts(Seed, First, Count) ->
+    ok = mesh_vm:stop_pool(),
+    {Starts, Monitor} = spawn_monitor(fun() -> exit({started, started(Seed, First, Count)}) end),
+    receive
+        {'DOWN', Monitor, process, Starts, {started, Outcomes}} ->
+            ok = start_server(),
+            {length([ok || started <- Outcomes]), [Wrong || {_, _, _} = Wrong <- Outcomes]};
+        {'DOWN', Monitor, process, Starts, Reason} ->
+            {0, [{starts_failed, Reason}]}
+    end.
+
+started(Seed, First, Count) ->
+    _ = process_flag(trap_exit, true),
+    Things = things(),
+    Numbers = lists:seq(First, First + Count - 1),
+    Outcomes = [start_server(Seed, -Number, Things) || Number <- Numbers],
+    lists:foreach(fun(Thing) -> exit(Thing, kill) end, maps:get(process, Things)),
+    Outcomes.
+
+%% A server that has started is used once, and stopped.
+start_server(Seed, Number, #{port := [Port]} = Things) ->
+    ok = mesh_terms:seed(Seed, Number),
+    Options = fitting(configuration, Things),
+    Outcome = made({?POOL, start_link, [Options]}),
+    case Outcome of
+        {returned, {ok, Pid}} ->
+            Dial = [Pid, <<1:256>>, {{127, 0, 0, 1}, Port}],
+            Dialled = made({?POOL, get_or_create_connection, Dial}),
+            ok = ?POOL:stop(Pid),
+            checked({?POOL, get_or_create_connection, 3}, {Number, Options}, Dialled, started);
+        _ ->
+            checked({?POOL, start_link, 1}, {Number, Options}, Outcome, refused)
+    end.
+
+checked(Function, {Number, Options}, Outcome, Right) ->
+    case is_right(Function, Outcome) of
+        true -> Right;
+        false -> {Number, shown({Function, Options}), shown(Outcome)}
     end.
 
 %% What must be as it was once everything has ended. Each socket has a task.
@@ -216,7 +263,8 @@ outcome({Pid, Monitor, {Number, {Module, Function, Arguments} = Call}}, Deadline
 
 shown(Term) -> lists:sublist(lists:flatten(io_lib:format("~0P", [Term, 60])), ?SHOWN).
 
-is_right(_Function, {returned, {error, Reason}}) -> is_reason(Reason);
+is_right({Module, Function, _}, {returned, {error, Reason}}) ->
+    fits(Reason, reasons(Module, Function));
 is_right(_Function, {returned, _}) -> true;
 is_right(_Function, {error, badarg, _At}) -> true;
 is_right(Function, {error, function_clause, At}) -> At =:= Function orelse is_otp(At);
@@ -224,9 +272,94 @@ is_right(Function, {error, function_clause, At}) -> At =:= Function orelse is_ot
 is_right(_Function, {exit, _Reason, At}) -> is_otp(At);
 is_right(_Function, _Outcome) -> false.
 
-is_reason(Reason) when is_atom(Reason) -> true;
-is_reason(Reason) when is_tuple(Reason), tuple_size(Reason) > 0 -> is_atom(element(1, Reason));
-is_reason(_Reason) -> false.
+%% What the functions' types say, or docs/migration.md: of node ids that are none, and of a place.
+%% Of the native module, which is nobody's to call, any of that.
+reasons(?POOL, get_or_create_connection) -> type(error_reason);
+reasons(?POOL, send) -> type(delivery_error);
+reasons(?POOL, remove_connection) -> [unknown_request];
+reasons(?POOL, get_connection_info) -> [unknown_request];
+reasons(?POOL, set_max_connections) -> [{bad_option, max_mesh_connections, 'Term'}];
+reasons(?POOL, start_link) -> [{already_started, 'Pid'} | type(start_error)];
+reasons(macula_quic, listen) -> [{bad_address, 'Term'} | type(listen_error)];
+reasons(macula_quic, reload_certificates) -> [closed | type(listen_error)];
+reasons(macula_quic, accept) -> [timeout, cancelled | type(accept_error)];
+reasons(macula_quic, async_accept) -> type(accept_error);
+reasons(macula_quic, accept_stream) -> [timeout, cancelled, not_accepting | type(accept_error)];
+reasons(macula_quic, async_accept_stream) -> [not_accepting | type(accept_error)];
+reasons(macula_quic, connect) -> type(connect_error);
+reasons(macula_quic, open_stream) -> type(send_error);
+reasons(macula_quic, send) -> type(send_error);
+reasons(macula_quic, async_send) -> type(send_error);
+reasons(macula_quic, recv) -> type(recv_error);
+reasons(macula_quic, getstat) -> [closed, {unknown_key, 'Term'}];
+reasons(macula_quic, setopt) -> [closed];
+reasons(macula_quic, sockname) -> [closed];
+reasons(macula_quic, controlling_process) -> [not_owner, noproc, closed];
+reasons(?TLS, pool) -> [{bad_option, 'Atom', 'Term'}];
+reasons(gen_server, call) -> [unknown_request, {bad_option, 'Atom', 'Term'} | type(delivery_error)];
+reasons(?NIF, _Function) -> lists:append([type(Type) || Type <- types()]);
+reasons(_Module, _Function) -> [].
+
+types() ->
+    [error_reason, delivery_error, start_error, listen_error, accept_error, connect_error] ++
+        [recv_error, owner_error].
+
+%% Types of macula_gateway_mesh and macula_quic; what begins with a capital letter stands for any
+%% term of that kind.
+type(error_reason) ->
+    [{connect_failed, {one_of, connect_reason}}, {stream_failed, 'Term'}];
+type(connect_reason) ->
+    [
+        timeout, {bad_address, 'Term'}, nxdomain, invalid_server_name, refused,
+        {tls_alert, 'Number'}, version_mismatch, {transport_error, 'Number'},
+        {closed_by_peer, 'Number'}, reset, idle_timeout, {dead, ack_timeout}, {unverified, 'Atom'},
+        {socket_error, 'Atom'}, too_many_dials, removed, pool_closed, cancelled
+    ];
+type(delivery_error) ->
+    [
+        {connect_failed, {one_of, connect_reason}}, timeout, {unconfirmed, timeout},
+        {unconfirmed, {one_of, send_error}}
+    ] ++ type(send_error);
+type(start_error) ->
+    [{bad_option, 'Atom', 'Term'}, {bad_certificate, 'Path', 'Atom'}];
+type(send_error) ->
+    [
+        closed, removed, evicted, pool_closed, idle_timeout, reset, {dead, ack_timeout},
+        no_stream_credit, message_too_large, send_queue_full, cancelled, {closed_by_peer, 'Number'},
+        {transport_error, 'Number'}, {tls_alert, 'Number'}, {stopped, 'Number'},
+        {socket_error, 'Atom'}
+    ];
+type(connect_error) ->
+    [
+        timeout, idle_timeout, nxdomain, invalid_server_name, refused, version_mismatch, reset,
+        cancelled, {bad_address, 'Term'}, {unverified, 'Atom'}, {tls_alert, 'Number'},
+        {transport_error, 'Number'}, {closed_by_peer, 'Number'}, {socket_error, 'Atom'},
+        runtime_failed
+    ] ++ type(option_error);
+type(listen_error) ->
+    [no_certificate, cancelled, {unverified, 'Atom'}, {socket_error, 'Atom'}, runtime_failed] ++
+        type(option_error);
+type(option_error) ->
+    [{unknown_option, 'Term'}, {bad_options, 'Term'} | type(start_error)];
+type(accept_error) ->
+    [closed, too_many_waiters];
+type(recv_error) ->
+    [timeout, {peer_send_aborted, 'Number'}, {frame_too_large, 'Number'} | type(send_error)];
+type(owner_error) ->
+    [not_owner, noproc, not_accepting].
+
+fits(Reason, Allowed) -> lists:any(fun(Each) -> is_such(Reason, Each) end, Allowed).
+
+is_such(_Term, 'Term') -> true;
+is_such(Term, 'Atom') -> is_atom(Term);
+is_such(Term, 'Number') -> is_integer(Term) andalso Term >= 0;
+is_such(Term, 'Path') -> is_binary(Term);
+is_such(Term, 'Pid') -> is_pid(Term);
+is_such(Term, {one_of, Type}) -> fits(Term, type(Type));
+is_such(Term, Tuple) when is_tuple(Tuple), tuple_size(Term) =:= tuple_size(Tuple) ->
+    Pairs = lists:zip(tuple_to_list(Term), tuple_to_list(Tuple)),
+    lists:all(fun({Part, Such}) -> is_such(Part, Such) end, Pairs);
+is_such(Term, Other) -> Term =:= Other.
 
 is_otp({Module, _, _}) -> lists:member(Module, [gen, gen_server, proc_lib, sys]).
 
@@ -279,7 +412,10 @@ fitting(options, Things) ->
     mesh_terms:pick([Files, Files ++ pairs(option_keys(), Things), pairs(option_keys(), Things)]);
 fitting(configuration, Things) ->
     Pairs = pairs(configuration_keys(), Things),
-    mesh_terms:pick([maps:from_list(Pairs), Pairs]);
+    [{certfile, CertFile}, {keyfile, KeyFile}] = persistent_term:get(?MODULE),
+    Identity = #{cert_file => CertFile, key_file => KeyFile},
+    Map = maps:from_list(Pairs),
+    mesh_terms:pick([Map, maps:merge(Identity, Map), Pairs]);
 fitting(request, #{any := Any, port := [Port]}) ->
     Term = fun() -> mesh_terms:term(Any) end,
     mesh_terms:pick([
@@ -306,17 +442,24 @@ large(_Things) -> binary:copy(<<"large">>, 60_000).
 %% Right and wrong values of these keys, and one key of any kind.
 pairs(Keys, #{any := Any}) ->
     Value = fun() ->
-        mesh_terms:pick([mesh_terms:term(Any), mesh_terms:path(), 1_000, "macula", [<<"macula">>]])
+        mesh_terms:pick([
+            mesh_terms:term(Any),
+            mesh_terms:path(),
+            mesh_terms:pick([0, 1, 2, 1_000, 65_536]),
+            mesh_terms:pick([none, peer, false, at_least_once]),
+            mesh_terms:pick(["macula", [<<"macula">>]])
+        ])
     end,
-    [{mesh_terms:pick(Keys), Value()} || _ <- lists:seq(1, rand:uniform(3))] ++
+    [{mesh_terms:pick(Keys), Value()} || _ <- lists:seq(1, rand:uniform(4) - 1)] ++
         [{mesh_terms:term(Any), Value()} || rand:uniform(4) =:= 1].
 
 option_keys() ->
     [
         cert, key, certfile, keyfile, cacertfile, alpn, verify, depth, server_name_indication,
         idle_timeout_ms, keep_alive_interval_ms, handshake_idle_timeout_ms, peer_bidi_stream_count,
-        peer_unidi_stream_count, max_frame_bytes, udp_buffer_bytes, backlog, max_connections,
-        max_connections_per_address, max_handshakes, retry_above_handshakes, verify_fun
+        peer_unidi_stream_count, max_frame_bytes, max_unfinished_bytes, receive_window_bytes,
+        udp_buffer_bytes, backlog, max_connections, max_connections_per_address, max_handshakes,
+        max_handshakes_per_address, retry_above_handshakes, verify_fun
     ].
 
 configuration_keys() ->
@@ -325,7 +468,8 @@ configuration_keys() ->
         max_mesh_connections, connect_timeout_ms, idle_timeout_ms, keep_alive_interval_ms,
         linger_ms, queue_max_messages, queue_max_bytes, pool_queue_max_messages,
         pool_queue_max_bytes, send_watermark_bytes, pool_send_watermark_bytes, max_concurrent_dials,
-        max_pending_dials, stream_credit_timeout_ms, udp_buffer_bytes, redelivery
+        max_pending_dials, stream_credit_timeout_ms, udp_buffer_bytes, redelivery, ack_timeout_ms,
+        probe_after_ms, dial_backoff_min_ms, dial_backoff_max_ms, endpoints
     ].
 
 %%% What there is to call them with

@@ -17,6 +17,9 @@
 
 -define(CALLS, "1500").
 -define(CALLS_PER_ROUND, 64).
+%% Servers that are started between stopping ours and starting it again, once in so many rounds.
+-define(STARTS, 100).
+-define(ROUNDS_PER_STARTS, 10).
 %% Calls that went wrong of which the log tells.
 -define(SHOWN, 60).
 -define(CALL_MS, 60_000).
@@ -121,6 +124,7 @@ no_term_crashes_a_function_the_server_or_the_vm(Config) ->
     _ = ct:timetrap({seconds, 120 + Calls div 50}),
     Seed = mesh_load:seed(),
     Rounds = Calls div ?CALLS_PER_ROUND + 1,
+    Starts = lists:seq(1, (Rounds div ?ROUNDS_PER_STARTS + 1) * ?STARTS, ?STARTS),
     mesh_vm:with(fun(Vm) ->
         ok = call(Vm, start, [proplists:get_value(files, Config)]),
         %% What is loaded and made on first use is there after this.
@@ -129,7 +133,14 @@ no_term_crashes_a_function_the_server_or_the_vm(Config) ->
         Atoms = call(Vm, atoms, []),
         Footprint = mesh_vm:footprint(Vm),
         Rest = [round(Vm, Seed, Round) || Round <- lists:seq(1, Rounds)],
-        Wrong = lists:append([First | Rest]),
+        {Started, WrongStarts} = lists:unzip([
+            call(Vm, starts, [Seed, Number, ?STARTS])
+         || Number <- Starts
+        ]),
+        ct:pal("of each ~b servers, these have started: ~w", [?STARTS, Started]),
+        ?assert(lists:sum(Started) > 0),
+        ?assert(lists:min(Started) < ?STARTS),
+        Wrong = lists:append([First | WrongStarts ++ Rest]),
         [ct:pal("~p", [Each]) || Each <- lists:sublist(Wrong, ?SHOWN)],
         ?assertEqual([], lists:sublist(Wrong, 1)),
         ?assertEqual(Before, at_rest(Vm, Before)),
