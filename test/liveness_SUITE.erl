@@ -12,6 +12,7 @@
     messages_to_a_node_that_fails_do_not_dial_it_each/1,
     a_caller_may_dial_at_once_during_the_back_off/1,
     messages_wait_for_the_end_of_a_short_back_off/1,
+    a_caller_ends_the_back_off_for_the_messages_that_wait/1,
     another_address_is_dialled_at_once_during_the_back_off/1,
     a_killed_peer_is_noticed_while_something_is_outstanding/1,
     what_was_not_sent_to_a_dead_peer_reaches_its_successor_over_a_fresh_connection/1,
@@ -42,6 +43,7 @@ all() ->
         messages_to_a_node_that_fails_do_not_dial_it_each,
         a_caller_may_dial_at_once_during_the_back_off,
         messages_wait_for_the_end_of_a_short_back_off,
+        a_caller_ends_the_back_off_for_the_messages_that_wait,
         another_address_is_dialled_at_once_during_the_back_off,
         a_killed_peer_is_noticed_while_something_is_outstanding,
         what_was_not_sent_to_a_dead_peer_reaches_its_successor_over_a_fresh_connection,
@@ -144,7 +146,27 @@ a_caller_may_dial_at_once_during_the_back_off(_Config) ->
 
 messages_wait_for_the_end_of_a_short_back_off(_Config) ->
     %% A node that is restarted is back in seconds, and what was sent meanwhile need not be lost.
-    %% Who asks for the connection ends the wait for the messages, too: here it would be long.
+    %% Nobody else asks for it: the back-off, of one and a half to three seconds, ends by itself.
+    Pool = start_pool_that_backs_off(3_000, #{connect_timeout_ms => 60_000}),
+    Peer = mesh_ct:start_peer(),
+    {Relay, Port} = start_relay(mesh_peer:port(Peer)),
+    Address = {{127, 0, 0, 1}, Port},
+    ok = tell_relay(Relay, close),
+    Begin = erlang:monotonic_time(millisecond),
+    {error, _} = ?POOL:get_or_create_connection(Pool, <<"node">>, Address),
+    ok = tell_relay(Relay, open),
+    Frames = [mesh_peer:frame(N, 8) || N <- lists:seq(0, 9)],
+    [ok = ?POOL:send_async(Pool, <<"node">>, Address, Frame) || Frame <- Frames],
+    ?assertMatch({10, 1}, {mesh_ct:stat(outstanding_messages), mesh_ct:stat(dialing)}),
+    ?assertEqual({1, 1}, {mesh_ct:stat(dials), mesh_ct:stat(failing)}),
+    ?assertMatch(#{distinct := 10, duplicates := 0}, mesh_peer:wait(Peer, messages, 10)),
+    ?assert(erlang:monotonic_time(millisecond) - Begin >= 1_500),
+    ?assertEqual({2, 0}, {mesh_ct:stat(dials), mesh_ct:stat(failing)}),
+    ?assertEqual(#{}, mesh_ct:stat(messages_dropped)).
+
+a_caller_ends_the_back_off_for_the_messages_that_wait(_Config) ->
+    %% Who asks for the connection dials at once, and messages need not wait any longer either: here
+    %% that would be for half a minute.
     Pool = start_pool_that_backs_off(30_000, #{connect_timeout_ms => 60_000}),
     Port = closed_port({127, 0, 0, 1}),
     Address = {{127, 0, 0, 1}, Port},
