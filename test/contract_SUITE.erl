@@ -1,5 +1,6 @@
 %%% What a node that ran the original `macula_gateway_mesh' relies on, and what it was promised to
-%%% be better: each row of CONTRACT.md's tables "Keep" and "Better", with its exact terms.
+%%% be better: each row of CONTRACT.md's tables "Keep" and "Better", with its exact terms, but for
+%%% those that load_SUITE, fault_SUITE and identity_SUITE show.
 -module(contract_SUITE).
 
 -include_lib("common_test/include/ct.hrl").
@@ -73,7 +74,6 @@ all() ->
         a_port_that_nobody_listens_at_is_refused,
         a_peer_that_refuses_is_told_as_such,
         a_peer_with_another_protocol_is_told_by_its_alert,
-        a_name_that_does_not_exist_is_nxdomain,
         a_host_that_cannot_be_a_server_name_is_told_as_such,
         an_address_that_is_no_destination_is_a_socket_error,
         a_removed_dial_is_told_as_such,
@@ -93,25 +93,17 @@ all() ->
         takes_any_reference_to_the_server,
         serves_callers_on_another_node,
         % Better than the original
-        a_dial_never_blocks_the_callers_of_another_peer,
-        one_dial_is_shared_by_all_who_wait_for_it,
         messages_wait_in_a_bounded_queue_while_their_peer_is_dialled,
         removing_drains_the_queue_and_closes,
         evicting_drains_the_queue_and_closes,
         a_peer_that_does_not_read_is_closed_after_the_linger_time,
-        a_failed_dial_evicts_nobody,
         evicts_the_least_recently_used_connection,
         a_message_is_a_use,
         asking_for_info_is_no_use,
         evicts_an_idle_connection_before_an_older_busy_one,
-        a_closed_connection_leaves_the_pool_at_once,
         a_silent_connection_leaves_the_pool_after_the_idle_timeout,
-        keeps_a_connection_alive_whose_peer_gives_up_sooner,
-        the_retry_uses_the_address_just_given,
-        warns_once_that_peers_are_not_verified,
         counts_every_dropped_message_by_cause,
         every_message_is_accounted_for_when_its_connection_is_lost,
-        a_former_pid_still_sends_and_connects,
         stopped_by_its_supervisor_it_sends_first_and_closes,
         stopping_waits_neither_for_a_peer_that_takes_nothing_nor_for_a_dial,
         % Figures
@@ -793,15 +785,6 @@ a_peer_with_another_protocol_is_told_by_its_alert(_Config) ->
     ?assertEqual({error, {connect_failed, Alert}}, failure(Peer, 5_000)),
     ?assertEqual(#{tls_alert => 1}, mesh_ct:stat(dial_failures)).
 
-a_name_that_does_not_exist_is_nxdomain(_Config) ->
-    % A typing error in a list of seed nodes.
-    Pool = mesh_ct:start_pool(#{connect_timeout_ms => 8_000}),
-    Failed = {error, {connect_failed, nxdomain}},
-    [
-        ?assertEqual(Failed, ?POOL:get_or_create_connection(Pool, <<"node">>, Address))
-     || Address <- [{"nosuchhost.invalid", 4433}, <<"https://nosuchhost.invalid/x">>]
-    ].
-
 a_host_that_cannot_be_a_server_name_is_told_as_such(_Config) ->
     % The resolver takes `127.1' for 127.0.0.1; as a server name it means nothing (RFC 6066).
     ?assertEqual({error, {connect_failed, invalid_server_name}}, failure({"127.1", 4433}, 5_000)).
@@ -1057,32 +1040,6 @@ serves_callers_on_another_node(_Config) ->
 
 %%% Better than the original
 
-a_dial_never_blocks_the_callers_of_another_peer(_Config) ->
-    % In the original, one dead peer stalled the whole node for 5 seconds, again and again.
-    [Pooled, Fresh] = [mesh_ct:start_peer() || _ <- [1, 2]],
-    Pool = mesh_ct:start_pool(#{connect_timeout_ms => ?LONG_MS}),
-    Stream = mesh_ct:connect(Pool, Pooled),
-    Silent = mesh_peer:silent(),
-    Callers = [waiting_caller(Pool, mesh_peer:node_id(N), Silent) || N <- lists:seq(1, 10)],
-    ?assertEqual(Stream, mesh_ct:connect(Pool, Pooled)),
-    ?assert(is_reference(mesh_ct:connect(Pool, Fresh))),
-    mesh_ct:send(Pool, Pooled, mesh_peer:frame(0, 8)),
-    mesh_peer:wait(Pooled, messages, 1),
-    ?assertEqual(10, mesh_ct:stat(dialing)),
-    ?assert(lists:all(fun mesh_ct:is_waiting/1, Callers)).
-
-one_dial_is_shared_by_all_who_wait_for_it(_Config) ->
-    % A popular peer that has just come up must not be greeted by a hundred handshakes.
-    Peer = mesh_ct:start_peer(["--accept-delay-ms", "300"]),
-    Pool = mesh_ct:start_pool(),
-    Callers = [
-        mesh_ct:start_task(fun() -> mesh_ct:connect(Pool, Peer) end)
-     || _ <- lists:seq(1, 50)
-    ],
-    ?assertMatch([_], lists:usort([mesh_ct:await(Caller) || Caller <- Callers])),
-    ?assertEqual(1, mesh_ct:stat(dials)),
-    ?assertMatch(#{connections_opened := 1}, mesh_peer:wait(Peer, connections_opened, 1)).
-
 messages_wait_in_a_bounded_queue_while_their_peer_is_dialled(_Config) ->
     % A burst to a peer that is slow to answer is neither lost nor allowed to fill the memory.
     Peer = mesh_ct:start_peer(["--accept-delay-ms", "500"]),
@@ -1125,20 +1082,6 @@ a_peer_that_does_not_read_is_closed_after_the_linger_time(_Config) ->
     ?assertMatch(#{messages := 0, corrupt := 0}, Stats),
     mesh_ct:poll_until(fun() -> mesh_ct:stat(messages_unconfirmed) =:= 1 end),
     ?assertEqual(0, mesh_ct:stat(outstanding_messages)).
-
-a_failed_dial_evicts_nobody(_Config) ->
-    % In the original, an unreachable peer cost a good connection.
-    Peer = mesh_ct:start_peer(),
-    Pool = mesh_ct:start_pool(#{max_mesh_connections => 1, connect_timeout_ms => ?SHORT_MS}),
-    % Not within the short time, on a busy machine.
-    Stream = mesh_ct:poll_until(fun() -> try_connect(Pool, Peer) end),
-    ?assertEqual(
-        {error, {connect_failed, timeout}},
-        ?POOL:get_or_create_connection(Pool, <<"silent">>, mesh_peer:silent())
-    ),
-    ?assertEqual(Stream, mesh_ct:connect(Pool, Peer)),
-    ?assertEqual({1, 0}, {mesh_ct:stat(size), mesh_ct:stat(evictions)}),
-    ?assertMatch(#{connections_closed := 0}, mesh_peer:stats(Peer)).
 
 evicts_the_least_recently_used_connection(_Config) ->
     % By the order of use, even within one second.
@@ -1183,21 +1126,6 @@ evicts_an_idle_connection_before_an_older_busy_one(_Config) ->
     ?assertMatch({ok, #{state := busy}}, ?POOL:get_connection_info(Pool, id(Busy))),
     ?assertEqual(0, closed(Busy)).
 
-a_closed_connection_leaves_the_pool_at_once(_Config) ->
-    % The original found out when it was next used, or never.
-    Peer = mesh_ct:start_peer(),
-    Pool = mesh_ct:start_pool(),
-    Stream = mesh_ct:connect(Pool, Peer),
-    mesh_peer:wait(Peer, connections_opened, 1),
-    {closed, 1} = mesh_peer:command(Peer, "close 5"),
-    mesh_ct:poll_until(fun() -> ?POOL:pool_size(Pool) =:= 0 end),
-    ?assertEqual(not_found, ?POOL:get_connection_info(Pool, id(Peer))),
-    ?assertEqual({ok, []}, ?POOL:list_connections(Pool)),
-    ?assertEqual({error, {closed_by_peer, 5}}, macula_quic:send(Stream, <<"m">>)),
-    mesh_ct:poll_until(fun() -> mesh_ct:stat(closes) =:= #{closed_by_peer => 1} end),
-    ?assertNotEqual(Stream, mesh_ct:connect(Pool, Peer)),
-    mesh_peer:wait(Peer, connections_opened, 2).
-
 a_silent_connection_leaves_the_pool_after_the_idle_timeout(_Config) ->
     % A peer without power says nothing.
     Peer = mesh_peer:start(),
@@ -1207,49 +1135,6 @@ a_silent_connection_leaves_the_pool_after_the_idle_timeout(_Config) ->
     mesh_ct:poll_until(fun() -> ?POOL:pool_size(Pool) =:= 0 end),
     ?assertEqual({error, idle_timeout}, macula_quic:send(Stream, <<"m">>)),
     mesh_ct:poll_until(fun() -> mesh_ct:stat(closes) =:= #{idle_timeout => 1} end).
-
-keeps_a_connection_alive_whose_peer_gives_up_sooner(_Config) ->
-    % The lower idle timeout of the two holds; with keep-alives every 20 s it would be over here.
-    Args = ["--idle-timeout-ms", "2500", "--keep-alive-ms", "0"],
-    [Kept, Lost] = [mesh_ct:start_peer(Args) || _ <- [1, 2]],
-    Pool = mesh_ct:start_pool(),
-    Stream = mesh_ct:connect(Pool, Kept),
-    ?assertError({never_reached, _, _, _}, mesh_peer:wait(Kept, connections_closed, 1, 6_000)),
-    ?assertEqual(Stream, mesh_ct:connect(Pool, Kept)),
-    ok = ?POOL:stop(Pool),
-    % The same peer gives up a client that keeps nothing alive: the test can fail.
-    Careless = mesh_ct:start_pool(#{keep_alive_interval_ms => 0}),
-    mesh_ct:connect(Careless, Lost),
-    mesh_peer:wait(Lost, connections_closed, 1).
-
-the_retry_uses_the_address_just_given(_Config) ->
-    % A node that has moved is found again; the original tried its old address.
-    [Old, New] = [mesh_ct:start_peer() || _ <- [1, 2]],
-    Pool = mesh_ct:start_pool(),
-    Id = <<"moved">>,
-    {ok, Before} = ?POOL:get_or_create_connection(Pool, Id, mesh_peer:address(Old)),
-    mesh_peer:wait(Old, connections_opened, 1),
-    mesh_peer:command(Old, "close 0"),
-    mesh_ct:poll_until(fun() -> ?POOL:pool_size(Pool) =:= 0 end),
-    {ok, After} = ?POOL:get_or_create_connection(Pool, Id, mesh_peer:address(New)),
-    ?assertNotEqual(Before, After),
-    ?assertEqual({ok, mesh_peer:address(New)}, macula_quic:peername(After)),
-    ok = ?POOL:send_async(Pool, Id, mesh_peer:address(Old), <<"m">>),
-    mesh_peer:wait(New, messages, 1),
-    ?assertMatch(#{connections_opened := 1, messages := 0}, mesh_peer:stats(Old)).
-
-warns_once_that_peers_are_not_verified(_Config) ->
-    % An operator has to know, and not to drown in it.
-    Peers = [mesh_ct:start_peer() || _ <- lists:seq(1, 3)],
-    mesh_ct:start_logging(),
-    Pool = mesh_ct:start_pool(),
-    ?assertEqual([], mesh_ct:flush()),
-    [mesh_ct:connect(Pool, Peer) || Peer <- Peers],
-    Warnings = mesh_ct:poll_until(fun warnings/0),
-    [ok = ?POOL:remove_connection(Pool, id(Peer)) || Peer <- Peers],
-    [mesh_ct:connect(Pool, Peer) || Peer <- Peers],
-    ?assertMatch([#{msg := "connections of the mesh pool do not verify" ++ _}], Warnings),
-    ?assertEqual(false, warnings()).
 
 counts_every_dropped_message_by_cause(_Config) ->
     % Fire and forget told nobody about losses.
@@ -1299,31 +1184,6 @@ every_message_is_accounted_for_when_its_connection_is_lost(_Config) ->
         Outstanding =:= 0 andalso Told =:= 300
     end),
     ?assertMatch(#{corrupt := 0, duplicates := 0}, mesh_peer:stats(Peer)).
-
-a_former_pid_still_sends_and_connects(_Config) ->
-    % The gateway keeps the pid that it saw at boot, also when the pool was restarted since.
-    Peer = mesh_ct:start_peer(),
-    mesh_ct:start_supervised(#{}),
-    First = whereis(?POOL),
-    mesh_ct:connect(First, Peer),
-    mesh_peer:wait(Peer, connections_opened, 1),
-    Second = restart(First),
-    Third = restart(Second),
-    [mesh_ct:send(Pid, Peer, mesh_peer:frame(I, 8)) || {I, Pid} <- [{0, First}, {1, Second}]],
-    Stream = mesh_ct:connect(Third, Peer),
-    ?assertEqual([Stream, Stream], [mesh_ct:connect(Pid, Peer) || Pid <- [First, Second]]),
-    % Not only when the answer is at hand.
-    ok = ?POOL:remove_connection(Third, id(Peer)),
-    Fresh = mesh_ct:connect(First, Peer),
-    ?assertEqual(Fresh, mesh_ct:connect(Third, Peer)),
-    ok = macula_quic:send(Fresh, mesh_peer:frame(2, 8)),
-    mesh_peer:wait(Peer, distinct, 3),
-    % A pid that never was the server is none.
-    {Stranger, Monitor} = spawn_monitor(fun() -> ok end),
-    receive
-        {'DOWN', Monitor, process, Stranger, _} -> ok
-    end,
-    ?assertExit({noproc, _}, ?POOL:get_or_create_connection(Stranger, <<"n">>, nowhere)).
 
 stopped_by_its_supervisor_it_sends_first_and_closes(_Config) ->
     % At a node's shutdown the last messages count, and peers learn at once that it has gone.
@@ -1489,38 +1349,12 @@ failure(Address, Ms) ->
     Pool = mesh_ct:start_pool(#{connect_timeout_ms => Ms}),
     ?POOL:get_or_create_connection(Pool, <<"node">>, Address).
 
-try_connect(Pool, Peer) ->
-    case ?POOL:get_or_create_connection(Pool, id(Peer), mesh_peer:address(Peer)) of
-        {ok, Stream} -> Stream;
-        {error, {connect_failed, timeout}} -> false
-    end.
-
 %% A task that waits for a dial, which has begun.
 waiting_caller(Pool, Id, Address) ->
     Misses = mesh_ct:stat(misses),
     Caller = mesh_ct:start_task(fun() -> ?POOL:get_or_create_connection(Pool, Id, Address) end),
     mesh_ct:poll_until(fun() -> mesh_ct:stat(misses) > Misses end),
     Caller.
-
-warnings() ->
-    case [Report || {warning, Report} <- mesh_ct:flush()] of
-        [] -> false;
-        Reports -> Reports
-    end.
-
-%% As a crash would; its supervisor starts the next one.
-restart(Pool) ->
-    exit(Pool, kill),
-    Next = mesh_ct:poll_until(fun() ->
-        case whereis(?POOL) of
-            Pool -> false;
-            undefined -> false;
-            Registered -> Registered
-        end
-    end),
-    % A name is registered before its server is ready; this waits for that.
-    0 = ?POOL:pool_size(Next),
-    Next.
 
 presented(Pool, Peer) ->
     mesh_ct:connect(Pool, Peer),

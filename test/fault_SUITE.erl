@@ -113,7 +113,20 @@ a_restarted_server_serves_those_who_hold_the_former_pid(_Config) ->
         ok = macula_quic:send(Stream, mesh_peer:frame(1, 8)),
         ?assertMatch(#{distinct := 2}, mesh_peer:wait(Peer, messages, 2)),
         mesh_load:eventually({error, pool_closed}, fun() -> macula_quic:send(Old, <<"late">>) end),
-        mesh_load:await_peers([Peer], connections_open, 1)
+        mesh_load:await_peers([Peer], connections_open, 1),
+        %% Not only when the answer is at hand.
+        ok = ?POOL:remove_connection(Third, <<"node">>),
+        {ok, Fresh} = ?POOL:get_or_create_connection(First, <<"node">>, Address),
+        ?assertNotEqual(Stream, Fresh),
+        ?assertEqual({ok, Fresh}, ?POOL:get_or_create_connection(Third, <<"node">>, Address)),
+        ok = ?POOL:send_async(Second, <<"node">>, Address, mesh_peer:frame(2, 8)),
+        ?assertMatch(#{distinct := 3}, mesh_peer:wait(Peer, messages, 3)),
+        %% A pid that never was the server is none.
+        {Stranger, Monitor} = spawn_monitor(fun() -> ok end),
+        receive
+            {'DOWN', Monitor, process, Stranger, _} -> ok
+        end,
+        ?assertExit({noproc, _}, ?POOL:get_or_create_connection(Stranger, <<"node">>, Address))
     end).
 
 the_pid_of_a_server_that_has_just_died_leads_to_its_successor(_Config) ->
@@ -246,7 +259,8 @@ the_next_dial_uses_the_address_just_given(_Config) ->
     %% A node that moved is reached where the routing table says that it is now; the original
     %% retries where it was.
     mesh_load:with(#{}, [[], []], fun(Pool, [Former, Present]) ->
-        {ok, Old} = ?POOL:get_or_create_connection(Pool, <<"n">>, mesh_peer:address(Former)),
+        Moved = mesh_peer:address(Former),
+        {ok, Old} = ?POOL:get_or_create_connection(Pool, <<"n">>, Moved),
         Address = mesh_peer:address(Present),
         ?assertEqual({ok, Old}, ?POOL:get_or_create_connection(Pool, <<"n">>, Address)),
         mesh_peer:stop(Former),
@@ -254,7 +268,13 @@ the_next_dial_uses_the_address_just_given(_Config) ->
         {ok, Stream} = ?POOL:get_or_create_connection(Pool, <<"n">>, Address),
         ?assertMatch({ok, #{address := Address}}, ?POOL:get_connection_info(Pool, <<"n">>)),
         ?assertEqual({ok, Address}, macula_quic:peername(Stream)),
-        ?assertMatch(#{connections_open := 1}, mesh_peer:wait(Present, connections_opened, 1))
+        ?assertNotEqual(Old, Stream),
+        %% Who still gives the former one reaches the node all the same.
+        ok = ?POOL:send_async(Pool, <<"n">>, Moved, mesh_peer:frame(0, 8)),
+        ?assertMatch(
+            #{connections_opened := 1, connections_open := 1, distinct := 1},
+            mesh_peer:wait(Present, messages, 1)
+        )
     end).
 
 a_peer_that_restarts_on_its_port_is_found_again(_Config) ->
@@ -351,10 +371,13 @@ a_name_that_does_not_resolve_fails_its_dial(_Config) ->
     %% Names in routing tables go stale. The top-level domain `invalid' never exists (RFC 2606).
     mesh_load:with(#{connect_timeout_ms => 9_000}, [], fun(Pool, []) ->
         Address = {"no-such-node.invalid", 4433},
-        ?assertEqual(
-            {error, {connect_failed, nxdomain}},
-            ?POOL:get_or_create_connection(Pool, <<"n">>, Address)
-        ),
+        [
+            ?assertEqual(
+                {error, {connect_failed, nxdomain}},
+                ?POOL:get_or_create_connection(Pool, <<"n">>, Each)
+            )
+         || Each <- [Address, <<"https://no-such-node.invalid/x">>]
+        ],
         ok = ?POOL:send_async(Pool, <<"n">>, Address, <<"lost">>),
         mesh_load:eventually(#{nxdomain => 1}, fun() ->
             mesh_load:stat(Pool, messages_dropped)

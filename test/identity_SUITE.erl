@@ -473,15 +473,23 @@ a_pool_that_verifies_nobody_warns_once(Config) ->
     Listeners = [listen(good, [], Config) || _ <- [1, 2, 3]],
     ok = logger:add_handler(?MODULE, ?MODULE, #{level => warning, config => #{to => self()}}),
     Dial = fun(Pool) -> [{ok, _} = pooled(Pool, id(L), L) || L <- Listeners] end,
+    %% With its first dial, and with no later one.
+    DialTwice = fun(Pool) ->
+        ?assertEqual([], warnings()),
+        _ = Dial(Pool),
+        [ok = ?POOL:remove_connection(Pool, id(L)) || L <- Listeners],
+        Dial(Pool)
+    end,
+    Warning = #{msg => "connections of the mesh pool do not verify who answers"},
     [
         begin
-            with_pool(Options, Dial),
-            ?assertEqual(Warnings, length(warnings()))
+            with_pool(Options, DialTwice),
+            ?assertEqual(Warnings, warnings())
         end
      || {Options, Warnings} <- [
-            {#{}, 1},
-            {#{verify => none}, 1},
-            {#{verify => peer, cacertfile => proplists:get_value(ca, Config)}, 0}
+            {#{}, [Warning]},
+            {#{verify => none}, [Warning]},
+            {#{verify => peer, cacertfile => proplists:get_value(ca, Config)}, []}
         ]
     ].
 

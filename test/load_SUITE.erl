@@ -80,12 +80,13 @@ every_message_to_each_of_50_peers_arrives_once_whole_on_its_own_stream(_Config) 
 dials_to_silent_peers_hold_up_no_other_caller(_Config) ->
     %% In the original one peer that does not answer stops the whole node for five seconds.
     Options = #{connect_timeout_ms => 60_000},
-    mesh_load:with(Options, [[]], fun(Pool, [Peer]) ->
+    mesh_load:with(Options, [[], []], fun(Pool, [Peer, Fresh]) ->
         Address = mesh_peer:address(Peer),
         {ok, Stream} = ?POOL:get_or_create_connection(Pool, <<"pooled">>, Address),
         Silent = [{mesh_peer:node_id(N), mesh_peer:silent()} || N <- lists:seq(1, 100)],
         lists:foreach(fun({NodeId, Nobody}) -> dial(Pool, NodeId, Nobody) end, Silent),
         mesh_load:eventually(100, fun() -> mesh_load:stat(Pool, dialing) end),
+        {ok, _} = ?POOL:get_or_create_connection(Pool, <<"fresh">>, mesh_peer:address(Fresh)),
         Request = {get_or_create_connection, <<"pooled">>, Address},
         Caller = fun() ->
             lists:foreach(
