@@ -7,20 +7,24 @@ use bytes::Bytes;
 use mesh::Payload;
 use rustler::codegen_runtime::c_int;
 use rustler::sys::{ErlNifIOVec, enif_free_iovec, enif_inspect_iovec, enif_make_list_from_array};
-use rustler::{Binary, Env};
+use rustler::{Binary, NifResult, Term};
 
 /// Where keeping a binary becomes cheaper than copying it to where another core has to fetch it.
 const KEEP_FROM_BYTES: usize = 4 * 1024;
 
-/// The payload, to be copied when it is taken, or kept. `env` is that of the call.
-pub(crate) fn payload<'a>(env: Env<'a>, binary: Binary<'a>) -> Payload<'a> {
-    if binary.len() < KEEP_FROM_BYTES {
-        return Payload::Borrowed(binary.as_slice());
-    }
-    match Kept::new(env, binary) {
+/// The payload, to be copied when it is taken, or kept. To be made before the call looks at any
+/// other binary: keeping one that has room to grow moves its bytes to where it has none, and those
+/// of another term that is part of it.
+pub(crate) fn payload(data: Term<'_>) -> NifResult<Payload<'_>> {
+    let kept = match data.decode::<Binary<'_>>()?.len() {
+        KEEP_FROM_BYTES.. => Kept::new(data),
+        _ => None,
+    };
+    Ok(match kept {
         Some(kept) => Payload::Shared(Bytes::from_owner(kept)),
-        None => Payload::Borrowed(binary.as_slice()),
-    }
+        // Looked at anew: it may have been moved.
+        None => Payload::Borrowed(data.decode::<Binary<'_>>()?.as_slice()),
+    })
 }
 
 /// An Erlang binary in an I/O vector of the VM, which holds a reference to it. An environment of
@@ -44,11 +48,12 @@ struct Part {
 
 impl Kept {
     #[allow(unsafe_code, reason = "rustler does not wrap I/O vectors")]
-    fn new(env: Env<'_>, binary: Binary<'_>) -> Option<Self> {
-        let items = [binary.to_term(env).as_c_arg()];
+    fn new(data: Term<'_>) -> Option<Self> {
+        let (env, items) = (data.get_env(), [data.as_c_arg()]);
         let mut vector: *mut ErlNifIOVec = null_mut();
         // SAFETY: the list and the rest of it are terms of the call's environment. Given none to
-        // live in, the vector is made to be freed by us, and refers to what is not on a heap.
+        // live in, the vector is made to be freed by us, and refers to what is not on a heap. No
+        // slice of a binary is in use, which this may move.
         let is_made = unsafe {
             let list = enif_make_list_from_array(env.as_c_arg(), items.as_ptr(), 1);
             let mut rest = list;

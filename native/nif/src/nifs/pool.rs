@@ -87,9 +87,9 @@ fn pool_send<'a>(
     [pool, node, address, message]: [Term<'a>; 4],
 ) -> NifResult<Term<'a>> {
     let pool: &Held<PoolResource> = pool.decode()?;
-    let (node, message): (Binary<'a>, Binary<'a>) = (node.decode()?, message.decode()?);
-    let target = || address::target(address);
-    Ok(match pool.0.send(node.as_slice(), data::payload(env, message), target) {
+    let message = data::payload(message)?;
+    let (node, target) = (node.decode::<Binary<'a>>()?, || address::target(address));
+    Ok(match pool.0.send(node.as_slice(), message, target) {
         Err(Error::PoolClosed) => atoms::closed().encode(env),
         // The pool has counted any other loss, and nobody is waiting to hear of it.
         Ok(()) | Err(_) => atoms::ok().encode(env),
@@ -106,14 +106,15 @@ direct!(pool_send / 4);
 fn pool_deliver<'a>(
     env: Env<'a>,
     pool: Pool,
-    node: Binary<'a>,
+    node: Term<'a>,
     address: Term<'a>,
-    message: Binary<'a>,
+    message: Term<'a>,
     timeout_ms: u64,
     token: Term<'a>,
 ) -> NifResult<Term<'a>> {
-    let target = || address::target(address);
-    let delivery = match pool.0.deliver(node.as_slice(), data::payload(env, message), target) {
+    let message = data::payload(message)?;
+    let (node, target) = (node.decode::<Binary<'a>>()?, || address::target(address));
+    let delivery = match pool.0.deliver(node.as_slice(), message, target) {
         Ok(delivery) => delivery,
         Err(refusal) if *refusal.cause() == Error::PoolClosed => {
             return Ok(atoms::closed().encode(env));

@@ -1,7 +1,7 @@
 //! Streams.
 
 use mesh::{Error, Packet, Sent};
-use rustler::{Atom, Binary, Encoder, Env, LocalPid, NifResult, Term};
+use rustler::{Atom, Encoder, Env, LocalPid, NifResult, Term};
 
 use super::{Connection, Stream, spawn};
 use crate::direct::direct;
@@ -20,8 +20,8 @@ const IMMEDIATE: u32 = 0x8;
 /// `stream_send(Stream, Data) -> ok | {error, Reason} | wait`. `wait`: nothing was taken, there
 /// is no room now.
 fn stream_send<'a>(env: Env<'a>, [stream, data]: [Term<'a>; 2]) -> NifResult<Term<'a>> {
-    let (stream, data): (&Held<StreamResource>, Binary<'a>) = (stream.decode()?, data.decode()?);
-    Ok(match stream.stream.try_send(data::payload(env, data)) {
+    let stream: &Held<StreamResource> = stream.decode()?;
+    Ok(match stream.stream.try_send(data::payload(data)?) {
         Ok(()) => atoms::ok().encode(env),
         Err(Error::QueueFull | Error::PoolQueueFull) => atoms::wait().encode(env),
         Err(error) => terms::error(env, &error),
@@ -37,10 +37,10 @@ direct!(stream_send / 2);
 fn stream_send_wait<'a>(
     env: Env<'a>,
     stream: Stream,
-    data: Binary<'a>,
+    data: Term<'a>,
     token: Term<'a>,
 ) -> NifResult<Term<'a>> {
-    let turn = match stream.stream.send(data::payload(env, data)) {
+    let turn = match stream.stream.send(data::payload(data)?) {
         Ok(Sent::Accepted) => return Ok(atoms::ok().encode(env)),
         Ok(Sent::Waiting(turn)) => turn,
         Err(error) => return Ok(terms::error(env, &error)),
@@ -67,13 +67,13 @@ fn stream_send_wait<'a>(
 fn stream_async_send<'a>(
     env: Env<'a>,
     stream: &'a Held<StreamResource>,
-    data: Binary<'a>,
-) -> Term<'a> {
-    match stream.stream.try_send(data::payload(env, data)) {
+    data: Term<'a>,
+) -> NifResult<Term<'a>> {
+    Ok(match stream.stream.try_send(data::payload(data)?) {
         Ok(()) => atoms::ok().encode(env),
         Err(Error::PoolQueueFull) => terms::error(env, &Error::QueueFull),
         Err(error) => terms::error(env, &error),
-    }
+    })
 }
 
 /// `connection_open_stream(Connection, Token) -> ok`. The caller gets `{mesh_opened, Token,
