@@ -9,6 +9,8 @@
 -define(WAIT_MS, 10_000).
 -define(RACES, 1_000).
 -define(MIB, 1_048_576).
+%% Processes that may wait for data of one stream.
+-define(READERS, 1_024).
 %% Flags of async_shutdown_stream/3.
 -define(GRACEFUL, 1).
 -define(ABORT_SEND, 2).
@@ -23,6 +25,11 @@ all() ->
         iodata_of_every_shape_is_sent,
         a_timed_out_accept_stream_loses_no_stream,
         a_timed_out_recv_loses_no_data,
+        a_reader_that_has_died_takes_no_data,
+        readers_of_one_stream_are_served_in_turn,
+        readers_that_give_up_now_and_then_lose_nothing,
+        the_end_of_a_stream_is_told_to_all_its_readers,
+        readers_are_bounded_and_the_dead_make_room,
         recv_takes_the_messages_of_an_active_stream,
         a_stream_is_passive_until_told_otherwise,
         active_once_gives_one_message,
@@ -145,6 +152,94 @@ poll_recv(Stream, Sender, Left) ->
         {error, timeout} ->
             poll_recv(Stream, Sender, Left)
     end.
+
+%% A helper that is killed while it waits must not leave its owner without data.
+a_reader_that_has_died_takes_no_data(_Config) ->
+    {Near, Far} = quic_ct:frame_streams(),
+    {Helper, _} = reader(Far),
+    quic_ct:give_up(Helper),
+    ok = macula_quic:send(Near, quic_ct:frame(<<1>>)),
+    ?assertEqual({ok, quic_ct:frame(<<1>>)}, macula_quic:recv(Far, ?WAIT_MS)),
+    %% Nor when it dies with somebody behind it.
+    {Second, _} = reader(Far),
+    {_, Reading} = reader(Far),
+    quic_ct:give_up(Second),
+    ok = macula_quic:send(Near, quic_ct:frame(<<2>>)),
+    ?assertEqual({ok, quic_ct:frame(<<2>>)}, outcome(Reading)).
+
+%% A process in recv/2, and where its result comes.
+reader(Stream) ->
+    Agent = quic_ct:agent(),
+    Reading = quic_ct:tell(Agent, fun() -> macula_quic:recv(Stream, infinity) end),
+    quic_ct:poll_until(fun() -> is_reading(Agent) end),
+    {Agent, Reading}.
+
+is_reading(Pid) ->
+    case process_info(Pid, [status, current_function]) of
+        [{status, waiting}, {current_function, {macula_quic, _, _}}] -> true;
+        _ -> false
+    end.
+
+outcome(Reading) ->
+    receive
+        {Reading, Result} -> Result
+    after ?WAIT_MS -> error(nothing_was_read)
+    end.
+
+%% Whoever holds a stream may read it.
+readers_of_one_stream_are_served_in_turn(_Config) ->
+    {Near, Far} = quic_ct:frame_streams(),
+    Readers = [reader(Far) || _ <- [1, 2, 3]],
+    ok = macula_quic:send(Near, [quic_ct:frame(<<N>>) || N <- [1, 2, 3]]),
+    Read = [outcome(Reading) || {_, Reading} <- Readers],
+    ?assertEqual([{ok, quic_ct:frame(<<N>>)} || N <- [1, 2, 3]], Read).
+
+%% Who takes his request back must not take another's.
+readers_that_give_up_now_and_then_lose_nothing(_Config) ->
+    {Near, Far} = quic_ct:frame_streams(),
+    Test = self(),
+    [spawn_link(fun() -> read_forever(Far, Test) end) || _ <- [1, 2, 3]],
+    [
+        begin
+            ok = macula_quic:send(Near, quic_ct:frame(<<N:32>>)),
+            ?assertEqual(quic_ct:frame(<<N:32>>), outcome(read))
+        end
+     || N <- races()
+    ].
+
+read_forever(Stream, Test) ->
+    case macula_quic:recv(Stream, rand:uniform(2) - 1) of
+        {ok, Data} ->
+            Test ! {read, Data},
+            read_forever(Stream, Test);
+        {error, timeout} ->
+            read_forever(Stream, Test);
+        {error, closed} ->
+            ok
+    end.
+
+%% Who is not told would wait for good.
+the_end_of_a_stream_is_told_to_all_its_readers(_Config) ->
+    {Client, Server} = quic_ct:pair(),
+    [
+        begin
+            {Near, Far} = quic_ct:streams(Client, Server),
+            Readers = [reader(Far) || _ <- [1, 2]],
+            ok = macula_quic:close(maps:get(Closing, #{near => Near, far => Far})),
+            [?assertEqual({error, closed}, outcome(Reading)) || {_, Reading} <- Readers]
+        end
+     || Closing <- [near, far]
+    ].
+
+%% What waits is bounded, by those who live.
+readers_are_bounded_and_the_dead_make_room(_Config) ->
+    {Near, Far} = quic_ct:frame_streams(),
+    Readers = [reader(Far) || _ <- lists:seq(1, ?READERS)],
+    ?assertEqual({error, too_many_waiters}, macula_quic:recv(Far, ?WAIT_MS)),
+    [quic_ct:give_up(Agent) || {Agent, _} <- Readers],
+    ?assertEqual({error, timeout}, macula_quic:recv(Far, 0)),
+    ok = macula_quic:send(Near, quic_ct:frame(<<1>>)),
+    ?assertEqual({ok, quic_ct:frame(<<1>>)}, macula_quic:recv(Far, ?WAIT_MS)).
 
 %% v0.20.5 nodes make a stream active and still call recv/2 for an answer.
 recv_takes_the_messages_of_an_active_stream(_Config) ->

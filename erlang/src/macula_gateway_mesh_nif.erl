@@ -19,8 +19,8 @@
     stream_send/2,
     stream_send_wait/3,
     stream_async_send/2,
-    stream_receive/2,
-    stream_cancel_receive/1,
+    stream_receive/3,
+    stream_cancel_receive/2,
     stream_set_active/2,
     stream_set_packet/2,
     stream_shutdown/3,
@@ -119,11 +119,11 @@ stream_send_wait(_Stream, _Data, _Token) -> erlang:nif_error(not_loaded).
 -spec stream_async_send(stream(), binary()) -> ok | {error, term()}.
 stream_async_send(_Stream, _Data) -> erlang:nif_error(not_loaded).
 
--spec stream_receive(stream(), term()) -> wait | active | {error, term()}.
-stream_receive(_Stream, _Token) -> erlang:nif_error(not_loaded).
+-spec stream_receive(stream(), non_neg_integer(), term()) -> wait | active | {error, term()}.
+stream_receive(_Stream, _Id, _Token) -> erlang:nif_error(not_loaded).
 
--spec stream_cancel_receive(stream()) -> boolean().
-stream_cancel_receive(_Stream) -> erlang:nif_error(not_loaded).
+-spec stream_cancel_receive(stream(), non_neg_integer()) -> boolean().
+stream_cancel_receive(_Stream, _Id) -> erlang:nif_error(not_loaded).
 
 -spec stream_set_active(stream(), boolean() | once | pos_integer()) -> ok | {error, closed}.
 stream_set_active(_Stream, _Mode) -> erlang:nif_error(not_loaded).

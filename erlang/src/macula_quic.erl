@@ -146,7 +146,9 @@
     timeout
     | {peer_send_aborted, Code :: non_neg_integer()}
     | {frame_too_large, Bytes :: non_neg_integer()}
+    | too_many_waiters
     | send_error().
+%% `too_many_waiters': 1,024 processes wait for data of this stream already.
 
 %%% Listeners
 
@@ -298,13 +300,14 @@ async_send(Stream, Data) ->
     async_send(Stream, iolist_to_binary(Data)).
 
 %% @doc The next data: of an active stream from its next message, of a passive one by reading.
-%% What comes too late for one call is there for the next.
+%% What comes too late for one call is there for the next. Several processes may read one passive
+%% stream: each delivery goes to who has waited longest.
 -spec recv(stream(), timeout()) -> {ok, binary()} | {error, recv_error()}.
 recv(Stream, Timeout) when ?IS_TIMEOUT(Timeout) ->
-    Token = make_ref(),
-    case macula_gateway_mesh_nif:stream_receive(Stream, Token) of
+    {Id, Token} = request(),
+    case macula_gateway_mesh_nif:stream_receive(Stream, Id, Token) of
         wait ->
-            Cancel = fun() -> macula_gateway_mesh_nif:stream_cancel_receive(Stream) end,
+            Cancel = fun() -> macula_gateway_mesh_nif:stream_cancel_receive(Stream, Id) end,
             await(mesh_received, Token, Timeout, Cancel);
         active ->
             recv_message(Stream, Timeout);

@@ -2,6 +2,7 @@
 //! or asks for it, and the one task that reads. Everything that the owner is told of a stream is
 //! posted under one lock, so that after a pause nothing more comes, and what came is in order.
 
+use std::iter;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use mesh::{Error, Packet, Reader, Received, SendEnd};
@@ -10,7 +11,8 @@ use rustler::{Encoder, Env, LocalPid, Monitor, NewBinary, OwnedEnv, ResourceArc,
 use tokio::sync::Notify;
 
 use crate::library::Held;
-use crate::reply::Reply;
+use crate::readers::{Readers, RequestId};
+use crate::reply::{Quiet, Reply};
 use crate::resources::{NO_ERROR, StreamResource};
 use crate::{atoms, events, runtime, terms};
 
@@ -39,7 +41,7 @@ struct State {
     owner: LocalPid,
     monitor: Option<Monitor>,
     mode: Mode,
-    request: Option<Reply>,
+    readers: Readers,
     packet: Option<Packet>,
     /// Held while messages are to come, which must name the stream; without it, a stream that
     /// nobody holds is closed.
@@ -70,7 +72,9 @@ enum Delivery {
 pub(crate) enum Refusal {
     NotOwner,
     NoProcess,
-    Busy,
+    /// Data comes as messages.
+    Active,
+    TooManyReaders,
     Closed,
 }
 
@@ -81,7 +85,7 @@ impl Inlet {
             owner,
             monitor: None,
             mode: Mode::Passive,
-            request: None,
+            readers: Readers::default(),
             packet: None,
             handle: None,
             has_events,
@@ -154,25 +158,26 @@ impl Inlet {
         self.catch_up();
     }
 
-    /// Asks for the next data, in place of a message.
-    pub(crate) fn request(&self, reply: impl FnOnce() -> Reply) -> Result<(), Refusal> {
+    /// Asks for the next data, in place of a message, behind others who have asked.
+    pub(crate) fn request(&self, id: RequestId, reply: Quiet) -> Result<(), Refusal> {
         let mut state = self.lock();
         if state.is_closed || state.received_end.is_some() {
             return Err(Refusal::Closed);
         }
-        if state.request.is_some() || state.mode != Mode::Passive {
-            return Err(Refusal::Busy);
+        if state.mode != Mode::Passive {
+            return Err(Refusal::Active);
         }
-        state.request = Some(reply());
+        if !state.readers.add(id, reply) {
+            return Err(Refusal::TooManyReaders);
+        }
         drop(state);
         self.changed.notify_one();
         Ok(())
     }
 
     /// Takes a request back. `false`: too late, it is answered.
-    pub(crate) fn cancel_request(&self) -> bool {
-        let request = self.lock().request.take();
-        request.map(Reply::forget).is_some()
+    pub(crate) fn cancel_request(&self, id: RequestId) -> bool {
+        self.lock().readers.cancel(id)
     }
 
     /// How reading has ended, if it has.
@@ -189,11 +194,11 @@ impl Inlet {
         }
         let handle = handle.filter(|_| state.has_events && state.send_end.is_none());
         let released = std::mem::replace(&mut state.handle, handle);
-        let request = state.request.take();
+        let readers = state.readers.take_all();
         drop(state);
         drop(released);
-        if let Some(request) = request {
-            request.send_later(|env| terms::error(env, &Error::StreamClosed));
+        for reader in readers {
+            reader.send_later(|env| terms::error(env, &Error::StreamClosed));
         }
         self.changed.notify_one();
     }
@@ -278,7 +283,7 @@ impl Inlet {
                 if state.is_closed {
                     return false;
                 }
-                if state.request.is_some() || state.wants_messages() {
+                if !state.readers.is_empty() || state.wants_messages() {
                     return true;
                 }
             }
@@ -305,28 +310,15 @@ impl Inlet {
         if state.is_closed {
             return None;
         }
-        if let Some(request) = state.request.take() {
-            let released = state.answer(request, delivery);
-            drop(state);
-            drop(released);
-            return None;
-        }
-        let Some(handle) = state.handle.clone().filter(|_| state.wants_messages()) else {
-            return Some(delivery);
-        };
-        let released = match delivery {
-            Delivery::Data { mut env, binary, offset, length } => {
-                env.send_and_clear(&state.owner, |env| {
-                    let detail = events::data_detail(env, offset, length);
-                    (atoms::quic(), binary.load(env), &handle, detail).encode(env)
-                })
-                .ok();
-                state.count_down(&handle)
-            }
-            Delivery::End(end) => state.end_receiving(end),
+        let released = match state.readers.next() {
+            Some(reader) => state.answer(reader, delivery),
+            None => match state.handle.clone().filter(|_| state.wants_messages()) {
+                Some(handle) => state.post(handle, delivery),
+                None => return Some(delivery),
+            },
         };
         drop(state);
-        drop((handle, released));
+        drop(released);
         None
     }
 
@@ -376,19 +368,38 @@ impl State {
         if self.awaits_send_end && !self.is_send_end_told { None } else { self.handle.take() }
     }
 
+    /// Answers a reader; at the end, those behind him too.
     #[must_use]
-    fn answer(&mut self, request: Reply, delivery: Delivery) -> Option<Handle> {
+    fn answer(&mut self, reader: Reply, delivery: Delivery) -> Option<Handle> {
         match delivery {
             Delivery::Data { env, binary, .. } => {
-                request.send_in(env, |env| (atoms::ok(), binary.load(env)).encode(env));
+                reader.send_in(env, |env| (atoms::ok(), binary.load(env)).encode(env));
                 None
             }
             Delivery::End(end) => {
-                let reported = end.clone();
-                request.send(move |env| end_error(env, &reported));
+                for reader in iter::once(reader).chain(self.readers.take_all()) {
+                    reader.send(|env| end_error(env, &end));
+                }
                 self.end_receiving(end)
             }
         }
+    }
+
+    /// Tells the owner by a message.
+    #[must_use]
+    fn post(&mut self, handle: Handle, delivery: Delivery) -> Option<Handle> {
+        let released = match delivery {
+            Delivery::Data { mut env, binary, offset, length } => {
+                env.send_and_clear(&self.owner, |env| {
+                    let detail = events::data_detail(env, offset, length);
+                    (atoms::quic(), binary.load(env), &handle, detail).encode(env)
+                })
+                .ok();
+                self.count_down(&handle)
+            }
+            Delivery::End(end) => self.end_receiving(end),
+        };
+        drop_later(released, handle)
     }
 
     #[must_use]

@@ -15,6 +15,7 @@ mod inlet;
 mod library;
 mod nifs;
 mod options;
+mod readers;
 mod reply;
 mod resources;
 mod runtime;

@@ -88,6 +88,12 @@ impl Quiet {
         Self(Some(reply))
     }
 
+    /// Whether the process that was promised the message is still there.
+    pub(crate) fn is_awaited(&self) -> bool {
+        let token = self.0.as_ref().and_then(|reply| Some((reply.to, reply.token.as_ref()?)));
+        token.is_some_and(|(to, (env, _))| env.run(|env| to.is_alive(env)))
+    }
+
     /// The promise itself, to be kept.
     pub(crate) fn keep(mut self) -> Option<Reply> {
         self.0.take()

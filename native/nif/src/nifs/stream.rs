@@ -7,7 +7,7 @@ use super::{Connection, Stream, spawn};
 use crate::direct::direct;
 use crate::inlet::{Inlet, Mode, Refusal, end_error};
 use crate::library::Held;
-use crate::reply::Reply;
+use crate::reply::{Quiet, Reply};
 use crate::resources::{Caller, ConnectionResource, StreamResource};
 use crate::{atoms, data, terms};
 
@@ -101,29 +101,35 @@ fn connection_open_stream<'a>(
     Ok(atoms::ok())
 }
 
-/// `stream_receive(Stream, Token) -> wait | active | {error, Reason}`. After `wait`, the caller
+/// `stream_receive(Stream, Id, Token) -> wait | active | {error, Reason}`. After `wait`, the caller
 /// gets `{mesh_received, Token, {ok, Data} | {error, Reason}}`.
 #[rustler::nif]
-fn stream_receive<'a>(env: Env<'a>, stream: Stream, token: Term<'a>) -> NifResult<Term<'a>> {
+fn stream_receive<'a>(
+    env: Env<'a>,
+    stream: Stream,
+    id: u64,
+    token: Term<'a>,
+) -> NifResult<Term<'a>> {
     let Some(inlet) = &stream.inlet else {
         return Ok(terms::error(env, &Error::StreamClosed));
     };
     start_reading(&stream)?;
-    let reply = || Reply::new(atoms::mesh_received(), env.pid(), token);
-    Ok(match inlet.request(reply) {
+    let reply = Quiet::new(Reply::new(atoms::mesh_received(), env.pid(), token));
+    Ok(match inlet.request(id, reply) {
         Ok(()) => atoms::wait().encode(env),
         Err(Refusal::Closed) => match inlet.received_end() {
             Some(end) => end_error(env, &end),
             None => terms::error(env, &Error::StreamClosed),
         },
+        Err(Refusal::TooManyReaders) => terms::refusal(env, mesh::Refusal::TooManyWait),
         Err(_) => atoms::active().encode(env),
     })
 }
 
-/// `stream_cancel_receive(Stream) -> boolean()`. `false`: too late, the message is there.
+/// `stream_cancel_receive(Stream, Id) -> boolean()`. `false`: too late, the message comes.
 #[rustler::nif]
-fn stream_cancel_receive(stream: Stream) -> bool {
-    stream.inlet.as_ref().is_some_and(|inlet| inlet.cancel_request())
+fn stream_cancel_receive(stream: Stream, id: u64) -> bool {
+    stream.inlet.as_ref().is_some_and(|inlet| inlet.cancel_request(id))
 }
 
 /// `stream_set_active(Stream, true | false | once | 1..16#ffff) -> ok | {error, Reason}`.
