@@ -94,6 +94,7 @@ functions() ->
         {?NIF, stream_async_send, [stream, data]},
         {?NIF, stream_cancel_receive, [stream, number]},
         {?NIF, stream_give, [stream, process]},
+        {?NIF, stream_look_again, [stream]},
         {?NIF, stream_pause, [stream]},
         {?NIF, stream_receive, [stream, number, any]},
         {?NIF, stream_resume, [stream]},

@@ -31,6 +31,7 @@ all() ->
         the_end_of_a_stream_is_told_to_all_its_readers,
         readers_are_bounded_and_the_dead_make_room,
         recv_takes_the_messages_of_an_active_stream,
+        recv_takes_what_came_as_messages_before_it_reads,
         a_stream_is_passive_until_told_otherwise,
         active_once_gives_one_message,
         active_n_gives_n_messages_and_then_passive,
@@ -250,6 +251,22 @@ recv_takes_the_messages_of_an_active_stream(_Config) ->
     ?assertEqual({ok, <<"one">>}, macula_quic:recv(Far, ?WAIT_MS)),
     ok = macula_quic:close(Near),
     ?assertEqual({error, closed}, macula_quic:recv(Far, ?WAIT_MS)).
+
+%% Frames in another order than they were sent are others' answers.
+recv_takes_what_came_as_messages_before_it_reads(_Config) ->
+    {Client, Server} = quic_ct:pair(),
+    [
+        begin
+            {Near, Far} = quic_ct:streams(Client, Server, macula),
+            ok = macula_quic:setopt(Far, active, Mode),
+            ok = macula_quic:send(Near, [quic_ct:frame(<<N>>) || N <- [1, 2, 3, 4]]),
+            quic_ct:poll_until(fun() -> quic_ct:come(Far) >= Come end),
+            Mode =:= true andalso (ok = macula_quic:setopt(Far, active, false)),
+            Frames = [macula_quic:recv(Far, ?WAIT_MS) || _ <- [1, 2, 3, 4]],
+            ?assertEqual([{ok, quic_ct:frame(<<N>>)} || N <- [1, 2, 3, 4]], Frames)
+        end
+     || {Mode, Come} <- [{2, 3}, {once, 1}, {true, 2}]
+    ].
 
 %%% Messages
 

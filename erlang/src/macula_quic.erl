@@ -299,9 +299,10 @@ async_send(Stream, Data) when is_binary(Data) ->
 async_send(Stream, Data) ->
     async_send(Stream, iolist_to_binary(Data)).
 
-%% @doc The next data: of an active stream from its next message, of a passive one by reading.
-%% What comes too late for one call is there for the next. Several processes may read one passive
-%% stream: each delivery goes to who has waited longest.
+%% @doc The next data: of an active stream from its next message, of a passive one by reading, once
+%% the owner has taken what came as messages before. What comes too late for one call is there for
+%% the next. Several processes may read one passive stream: each delivery goes to who has waited
+%% longest.
 -spec recv(stream(), timeout()) -> {ok, binary()} | {error, recv_error()}.
 recv(Stream, Timeout) when ?IS_TIMEOUT(Timeout) ->
     {Id, Token} = request(),
@@ -311,8 +312,10 @@ recv(Stream, Timeout) when ?IS_TIMEOUT(Timeout) ->
             await(mesh_received, Token, Timeout, Cancel);
         active ->
             recv_message(Stream, Timeout);
+        look ->
+            recv_left(Stream, Timeout);
         {error, Reason} ->
-            recv_left(Stream, Reason)
+            {error, Reason}
     end.
 
 -spec recv_message(stream(), timeout()) -> {ok, binary()} | {error, recv_error()}.
@@ -327,13 +330,15 @@ recv_message(Stream, Timeout) ->
         {error, timeout}
     end.
 
-%% A stream that has ended may have left messages of when it was active.
--spec recv_left(stream(), recv_error()) -> {ok, binary()} | {error, recv_error()}.
-recv_left(Stream, Reason) ->
+%% What came as messages comes before what is still to be read.
+-spec recv_left(stream(), timeout()) -> {ok, binary()} | {error, recv_error()}.
+recv_left(Stream, Timeout) ->
     receive
-        {quic, Data, Stream, _} when is_binary(Data) -> {ok, Data}
+        {quic, Data, Stream, _} when is_binary(Data) ->
+            ok = macula_gateway_mesh_nif:stream_look_again(Stream),
+            {ok, Data}
     after 0 ->
-        {error, Reason}
+        recv(Stream, Timeout)
     end.
 
 %% @doc Options of a stream. `active': data as messages `{quic, Data, Stream, _}' (`true'), one

@@ -196,15 +196,9 @@ kill(Env, Owner) ->
     _ = put({?MODULE, agent, Owner}, quic_ct:agent()),
     ok.
 
-%% What has come as a message while the stream was active comes before what is still to be read.
 read(Env, Key, Ms) ->
     Stream = stream(Key),
-    Work = fun() ->
-        receive
-            {quic, Data, Stream, _} when is_binary(Data) -> {ok, Data}
-        after 0 -> macula_quic:recv(Stream, Ms)
-        end
-    end,
+    Work = fun() -> macula_quic:recv(Stream, Ms) end,
     case quic_ct:in(owner(Env, get({?MODULE, owner, Key})), Work) of
         {ok, <<1, 0, 0, 0, _:32, Frame:64, Filling/binary>>} ->
             Filling = filling(Frame, byte_size(Filling)),

@@ -11,6 +11,7 @@ rustler::atoms! {
     unconfirmed,
     not_found,
     wait,
+    look,
 
     // Messages to Erlang processes.
     mesh_connected,

@@ -2,8 +2,8 @@
 //! or asks for it, and the one task that reads. Everything that the owner is told of a stream is
 //! posted under one lock, so that after a pause nothing more comes, and what came is in order.
 
-use std::iter;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::{iter, mem};
 
 use mesh::{Error, Packet, Reader, Received, SendEnd};
 use rustler::env::SavedTerm;
@@ -42,6 +42,8 @@ struct State {
     monitor: Option<Monitor>,
     mode: Mode,
     readers: Readers,
+    /// Data that was posted may still be in the owner's mailbox.
+    has_posted: bool,
     packet: Option<Packet>,
     /// Held while messages are to come, which must name the stream; without it, a stream that
     /// nobody holds is closed.
@@ -74,6 +76,8 @@ pub(crate) enum Refusal {
     NoProcess,
     /// Data comes as messages.
     Active,
+    /// Data may have come as messages, which is before what is still to be read.
+    Posted,
     TooManyReaders,
     Closed,
 }
@@ -86,6 +90,7 @@ impl Inlet {
             monitor: None,
             mode: Mode::Passive,
             readers: Readers::default(),
+            has_posted: false,
             packet: None,
             handle: None,
             has_events,
@@ -159,13 +164,19 @@ impl Inlet {
     }
 
     /// Asks for the next data, in place of a message, behind others who have asked.
+    /// [`Refusal::Posted`] is told once, until [`Inlet::look_again`] or more is posted.
     pub(crate) fn request(&self, id: RequestId, reply: Quiet) -> Result<(), Refusal> {
         let mut state = self.lock();
-        if state.is_closed || state.received_end.is_some() {
-            return Err(Refusal::Closed);
-        }
-        if state.mode != Mode::Passive {
+        let has_ended = state.is_closed || state.received_end.is_some();
+        if state.mode != Mode::Passive && !has_ended {
             return Err(Refusal::Active);
+        }
+        // Nothing more is posted from here on, so who looks finds all of it.
+        if reply.is_to(&state.owner) && mem::take(&mut state.has_posted) {
+            return Err(Refusal::Posted);
+        }
+        if has_ended {
+            return Err(Refusal::Closed);
         }
         if !state.readers.add(id, reply) {
             return Err(Refusal::TooManyReaders);
@@ -173,6 +184,11 @@ impl Inlet {
         drop(state);
         self.changed.notify_one();
         Ok(())
+    }
+
+    /// The owner has found data in its mailbox, where there may be more.
+    pub(crate) fn look_again(&self) {
+        self.lock().has_posted = true;
     }
 
     /// Takes a request back. `false`: too late, it is answered.
@@ -189,11 +205,11 @@ impl Inlet {
     /// when the sending half has ended.
     pub(crate) fn close(&self, handle: Option<Handle>, code: u64) {
         let mut state = self.lock();
-        if !std::mem::replace(&mut state.is_closed, true) {
+        if !mem::replace(&mut state.is_closed, true) {
             state.stop_code = code;
         }
         let handle = handle.filter(|_| state.has_events && state.send_end.is_none());
-        let released = std::mem::replace(&mut state.handle, handle);
+        let released = mem::replace(&mut state.handle, handle);
         let readers = state.readers.take_all();
         drop(state);
         drop(released);
@@ -395,6 +411,7 @@ impl State {
                     (atoms::quic(), binary.load(env), &handle, detail).encode(env)
                 })
                 .ok();
+                self.has_posted = true;
                 self.count_down(&handle)
             }
             Delivery::End(end) => self.end_receiving(end),
@@ -444,7 +461,7 @@ impl State {
             return None;
         }
         let handle = self.handle.take()?;
-        if !std::mem::replace(&mut self.is_send_end_told, true) {
+        if !mem::replace(&mut self.is_send_end_told, true) {
             self.tell_send_end(&handle);
         }
         if self.is_over() {

@@ -88,6 +88,11 @@ impl Quiet {
         Self(Some(reply))
     }
 
+    /// Whether it was given to this process.
+    pub(crate) fn is_to(&self, pid: &LocalPid) -> bool {
+        self.0.as_ref().is_some_and(|reply| reply.to == *pid)
+    }
+
     /// Whether the process that was promised the message is still there.
     pub(crate) fn is_awaited(&self) -> bool {
         let token = self.0.as_ref().and_then(|reply| Some((reply.to, reply.token.as_ref()?)));

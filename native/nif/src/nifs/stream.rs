@@ -101,8 +101,9 @@ fn connection_open_stream<'a>(
     Ok(atoms::ok())
 }
 
-/// `stream_receive(Stream, Id, Token) -> wait | active | {error, Reason}`. After `wait`, the caller
-/// gets `{mesh_received, Token, {ok, Data} | {error, Reason}}`.
+/// `stream_receive(Stream, Id, Token) -> wait | active | look | {error, Reason}`. After `wait`, the
+/// caller gets `{mesh_received, Token, {ok, Data} | {error, Reason}}`. `look`: there may be
+/// messages of when the stream was active; when none is left, the caller asks again.
 #[rustler::nif]
 fn stream_receive<'a>(
     env: Env<'a>,
@@ -122,8 +123,16 @@ fn stream_receive<'a>(
             None => terms::error(env, &Error::StreamClosed),
         },
         Err(Refusal::TooManyReaders) => terms::refusal(env, mesh::Refusal::TooManyWait),
+        Err(Refusal::Posted) => atoms::look().encode(env),
         Err(_) => atoms::active().encode(env),
     })
+}
+
+/// `stream_look_again(Stream) -> ok`: the caller was told to look, and has found one message.
+#[rustler::nif]
+fn stream_look_again(stream: Stream) -> NifResult<Atom> {
+    stream.inlet.as_ref().ok_or(rustler::Error::BadArg)?.look_again();
+    Ok(atoms::ok())
 }
 
 /// `stream_cancel_receive(Stream, Id) -> boolean()`. `false`: too late, the message comes.
