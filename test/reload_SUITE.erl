@@ -9,9 +9,11 @@
     the_modules_in_erlang_are_loaded_anew_under_load/1,
     the_native_module_is_not_loaded_a_second_time/1,
     what_a_pool_has_begun_outlives_the_purge_of_its_native_module/1,
+    a_listener_outlives_a_module_that_was_loaded_and_purged_again/1,
     a_purged_native_module_is_loaded_again/1,
     the_state_of_a_server_survives_a_change_of_code/1
 ]).
+-export([listen/1, wait_for_connection/0, stop_listening/0]).
 
 -define(POOL, macula_gateway_mesh).
 -define(NIF, macula_gateway_mesh_nif).
@@ -23,6 +25,7 @@ all() ->
         the_modules_in_erlang_are_loaded_anew_under_load,
         the_native_module_is_not_loaded_a_second_time,
         what_a_pool_has_begun_outlives_the_purge_of_its_native_module,
+        a_listener_outlives_a_module_that_was_loaded_and_purged_again,
         a_purged_native_module_is_loaded_again,
         the_state_of_a_server_survives_a_change_of_code
     ].
@@ -80,6 +83,68 @@ what_a_pool_has_begun_outlives_the_purge_of_its_native_module(_Config) ->
         churn(Vm),
         ?assertMatch(#{distinct := 20}, mesh_peer:wait(Peer, messages, 20))
     end).
+
+a_listener_outlives_a_module_that_was_loaded_and_purged_again(Config) ->
+    %% The types of the second load have no objects yet, but those whom the listener lets in become
+    %% some: the VM freed the types with the module, and was left with whatever lay there then.
+    Files = quic_certs:self_signed(filename:join(proplists:get_value(priv_dir, Config), "server")),
+    mesh_vm:with(fun(Vm) ->
+        {Address, Port} = rpc(Vm, ?MODULE, listen, [Files]),
+        lists:foreach(
+            fun(_) ->
+                ?assertEqual({module, ?NIF}, rpc(Vm, code, ensure_loaded, [?NIF])),
+                true = rpc(Vm, code, delete, [?NIF]),
+                _ = rpc(Vm, code, purge, [?NIF]),
+                churn(Vm)
+            end,
+            [first, second, third]
+        ),
+        {ok, Connection} = macula_quic:connect(Address, Port, [], 10_000),
+        ?assertMatch({quic, new_conn, _, _}, rpc(Vm, ?MODULE, wait_for_connection, [])),
+        %% What is to be done when its owner dies is known by its type.
+        true = rpc(Vm, ?MODULE, stop_listening, []),
+        receive
+            {quic, shutdown, Connection, 0} -> ok
+        after 10_000 -> error(never_closed)
+        end,
+        ?assertEqual({module, ?NIF}, rpc(Vm, code, ensure_loaded, [?NIF]))
+    end).
+
+%% In the other VM: listens, and asks for one connection, in a process that stays.
+listen({CertFile, KeyFile}) ->
+    Caller = self(),
+    _ = spawn(fun() ->
+        true = register(?MODULE, self()),
+        Options = [{certfile, CertFile}, {keyfile, KeyFile}],
+        {ok, Listener} = macula_quic:listen({{127, 0, 0, 1}, 0}, Options),
+        {ok, Listener} = macula_quic:async_accept(Listener, []),
+        {ok, Address} = macula_quic:sockname(Listener),
+        Caller ! {?MODULE, Address},
+        NewConnection =
+            receive
+                {quic, new_conn, _, _} = Message -> Message
+            end,
+        receive
+            {asked, From} -> From ! {?MODULE, NewConnection}
+        end,
+        receive
+            never -> Listener
+        end
+    end),
+    answer().
+
+%% In the other VM: what that process was told.
+wait_for_connection() ->
+    ?MODULE ! {asked, self()},
+    answer().
+
+stop_listening() ->
+    exit(whereis(?MODULE), kill).
+
+answer() ->
+    receive
+        {?MODULE, Answer} -> Answer
+    end.
 
 a_purged_native_module_is_loaded_again(_Config) ->
     %% What a release does that takes an application out and in again, its pool stopped. Who sends

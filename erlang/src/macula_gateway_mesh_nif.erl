@@ -60,7 +60,10 @@
 
 -spec load() -> ok | {error, {atom(), string()}}.
 load() ->
-    erlang:load_nif(filename:join(priv_dir(), ?LIBRARY), 0).
+    case erlang:load_nif(filename:join(priv_dir(), ?LIBRARY), 0) of
+        ok -> keep_types();
+        Refused -> Refused
+    end.
 
 %% The application's own priv folder; beside the code when the application is not on the path.
 -spec priv_dir() -> file:filename_all().
@@ -72,6 +75,9 @@ priv_dir() ->
         Dir ->
             Dir
     end.
+
+-spec keep_types() -> ok.
+keep_types() -> erlang:nif_error(not_loaded).
 
 -spec pool_open(map()) -> {ok, pool(), LingerMs :: non_neg_integer()} | {error, term()}.
 pool_open(_Options) -> erlang:nif_error(not_loaded).

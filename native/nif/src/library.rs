@@ -7,12 +7,12 @@
 //! taken.
 
 use std::ops::Deref;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{PoisonError, RwLock};
 
 use rustler::codegen_runtime::ResourceRegistration;
-use rustler::{Env, Resource, ResourceArc, Term};
+use rustler::{Atom, Env, Resource, ResourceArc, Term};
 
+use crate::atoms;
 use crate::resources::{
     Caller, ConnectionResource, ListenerResource, PoolResource, StreamResource,
 };
@@ -22,9 +22,6 @@ use crate::resources::{
 /// It asks for names that last as long as the program; here are all of them, so that they are not
 /// taken for leaks.
 static TYPES: RwLock<Vec<&'static str>> = RwLock::new(Vec::new());
-
-/// Whether [`keep_types`] has been called since the module was loaded.
-static ARE_KEPT: AtomicBool = AtomicBool::new(false);
 
 /// What is in a resource: something, but for the objects that only keep their type alive. No term
 /// leads to one of those.
@@ -50,7 +47,6 @@ where
 /// Registers the resource types: the VM calls it while it loads the module.
 pub(crate) fn load<'a>(env: Env<'a>, _info: Term<'a>) -> bool {
     let mut names = TYPES.write().unwrap_or_else(PoisonError::into_inner);
-    ARE_KEPT.store(false, Ordering::Release);
     register::<PoolResource>(env, "pool", &mut names)
         && register::<ConnectionResource>(env, "connection", &mut names)
         && register::<StreamResource>(env, "stream", &mut names)
@@ -70,17 +66,17 @@ where
     ResourceRegistration::new::<Held<T>>().with_name(name).register(env).is_ok()
 }
 
-/// Makes the present resource types last as long as the VM. To be called before there is a task
-/// that may make resources; not possible yet while the module is being loaded.
-pub(crate) fn keep_types() {
-    if !ARE_KEPT.swap(true, Ordering::AcqRel) {
-        let _types = TYPES.read().unwrap_or_else(PoisonError::into_inner);
-        keep_type::<PoolResource>();
-        keep_type::<ConnectionResource>();
-        keep_type::<StreamResource>();
-        keep_type::<ListenerResource>();
-        keep_type::<Caller>();
-    }
+/// `keep_types() -> ok`: makes the present resource types last as long as the VM. The module calls
+/// it as soon as it has loaded the library, before which there can be no object.
+#[rustler::nif]
+fn keep_types() -> Atom {
+    let _types = TYPES.read().unwrap_or_else(PoisonError::into_inner);
+    keep_type::<PoolResource>();
+    keep_type::<ConnectionResource>();
+    keep_type::<StreamResource>();
+    keep_type::<ListenerResource>();
+    keep_type::<Caller>();
+    atoms::ok()
 }
 
 fn keep_type<T>()

@@ -7,8 +7,6 @@ use std::thread::available_parallelism;
 use once_cell::sync::OnceCell;
 use tokio::runtime::{Builder, Handle, Runtime};
 
-use crate::library;
-
 /// Most threads for file and name look-ups; `mesh` bounds its look-ups below this.
 const MAX_BLOCKING_THREADS: usize = 32;
 /// Worker threads that an option may ask for.
@@ -27,7 +25,6 @@ pub(crate) fn start(workers: Option<usize>) -> io::Result<&'static Handle> {
             .enable_all()
             .build()
     })?;
-    library::keep_types();
     Ok(runtime.handle())
 }
 
