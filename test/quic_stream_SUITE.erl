@@ -12,6 +12,7 @@
 %% Processes that may wait for data of one stream.
 -define(READERS, 1_024).
 %% Flags of async_shutdown_stream/3.
+-define(IMMEDIATE, 8).
 -define(GRACEFUL, 1).
 -define(ABORT_SEND, 2).
 -define(ABORT_RECEIVE, 4).
@@ -44,6 +45,9 @@ all() ->
         a_stop_arrives_with_its_code,
         a_stop_of_a_stream_that_is_read_arrives_with_its_code,
         send_shutdown_complete_tells_whether_all_arrived,
+        who_closes_a_stream_is_told_of_its_end_whatever_has_ended_before,
+        a_stopped_passive_stream_tells_its_end_to_who_closes_it,
+        who_closes_a_stream_on_which_only_the_peer_sends_is_told_of_its_end,
         closing_a_stream_sends_what_is_queued,
         a_slow_reader_gets_all_of_a_closed_stream,
         streams_that_had_arrived_when_the_connection_closed_are_read,
@@ -616,6 +620,73 @@ streams_on_which_only_the_peer_sends_are_read_and_bounded(_Config) ->
             ?assertMatch({stream_closed, #{status := ok}}, quic_ct:next(Stream))
         end
      || {Stream, Properties} <- Streams
+    ],
+    ok = mesh_attacker:call_off(Client).
+
+%% A handler frees its state at stream_closed; one that never comes is a leak.
+who_closes_a_stream_is_told_of_its_end_whatever_has_ended_before(_Config) ->
+    {Client, Server} = quic_ct:pair(),
+    Finish = fun(Near, _Far) ->
+        ok = macula_quic:async_shutdown_stream(Near, ?GRACEFUL, 0),
+        ?assertEqual({send_shutdown_complete, true}, quic_ct:next(Near))
+    end,
+    Stop = fun(Near, Far) ->
+        ok = macula_quic:async_shutdown_stream(Far, ?ABORT_RECEIVE, 55),
+        ?assertEqual({peer_receive_aborted, 55}, quic_ct:next(Near))
+    end,
+    [
+        begin
+            {Near, Far} = quic_ct:streams(Client, Server),
+            ok = macula_quic:setopt(Near, active, true),
+            EndSending(Near, Far),
+            ok = Close(Near),
+            ?assertMatch({stream_closed, #{status := ok}}, quic_ct:next(Near)),
+            ok = Close(Near),
+            quic_ct:none(Near)
+        end
+     || EndSending <- [Finish, Stop], Close <- closings()
+    ].
+
+%% Every way to read no more.
+closings() ->
+    Shutdown = fun(Flags) ->
+        fun(Stream) -> macula_quic:async_shutdown_stream(Stream, Flags, 7) end
+    end,
+    [fun macula_quic:close/1 | [Shutdown(Flags) || Flags <- [?ABORT_RECEIVE, ?ABORT, ?IMMEDIATE]]].
+
+%% What could not be told while the stream was passive is still of use at its end.
+a_stopped_passive_stream_tells_its_end_to_who_closes_it(_Config) ->
+    {Client, Server} = quic_ct:pair(),
+    Finish = fun(Stream) -> ok = macula_quic:async_shutdown_stream(Stream, ?GRACEFUL, 0) end,
+    [
+        begin
+            {Near, Far} = quic_ct:streams(Client, Server),
+            [ok = macula_quic:setopt(Near, active, IsActive) || IsActive <- [true, false]],
+            ok = macula_quic:async_shutdown_stream(Far, ?ABORT_RECEIVE, 55),
+            IsStopped = fun() -> macula_quic:send(Near, <<"x">>) =:= {error, {stopped, 55}} end,
+            quic_ct:poll_until(IsStopped),
+            quic_ct:none(Near),
+            First(Near),
+            ?assertEqual({peer_receive_aborted, 55}, quic_ct:next(Near)),
+            ok = macula_quic:close(Near),
+            ?assertMatch({stream_closed, #{status := ok}}, quic_ct:next(Near))
+        end
+     || First <- [Finish, fun macula_quic:close/1]
+    ].
+
+%% As above: our half has ended from the start.
+who_closes_a_stream_on_which_only_the_peer_sends_is_told_of_its_end(_Config) ->
+    Listener = quic_ct:listen([{peer_unidi_stream_count, 4}]),
+    Client = mesh_attacker:start(Listener, unis, ["--count", "4"]),
+    Server = quic_ct:new_server(Listener),
+    [
+        begin
+            {ok, Server} = macula_quic:async_accept_stream(Server, []),
+            {Stream, #{flags := 1}} = new_stream(),
+            ok = Close(Stream),
+            ?assertMatch({stream_closed, #{status := ok}}, quic_ct:next(Stream))
+        end
+     || Close <- closings()
     ],
     ok = mesh_attacker:call_off(Client).
 

@@ -202,13 +202,13 @@ impl Inlet {
     }
 
     /// Ends the reading; the peer is stopped with `code`. `handle`: the owner is still to be told
-    /// when the sending half has ended.
-    pub(crate) fn close(&self, handle: Option<Handle>, code: u64) {
+    /// how the sending half has ended, and of the end of both.
+    pub(crate) fn close(self: &Arc<Self>, handle: Option<Handle>, code: u64) {
         let mut state = self.lock();
         if !mem::replace(&mut state.is_closed, true) {
             state.stop_code = code;
         }
-        let handle = handle.filter(|_| state.has_events && state.send_end.is_none());
+        let handle = handle.filter(|_| state.has_events && !state.is_closed_told);
         let released = mem::replace(&mut state.handle, handle);
         let readers = state.readers.take_all();
         drop(state);
@@ -216,17 +216,20 @@ impl Inlet {
         for reader in readers {
             reader.send_later(|env| terms::error(env, &Error::StreamClosed));
         }
-        self.changed.notify_one();
+        self.catch_up();
     }
 
-    /// The sending half is about to end on the owner's order, who is to be told.
-    pub(crate) fn expect_send_end(&self, handle: Handle) {
+    /// The sending half is about to end on the owner's order, who is to be told, if it has not ended
+    /// before.
+    pub(crate) fn expect_send_end(self: &Arc<Self>, handle: Handle) {
         let mut state = self.lock();
-        state.awaits_send_end = state.has_events && state.send_end.is_none();
+        let is_told = state.is_send_end_told && (state.is_closed_told || !state.is_over());
+        state.awaits_send_end = state.has_events && !is_told;
         let released =
             if state.awaits_send_end { state.handle.replace(handle) } else { Some(handle) };
         drop(state);
         drop(released);
+        self.catch_up();
     }
 
     /// Reads until the stream ends or is closed. Run by one task.
