@@ -6,6 +6,8 @@
 
 -compile([export_all, nowarn_export_all]).
 
+%% The steps of a handover.
+-define(NIF, macula_gateway_mesh_nif).
 -define(WAIT_MS, 10_000).
 %% A flag of async_shutdown_stream/3.
 -define(GRACEFUL, 1).
@@ -20,6 +22,8 @@ all() ->
         a_passive_stream_goes_to_its_new_owner,
         only_the_owner_gives_a_stream_away,
         a_failed_handover_loses_nothing,
+        whose_death_in_the_middle_of_a_handover_closes_the_stream,
+        who_is_to_own_a_stream_cannot_give_it_on_before,
         the_end_of_the_sending_half_during_a_handover_is_told,
         handing_over_a_thousand_times_keeps_every_byte,
         what_belongs_to_the_pool_is_not_given_away
@@ -137,6 +141,41 @@ a_failed_handover_loses_nothing(_Config) ->
     ?assertEqual({error, noproc}, macula_quic:controlling_process(Far, Dead)),
     ok = macula_quic:send(Near, quic_ct:frame(<<2>>)),
     ?assertEqual([1, 2], [number(quic_ct:next(Far)) || _ <- [1, 2]]).
+
+%% A stream that nobody owns would deliver nothing, and never end.
+whose_death_in_the_middle_of_a_handover_closes_the_stream(_Config) ->
+    {Client, Server} = quic_ct:pair(),
+    [
+        begin
+            {Near, Far} = quic_ct:streams(Client, Server),
+            [Giver, Heir] = [quic_ct:agent(), quic_ct:agent()],
+            [ok = macula_quic:setopt(Stream, active, true) || Stream <- [Near, Far]],
+            ok = macula_quic:controlling_process(Far, Giver),
+            ok = quic_ct:in(Giver, fun() -> ?NIF:stream_pause(Far, Heir) end),
+            quic_ct:give_up(maps:get(Dying, #{giver => Giver, heir => Heir})),
+            Dying =:= heir andalso
+                (ok = quic_ct:in(Giver, fun() -> ?NIF:stream_give(Far, Heir) end)),
+            ?assertEqual(
+                [{peer_receive_aborted, 0}, {peer_send_shutdown, undefined}],
+                lists:sort([quic_ct:next(Near), quic_ct:next(Near)])
+            )
+        end
+     || Dying <- [giver, heir]
+    ].
+
+%% Or the giver's last step would undo what its heir has begun.
+who_is_to_own_a_stream_cannot_give_it_on_before(_Config) ->
+    {Near, Far} = quic_ct:frame_streams(),
+    ok = macula_quic:setopt(Far, active, true),
+    [Heir, Third] = [quic_ct:agent(), quic_ct:agent()],
+    GiveOn = fun() -> macula_quic:controlling_process(Far, Third) end,
+    ok = ?NIF:stream_pause(Far, Heir),
+    ?assertEqual({error, not_owner}, quic_ct:in(Heir, GiveOn)),
+    ok = ?NIF:stream_give(Far, Heir),
+    ?assertEqual({error, not_owner}, ?NIF:stream_give(Far, self())),
+    ?assertEqual(ok, quic_ct:in(Heir, GiveOn)),
+    ok = macula_quic:send(Near, quic_ct:frame(<<1>>)),
+    ?assertEqual(1, quic_ct:in(Third, fun() -> number(quic_ct:next(Far)) end)).
 
 %% Whoever waits for this message would wait for good.
 the_end_of_the_sending_half_during_a_handover_is_told(_Config) ->

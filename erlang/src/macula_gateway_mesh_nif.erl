@@ -25,9 +25,8 @@
     stream_set_active/2,
     stream_set_packet/2,
     stream_shutdown/3,
-    stream_pause/1,
+    stream_pause/2,
     stream_give/2,
-    stream_resume/1,
     handle_close/1,
     handle_peername/1,
     handle_sockname/1,
@@ -145,14 +144,11 @@ stream_set_packet(_Stream, _Packet) -> erlang:nif_error(not_loaded).
 -spec stream_shutdown(stream(), non_neg_integer(), non_neg_integer()) -> ok.
 stream_shutdown(_Stream, _Flags, _Code) -> erlang:nif_error(not_loaded).
 
--spec stream_pause(stream()) -> ok | {error, not_owner | closed}.
-stream_pause(_Stream) -> erlang:nif_error(not_loaded).
+-spec stream_pause(stream(), pid()) -> ok | {error, not_owner | noproc | closed}.
+stream_pause(_Stream, _Heir) -> erlang:nif_error(not_loaded).
 
--spec stream_give(stream(), pid()) -> ok | {error, noproc}.
-stream_give(_Stream, _Pid) -> erlang:nif_error(not_loaded).
-
--spec stream_resume(stream()) -> ok.
-stream_resume(_Stream) -> erlang:nif_error(not_loaded).
+-spec stream_give(stream(), pid()) -> ok | {error, not_owner}.
+stream_give(_Stream, _Heir) -> erlang:nif_error(not_loaded).
 
 -spec handle_close(stream() | connection() | listener()) -> ok.
 handle_close(_Handle) -> erlang:nif_error(not_loaded).

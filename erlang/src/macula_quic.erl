@@ -391,7 +391,7 @@ sockname(Handle) ->
 controlling_process(_Handle, Pid) when Pid =:= self() ->
     ok;
 controlling_process(Handle, Pid) when is_pid(Pid), node(Pid) =:= node() ->
-    try macula_gateway_mesh_nif:stream_pause(Handle) of
+    try macula_gateway_mesh_nif:stream_pause(Handle, Pid) of
         ok -> give_stream(Handle, Pid);
         {error, Reason} -> {error, Reason}
     catch
@@ -401,13 +401,11 @@ controlling_process(Handle, Pid) when is_pid(Pid), node(Pid) =:= node() ->
 %%% Internal
 
 %% While the stream is paused nothing more is posted; so what has come before is with the new
-%% owner, or still here, before what comes after.
--spec give_stream(stream(), pid()) -> ok | {error, noproc}.
+%% owner before what comes after.
+-spec give_stream(stream(), pid()) -> ok.
 give_stream(Stream, Pid) ->
-    Given = macula_gateway_mesh_nif:stream_give(Stream, Pid),
-    Given =:= ok andalso forward(Stream, Pid),
-    ok = macula_gateway_mesh_nif:stream_resume(Stream),
-    Given.
+    ok = forward(Stream, Pid),
+    ok = macula_gateway_mesh_nif:stream_give(Stream, Pid).
 
 -spec give(connection() | listener(), pid()) -> ok | {error, not_owner | noproc}.
 give(Handle, Pid) ->

@@ -134,33 +134,43 @@ impl Inlet {
         self.changed.notify_one();
     }
 
-    /// `caller` hands the stream over: nothing more is posted to it.
-    pub(crate) fn pause(&self, caller: LocalPid) -> Result<(), Refusal> {
+    /// `caller` is about to hand the stream over, and gets nothing more of it. It stays the owner
+    /// until it has given the stream, and when it dies before that the stream closes.
+    pub(crate) fn pause(
+        &self,
+        caller: LocalPid,
+        has_heir: impl FnOnce() -> bool,
+    ) -> Result<(), Refusal> {
         let mut state = self.lock();
         if state.owner != caller {
             return Err(Refusal::NotOwner);
+        }
+        if !has_heir() {
+            return Err(Refusal::NoProcess);
         }
         state.is_paused = true;
         Ok(())
     }
 
-    /// Gives the paused stream to `owner`; returns the monitor of the one before. Locked from
-    /// before the new owner can die, or its death would not be known as that.
+    /// Gives the paused stream to `owner`, and goes on; returns the monitor of the one before.
+    /// Locked from before the new owner can die, or its death would not be known as that.
     pub(crate) fn give(
-        &self,
+        self: &Arc<Self>,
+        caller: LocalPid,
         owner: LocalPid,
         monitor: impl FnOnce() -> Option<Monitor>,
     ) -> Result<Option<Monitor>, Refusal> {
         let mut state = self.lock();
+        if state.owner != caller {
+            return Err(Refusal::NotOwner);
+        }
         let monitor = monitor().ok_or(Refusal::NoProcess)?;
         state.owner = owner;
-        Ok(state.monitor.replace(monitor))
-    }
-
-    /// Goes on after a pause.
-    pub(crate) fn resume(self: &Arc<Self>) {
-        self.lock().is_paused = false;
+        state.is_paused = false;
+        let former = state.monitor.replace(monitor);
+        drop(state);
         self.catch_up();
+        Ok(former)
     }
 
     /// Asks for the next data, in place of a message, behind others who have asked.

@@ -149,14 +149,8 @@ pub(crate) struct StreamResource {
 #[rustler::resource_impl(register = false)]
 impl Resource for Held<StreamResource> {
     fn down<'a>(&'a self, _env: Env<'a>, _owner: LocalPid, monitor: Monitor) {
-        if let Some(inlet) = &self.inlet
-            && inlet.is_monitored_by(&monitor)
-        {
-            self.stream.close();
-            inlet.close(None, NO_ERROR);
-            if let Some(bytes) = self.stream.bytes() {
-                bytes.stop_reading(NO_ERROR);
-            }
+        if self.inlet.as_ref().is_some_and(|inlet| inlet.is_monitored_by(&monitor)) {
+            self.lose_owner();
         }
     }
 }
@@ -182,6 +176,19 @@ impl StreamResource {
             runtime.spawn(async move { watch.sending_ended(ended.await) });
         }
         Some(resource)
+    }
+}
+
+impl StreamResource {
+    /// Its owner has died: what is queued still goes out, and nothing more is read.
+    pub(crate) fn lose_owner(&self) {
+        self.stream.close();
+        if let Some(inlet) = &self.inlet {
+            inlet.close(None, NO_ERROR);
+        }
+        if let Some(bytes) = self.stream.bytes() {
+            bytes.stop_reading(NO_ERROR);
+        }
     }
 }
 

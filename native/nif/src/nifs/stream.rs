@@ -197,37 +197,35 @@ fn stream_shutdown(stream: Stream, flags: u32, code: u64) -> Atom {
     atoms::ok()
 }
 
-/// `stream_pause(Stream) -> ok | {error, not_owner | closed}`: the caller is about to hand the
-/// stream over, and gets nothing more of it.
+/// `stream_pause(Stream, Heir) -> ok | {error, not_owner | noproc | closed}`: the caller is about
+/// to hand the stream over, and gets nothing more of it.
 #[rustler::nif]
-fn stream_pause<'a>(env: Env<'a>, stream: Stream) -> Term<'a> {
+fn stream_pause<'a>(env: Env<'a>, stream: Stream, heir: LocalPid) -> Term<'a> {
     let Some(inlet) = &stream.inlet else {
         return terms::error(env, &Error::StreamClosed);
     };
-    match inlet.pause(env.pid()) {
+    match inlet.pause(env.pid(), || heir.is_alive(env)) {
         Ok(()) => atoms::ok().encode(env),
+        Err(Refusal::NoProcess) => (atoms::error(), atoms::noproc()).encode(env),
         Err(_) => (atoms::error(), atoms::not_owner()).encode(env),
     }
 }
 
-/// `stream_give(Stream, Pid) -> ok | {error, noproc}`: hands a paused stream over, if it can.
+/// `stream_give(Stream, Heir) -> ok | {error, not_owner}`: hands a paused stream over. When the
+/// heir has died since, that has the consequences of an owner's death.
 #[rustler::nif]
-fn stream_give<'a>(env: Env<'a>, stream: Stream, owner: LocalPid) -> NifResult<Term<'a>> {
+fn stream_give<'a>(env: Env<'a>, stream: Stream, heir: LocalPid) -> NifResult<Term<'a>> {
     let inlet = stream.inlet.as_ref().ok_or(rustler::Error::BadArg)?;
-    let Ok(former) = inlet.give(owner, || env.monitor(&stream, &owner)) else {
-        return Ok((atoms::error(), atoms::noproc()).encode(env));
-    };
-    if let Some(former) = former {
-        env.demonitor(&stream, &former);
+    match inlet.give(env.pid(), heir, || env.monitor(&stream, &heir)) {
+        Ok(former) => {
+            if let Some(former) = former {
+                env.demonitor(&stream, &former);
+            }
+        }
+        Err(Refusal::NoProcess) => stream.lose_owner(),
+        Err(_) => return Ok((atoms::error(), atoms::not_owner()).encode(env)),
     }
     Ok(atoms::ok().encode(env))
-}
-
-/// `stream_resume(Stream) -> ok`: the stream was handed over, or could not be.
-#[rustler::nif]
-fn stream_resume(stream: Stream) -> NifResult<Atom> {
-    stream.inlet.as_ref().ok_or(rustler::Error::BadArg)?.resume();
-    Ok(atoms::ok())
 }
 
 /// Starts the stream's reading task, once.
