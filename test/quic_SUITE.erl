@@ -33,6 +33,7 @@ all() ->
         a_vanished_peer_is_noticed_by_the_idle_timeout,
         keep_alives_hold_an_idle_connection,
         a_peer_without_stream_credit_makes_openers_wait,
+        who_dies_while_he_waits_for_a_stream_takes_no_credit,
         waiting_for_a_stream_of_a_lost_connection_ends,
         a_connection_that_is_over_says_so_to_every_call,
         a_connection_goes_to_its_new_owner,
@@ -407,6 +408,29 @@ a_peer_without_stream_credit_makes_openers_wait(_Config) ->
         {Opening, Result} -> ?assertMatch({ok, _}, Result)
     after ?WAIT_MS -> error(never_opened)
     end.
+
+%% Credit spent on the dead is a stream that begins and ends with nothing in it, and until it comes
+%% each of them is a task.
+who_dies_while_he_waits_for_a_stream_takes_no_credit(_Config) ->
+    {ok, Pool} = macula_gateway_mesh:start_link(#{}),
+    {Client, Server} = quic_ct:pair([{peer_bidi_stream_count, 1}], []),
+    {Near, Far} = quic_ct:streams(Client, Server),
+    Before = runtime_tasks(Pool),
+    Agents = [quic_ct:agent() || _ <- lists:seq(1, 50)],
+    [quic_ct:tell(Agent, fun() -> macula_quic:open_stream(Client) end) || Agent <- Agents],
+    quic_ct:poll_until(fun() -> runtime_tasks(Pool) >= Before + 50 end),
+    lists:foreach(fun quic_ct:give_up/1, Agents),
+    quic_ct:poll_until(fun() -> runtime_tasks(Pool) =< Before end),
+    [ok = macula_quic:close(Stream) || Stream <- [Near, Far]],
+    {ok, Next} = macula_quic:open_stream(Client),
+    ok = macula_quic:send(Next, quic_ct:frame(<<"next">>)),
+    {ok, Arrived} = macula_quic:accept_stream(Server, ?WAIT_MS),
+    ?assertEqual({ok, quic_ct:frame(<<"next">>)}, macula_quic:recv(Arrived, ?WAIT_MS)),
+    ok = macula_gateway_mesh:stop(Pool).
+
+runtime_tasks(Pool) ->
+    {ok, #{runtime_tasks := Tasks}} = macula_gateway_mesh:get_stats(Pool),
+    Tasks.
 
 %% A server process that waits for requests must learn that none will come.
 waiting_for_a_stream_of_a_lost_connection_ends(_Config) ->

@@ -77,7 +77,7 @@ fn stream_async_send<'a>(
 }
 
 /// `connection_open_stream(Connection, Token) -> ok`. The caller gets `{mesh_opened, Token,
-/// {ok, Stream} | {error, Reason}}` and owns the stream.
+/// {ok, Stream} | {error, Reason}}` and owns the stream; when it dies before, none is opened.
 #[rustler::nif]
 fn connection_open_stream<'a>(
     env: Env<'a>,
@@ -86,10 +86,18 @@ fn connection_open_stream<'a>(
 ) -> NifResult<Atom> {
     let owner = env.pid();
     let reply = Reply::new(atoms::mesh_opened(), owner, token);
+    let caller = Caller::of(env);
     spawn(async move {
-        let opened = match &**connection {
-            ConnectionResource::Pooled(pooled) => pooled.open_stream().await,
-            ConnectionResource::Own(own, _) => own.open_stream().await,
+        let opening = async {
+            match &**connection {
+                ConnectionResource::Pooled(pooled) => pooled.open_stream().await,
+                ConnectionResource::Own(own, _) => own.open_stream().await,
+            }
+        };
+        let opened = tokio::select! {
+            opened = opening => opened,
+            // His place in the line for the peer's credit goes with him.
+            () = caller.gone() => return reply.forget(),
         };
         let opened = opened
             .and_then(|stream| StreamResource::owned(stream, owner, false).ok_or(Error::Cancelled));
