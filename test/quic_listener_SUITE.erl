@@ -34,6 +34,7 @@ all() ->
         a_closed_listener_ends_those_who_wait,
         a_closed_listener_says_so_to_every_call,
         too_many_who_wait_to_accept_are_told,
+        acceptors_that_have_died_take_no_place,
         accepted_connections_outlive_their_listener,
         connections_that_nobody_accepted_end_with_the_listener,
         a_client_that_breaks_the_protocol_is_told_by_its_code,
@@ -358,6 +359,28 @@ too_many_who_wait_to_accept_are_told(_Config) ->
     ?assertEqual(TooMany, macula_quic:accept_stream(Client, ?WAIT_MS)),
     %% One has been served, so one more may wait.
     ?assertEqual({ok, Listener}, macula_quic:async_accept(Listener, [])).
+
+%% Acceptors that crash and are restarted while nobody connects must not use up the places of those
+%% who live.
+acceptors_that_have_died_take_no_place(_Config) ->
+    Listener = quic_ct:listen(),
+    {ok, Listener} = macula_quic:async_accept(Listener, []),
+    Ask = fun() -> {ok, Listener} = macula_quic:async_accept(Listener, []) end,
+    lists:foreach(
+        fun(_) ->
+            {Acceptor, Monitor} = spawn_monitor(Ask),
+            receive
+                {'DOWN', Monitor, process, Acceptor, Reason} -> ?assertEqual(normal, Reason)
+            end
+        end,
+        lists:seq(1, 66_000)
+    ),
+    Client = quic_ct:connect(Listener),
+    receive
+        {quic, new_conn, _, _} -> ok
+    after ?WAIT_MS -> error(not_accepted)
+    end,
+    ok = macula_quic:close(Client).
 
 %% A node that stops taking in work finishes what it has.
 accepted_connections_outlive_their_listener(_Config) ->

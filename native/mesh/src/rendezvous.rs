@@ -13,6 +13,11 @@ pub trait Waiter<T>: Send {
     /// the process behind has gone.
     fn meet(self: Box<Self>, item: T) -> Option<T>;
 
+    /// Whether the process behind has gone, so that he need not wait.
+    fn is_gone(&self) -> bool {
+        false
+    }
+
     /// He will get nothing.
     fn refuse(self: Box<Self>, why: Refusal);
 }
@@ -40,12 +45,18 @@ pub(crate) struct Rendezvous<T> {
 struct State<T> {
     items: VecDeque<T>,
     waiters: VecDeque<(RequestId, Box<dyn Waiter<T>>)>,
+    /// The waiter who is looked at next, whether he has gone.
+    look: usize,
     is_over: bool,
     is_closed: bool,
 }
 
 /// Requests that may wait at once. Each is a process that waits, or one that asked many times.
 const MAX_WAITERS: usize = 65_536;
+
+/// Waiters who are looked at with each request. More than one, so that those who have gone leave
+/// faster than others come; few, since a caller's thread does it.
+const LOOKS: usize = 16;
 
 /// What became of a request.
 pub enum Request<T> {
@@ -61,7 +72,7 @@ impl<T> Rendezvous<T> {
     /// At most `capacity` items wait for somebody.
     pub(crate) fn new(capacity: usize) -> Self {
         let (items, waiters) = (VecDeque::new(), VecDeque::new());
-        let state = State { items, waiters, is_over: false, is_closed: false };
+        let state = State { items, waiters, look: 0, is_over: false, is_closed: false };
         Self { state: Mutex::new(state), capacity, emptied: Notify::new() }
     }
 
@@ -94,15 +105,18 @@ impl<T> Rendezvous<T> {
             }
             return Request::Served(item, waiter);
         }
+        let gone = state.part_with_gone();
         let why = if state.is_over {
             Refusal::Closed
         } else if state.waiters.len() >= MAX_WAITERS {
             Refusal::TooManyWait
         } else {
             state.waiters.push_back((id, waiter));
+            drop(state);
             return Request::Waiting;
         };
         drop(state);
+        drop(gone);
         waiter.refuse(why);
         Request::Refused(why)
     }
@@ -153,6 +167,23 @@ impl<T> Rendezvous<T> {
     }
 }
 
+impl<T> State<T> {
+    /// Looks at some waiters, in turn; returns those who have gone, to be dropped outside the lock.
+    fn part_with_gone(&mut self) -> Vec<Box<dyn Waiter<T>>> {
+        let mut gone = Vec::new();
+        for _ in 0..LOOKS.min(self.waiters.len()) {
+            match self.waiters.get(self.look) {
+                Some((_, waiter)) if waiter.is_gone() => {
+                    gone.extend(self.waiters.remove(self.look).map(|(_, waiter)| waiter));
+                }
+                Some(_) => self.look += 1,
+                None => self.look = 0,
+            }
+        }
+        gone
+    }
+}
+
 impl<T: std::fmt::Debug> std::fmt::Debug for State<T> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("State")
@@ -185,6 +216,10 @@ mod tests {
             }
             self.log.lock().expect("the log").push((self.name, item));
             None
+        }
+
+        fn is_gone(&self) -> bool {
+            self.is_gone
         }
 
         fn refuse(self: Box<Self>, _why: Refusal) {
@@ -260,6 +295,20 @@ mod tests {
         let late = meeting.request(2, waiter(2, &log, false));
         assert!(matches!(late, Request::Refused(Refusal::Closed)));
         assert_eq!(*log.lock().expect("the log"), vec![(1, REFUSED), (2, REFUSED)]);
+    }
+
+    #[test]
+    fn those_who_have_gone_make_room_behind_one_who_waits() {
+        let log = Log::default();
+        let meeting = Rendezvous::new(1);
+        let most = u64::try_from(MAX_WAITERS).expect("a number");
+        for id in 0..3 * most {
+            let asked = meeting.request(id, waiter(id, &log, id > 0));
+            assert!(matches!(asked, Request::Waiting));
+            assert!(meeting.lock().waiters.len() <= 3);
+        }
+        assert_eq!(meeting.offer(7), Ok(()));
+        assert_eq!(*log.lock().expect("the log"), vec![(0, 7)]);
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use mesh::{Client, Error, Identity, ListenerEvent, Place, Refusal, Request, Waiter};
 use once_cell::sync::OnceCell;
-use rustler::{Atom, Encoder, Env, LocalPid, NifResult, Term};
+use rustler::{Atom, Encoder, Env, LocalPid, NifResult, OwnedEnv, Term};
 
 use super::{Connection, Listener, spawn};
 use crate::events;
@@ -300,6 +300,10 @@ impl Waiter<mesh::Connection> for Accepting {
         self.accept(item, |pid| watched(connection, pid))
     }
 
+    fn is_gone(&self) -> bool {
+        !self.0.is_awaited()
+    }
+
     fn refuse(self: Box<Self>, why: Refusal) {
         self.turn_away(why);
     }
@@ -311,9 +315,18 @@ impl Waiter<mesh::Stream> for Accepting {
         self.accept(item, |pid| StreamResource::owned(stream, pid, false))
     }
 
+    fn is_gone(&self) -> bool {
+        !self.0.is_awaited()
+    }
+
     fn refuse(self: Box<Self>, why: Refusal) {
         self.turn_away(why);
     }
+}
+
+/// Whether a process has gone, asked on any thread.
+fn is_gone(pid: LocalPid) -> bool {
+    !OwnedEnv::new().run(|env| pid.is_alive(env))
 }
 
 /// A process that wants to be told of one connection.
@@ -330,6 +343,10 @@ impl Waiter<mesh::Connection> for Announcing {
         }
         ConnectionResource::watch(&connection);
         None
+    }
+
+    fn is_gone(&self) -> bool {
+        is_gone(self.0)
     }
 
     fn refuse(self: Box<Self>, _why: Refusal) {}
@@ -351,6 +368,10 @@ impl Waiter<mesh::Stream> for AnnouncingStream {
             events::stream_detail(env, &self.connection, is_unidirectional)
         });
         None
+    }
+
+    fn is_gone(&self) -> bool {
+        is_gone(self.to)
     }
 
     fn refuse(self: Box<Self>, _why: Refusal) {}
