@@ -197,13 +197,13 @@ refused(NodeId, Reason) ->
 kill_in_call(_Way, _Load, 0) ->
     [];
 kill_in_call(Way, #{targets := Targets, numbers := Numbers} = Load, Lives) ->
-    ok = atomics:add(Numbers, 3, 1),
+    _ = Way =:= connection orelse atomics:add(Numbers, 3, 1),
     Life = targets(Way, Targets),
     {Caller, Monitor} = spawn_monitor(fun() -> call_for_ever(Way, Load#{targets := Life}) end),
     IsWaiting = is_waiting(Way, Caller, ?LOOKS),
     exit(Caller, kill),
     receive
-        {'DOWN', Monitor, process, Caller, killed} -> ok
+        {'DOWN', Monitor, process, Caller, Reason} -> killed = Reason
     end,
     case IsWaiting of
         true -> [Way];
