@@ -10,6 +10,7 @@
     a_confirmed_message_is_at_the_peer/1,
     a_message_that_waits_too_long_for_a_dial_is_withdrawn/1,
     a_message_that_waits_too_long_behind_others_is_withdrawn/1,
+    a_message_that_waits_for_room_when_the_connection_ends_is_told_and_counted/1,
     a_message_under_way_may_have_arrived_when_the_time_is_over/1,
     a_failed_dial_is_told_as_that/1,
     a_connection_lost_after_sending_leaves_the_message_unconfirmed/1,
@@ -39,6 +40,7 @@ all() ->
         a_confirmed_message_is_at_the_peer,
         a_message_that_waits_too_long_for_a_dial_is_withdrawn,
         a_message_that_waits_too_long_behind_others_is_withdrawn,
+        a_message_that_waits_for_room_when_the_connection_ends_is_told_and_counted,
         a_message_under_way_may_have_arrived_when_the_time_is_over,
         a_failed_dial_is_told_as_that,
         a_connection_lost_after_sending_leaves_the_message_unconfirmed,
@@ -100,6 +102,21 @@ a_message_that_waits_too_long_behind_others_is_withdrawn(_Config) ->
     ok = deliver(Pool, Peer, mesh_peer:frame(7, 100)),
     ?assertMatch(#{distinct := 7, messages := 7}, mesh_peer:wait(Peer, messages, 7)),
     mesh_load:assert_accounted(Pool, 8).
+
+a_message_that_waits_for_room_when_the_connection_ends_is_told_and_counted(_Config) ->
+    Pool = mesh_ct:start_pool(#{send_watermark_bytes => 1, linger_ms => 0}),
+    Peer = mesh_ct:start_peer(),
+    _ = mesh_ct:connect(Pool, Peer),
+    mesh_load:pause(Peer),
+    mesh_ct:send(Pool, Peer, mesh_peer:frame(0, 100)),
+    Waiting = mesh_ct:start_task(fun() -> deliver(Pool, Peer, mesh_peer:frame(1, 100)) end),
+    mesh_ct:poll_until(fun() -> mesh_ct:is_waiting(Waiting) end),
+    ok = ?POOL:remove_connection(Pool, mesh_ct:node_id(Peer)),
+    ?assertEqual({error, removed}, mesh_ct:await(Waiting)),
+    ?assertMatch(
+        #{messages_unconfirmed := 1, messages_dropped := #{removed := 1}},
+        mesh_load:assert_accounted(Pool, 2)
+    ).
 
 a_message_under_way_may_have_arrived_when_the_time_is_over(_Config) ->
     %% What has been sent cannot be taken back, and saying that it was not would have it sent twice.

@@ -340,21 +340,9 @@ is_accounted(deaths, _Report, _Stats) ->
 is_accounted(calm, #{given := Given, refused := Refused}, Stats) ->
     #{messages_delivered := Delivered} = Stats,
     {Given, Given, []} =:= {Delivered, accounted(Stats), Refused};
-is_accounted(faults, #{given := Given, uncertain := Uncertain} = Report, Stats) ->
+is_accounted(faults, #{given := Given, uncertain := Uncertain, confirmed := Confirmed}, Stats) ->
     #{messages_delivered := Delivered} = Stats,
-    More = accounted(Stats) - Given,
-    More =< Uncertain andalso -More =< Uncertain + uncounted(Report) andalso
-        Delivered >= length(maps:get(confirmed, Report)).
-
-%% A `send/5' whose connection ends while it waits for room is told so, and the pool does not count
-%% it: a fault, which this is to be strict about once it is mended.
-uncounted(#{refused := Refused}) ->
-    lists:sum([Count || {{_Node, Why}, Count} <- Refused, not is_counted(Why)]).
-
-is_counted({connect_failed, _}) -> true;
-is_counted({unconfirmed, _}) -> true;
-is_counted(timeout) -> true;
-is_counted(_HowItEnded) -> false.
+    abs(accounted(Stats) - Given) =< Uncertain andalso Delivered >= length(Confirmed).
 
 accounted(Stats) ->
     #{

@@ -190,7 +190,7 @@ struct Writer {
 impl Drop for Writer {
     /// However its task ends: who waits for room would wait for ever.
     fn drop(&mut self) {
-        self.outbox.close(Error::Cancelled);
+        self.outbox.close(Error::Cancelled, |_| {});
     }
 }
 
@@ -217,7 +217,7 @@ impl Writer {
                 (SendEnd::Reset, Error::StreamClosed)
             }
         };
-        outbox.close(refusal);
+        outbox.close(refusal, |_| {});
         self.ended.send_replace(Some(end));
     }
 }

@@ -70,9 +70,13 @@ impl Line {
         self.waiting.is_empty()
     }
 
-    /// Ends the line: everybody in it is told why.
-    pub(crate) fn close(self, reason: &Error) {
-        for Waiting { message, turn } in self.waiting {
+    /// Ends the line: who still wants his message sent is told why it is not. Before, `count` gets the
+    /// number of those who wait for what becomes of it; the others have not given it out of hand.
+    pub(crate) fn close(self, reason: &Error, count: impl FnOnce(usize)) {
+        let wanted = |waiting: &Waiting| waiting.is_wanted() && waiting.message.set_off();
+        let turned_away: Vec<_> = self.waiting.into_iter().filter(wanted).collect();
+        count(turned_away.iter().filter(|waiting| waiting.turn.is_none()).count());
+        for Waiting { message, turn } in turned_away {
             if let Some(turn) = turn {
                 // A sender that has gone needs no answer.
                 turn.send(Err(reason.clone())).ok();

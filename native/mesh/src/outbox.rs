@@ -378,9 +378,9 @@ impl Outbox {
         }
     }
 
-    /// Ends the outbox: who waits is told `reason`, and what was left is returned. A draining
-    /// outbox keeps the reason of its draining.
-    pub(crate) fn close(&self, reason: Error) -> Remains {
+    /// Ends the outbox: those who wait for room are told `reason`, and counted by `count` as by
+    /// [`Line::close`]; what was left is returned. A draining outbox keeps the reason of its draining.
+    pub(crate) fn close(&self, reason: Error, count: impl FnOnce(usize)) -> Remains {
         let mut state = self.lock();
         if matches!(state.phase, Phase::Closed(_)) {
             let reservation = Reservation::of(&self.budget, Load::default());
@@ -399,7 +399,7 @@ impl Outbox {
         let line = std::mem::replace(&mut state.line, Line::new());
         drop(state);
         self.farewell.notify_waiters();
-        line.close(&reason);
+        line.close(&reason, count);
         Remains { taken: load.messages.saturating_sub(left.messages), queued, reservation }
     }
 
@@ -568,7 +568,7 @@ impl Outbox {
 
 impl Drop for Outbox {
     fn drop(&mut self) {
-        self.close(Error::Cancelled);
+        self.close(Error::Cancelled, |_| {});
     }
 }
 
@@ -714,7 +714,7 @@ mod tests {
             panic!("the fourth message must wait");
         };
         assert!(outbox.take().is_some());
-        let remains = outbox.close(Error::Reset);
+        let remains = outbox.close(Error::Reset, |_| {});
         assert_eq!((count(&remains.queued), remains.taken), (2, 1));
         assert_eq!(turn.try_recv(), Ok(Err(Error::Reset)));
         // The task may still settle what it had taken.
@@ -737,7 +737,7 @@ mod tests {
             let (message, _) = Message::confirmed(Bytes::from(vec![0; bytes]));
             assert!(lost.deliver(message).is_ok());
         }
-        let Remains { queued, taken: _, mut reservation } = lost.close(Error::Reset);
+        let Remains { queued, taken: _, mut reservation } = lost.close(Error::Reset, |_| {});
         let refused = heir.inherit(queued, &mut reservation);
         assert_eq!(count(&refused), 1);
         assert_eq!(budget.used(), Load { messages: 3, bytes: 600 });

@@ -137,7 +137,10 @@ impl<T: Handles> Drop for Tenancy<T> {
             Some(reason) if self.end == Error::Cancelled => reason,
             _ => &self.end,
         };
-        let Remains { queued, taken, mut reservation } = self.outbox.close(cause.clone());
+        let stats = &self.shared.context.scope.stats;
+        let turned_away = |count| stats.dropped.add(cause, count);
+        let Remains { queued, taken, mut reservation } =
+            self.outbox.close(cause.clone(), turned_away);
         let is_wanted = refusal != Some(Error::Removed) && !queued.is_empty();
         // A peer that closes each connection before it has taken anything gets one retry.
         let deserves_another = |connection: &PooledConnection| {
@@ -150,7 +153,7 @@ impl<T: Handles> Drop for Tenancy<T> {
             None
         };
         drop(slots);
-        self.shared.context.scope.stats.unconfirmed.add(taken);
+        stats.unconfirmed.add(taken);
         let left = match heir {
             Some(heir) => heir.inherit(queued, &mut reservation),
             None => queued,
