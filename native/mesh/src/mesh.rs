@@ -259,6 +259,12 @@ impl<T: Handles> Mesh<T> {
         }
     }
 
+    /// Runs a task that waits for the outcome of [`Mesh::connect`] or [`Mesh::deliver`] and passes
+    /// it on: closing the pool ends such waiting, and is over when the last of these tasks is.
+    pub fn attend(&self, task: impl Future<Output = ()> + Send + 'static) {
+        self.0.context.scope.tasks.attend(task);
+    }
+
     /// Takes `node` out of the pool: what is queued for it still goes out, bounded by the linger
     /// time, then its connection closes. `false`: it was not there.
     pub fn remove(&self, node: &[u8]) -> bool {

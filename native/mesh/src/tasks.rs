@@ -37,6 +37,12 @@ impl Tasks {
         self.tracker.spawn_on(task, &self.runtime);
     }
 
+    /// Runs `task` until it ends, which it does when what it waits for of the other tasks is over:
+    /// it is counted, but not stopped.
+    pub(crate) fn attend(&self, task: impl Future<Output = ()> + Send + 'static) {
+        self.tracker.spawn_on(task, &self.runtime);
+    }
+
     /// Runs `task` uncounted: it may wait for all the others.
     pub(crate) fn detach(&self, task: impl Future<Output = ()> + Send + 'static) {
         self.runtime.spawn(task);
@@ -66,5 +72,33 @@ impl Drop for PanicWatch {
         if std::thread::panicking() {
             self.0.panics.add(1);
         }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::disallowed_methods, reason = "tokio's test macro blocks, on a thread of the test")]
+mod tests {
+    use futures_util::FutureExt;
+    use tokio::sync::oneshot;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn the_end_comes_after_those_who_pass_on_what_the_others_have_done() {
+        let tasks = Tasks::new(Handle::current(), Arc::new(Stats::default()));
+        let (answer, answered) = oneshot::channel::<()>();
+        tasks.spawn(async move {
+            let _answer = answer;
+            std::future::pending::<()>().await;
+        });
+        let (passed_on, mut passed) = oneshot::channel();
+        tasks.attend(async move {
+            // Unanswered: the other one was stopped.
+            passed_on.send(answered.await.is_err()).ok();
+        });
+        assert_eq!(tasks.ended().now_or_never(), None);
+        tasks.stop();
+        tasks.ended().await;
+        assert_eq!(passed.try_recv(), Ok(true));
     }
 }
