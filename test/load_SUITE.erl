@@ -14,6 +14,7 @@
     an_idle_connection_goes_before_a_busy_one/1,
     all_waiters_of_a_slow_dial_get_its_one_stream/1,
     all_waiters_of_a_failing_dial_get_its_one_error/1,
+    all_waiters_are_answered_before_a_server_that_stops_is_gone/1,
     a_waiter_that_dies_or_times_out_disturbs_no_one/1,
     a_peer_that_hoards_credits_gets_every_message/1,
     a_slow_peer_holds_up_only_its_own_queue/1,
@@ -26,6 +27,7 @@
     a_failed_dial_evicts_nobody/1,
     an_evicted_connection_delivers_its_queue_before_it_closes/1
 ]).
+-export([stop_with_waiters/2]).
 
 -define(POOL, macula_gateway_mesh).
 
@@ -41,6 +43,7 @@ all() ->
         an_idle_connection_goes_before_a_busy_one,
         all_waiters_of_a_slow_dial_get_its_one_stream,
         all_waiters_of_a_failing_dial_get_its_one_error,
+        all_waiters_are_answered_before_a_server_that_stops_is_gone,
         a_waiter_that_dies_or_times_out_disturbs_no_one,
         a_peer_that_hoards_credits_gets_every_message,
         a_slow_peer_holds_up_only_its_own_queue,
@@ -227,6 +230,45 @@ all_waiters_of_a_failing_dial_get_its_one_error(_Config) ->
             ?POOL:get_stats(Pool)
         )
     end).
+
+all_waiters_are_answered_before_a_server_that_stops_is_gone(_Config) ->
+    %% A caller that exits with its server cannot tell a node that goes down from a defect. In a VM
+    %% of its own, for threads that can overtake each other.
+    Address = mesh_peer:silent(),
+    mesh_vm:with(fun(Vm) ->
+        lists:foreach(
+            fun(_) ->
+                Answers = mesh_vm:call(Vm, ?MODULE, stop_with_waiters, [Address, 1_000]),
+                ?assertEqual([{error, {connect_failed, pool_closed}}], lists:usort(Answers))
+            end,
+            lists:seq(1, 5)
+        )
+    end).
+
+%% In the other VM: what so many callers get whose server stops while it dials for them.
+stop_with_waiters(Address, Count) ->
+    {ok, Pool} = ?POOL:start_link(#{runtime_workers => 8, linger_ms => 100}),
+    Self = self(),
+    Ask = fun() -> Self ! {answer, catch_exit(Pool, Address)} end,
+    Callers = [spawn(Ask) || _ <- lists:seq(1, Count)],
+    mesh_ct:poll_until(fun() ->
+        {ok, #{misses := Misses}} = ?POOL:get_stats(Pool),
+        Misses =:= Count
+    end),
+    ok = ?POOL:stop(Pool),
+    [
+        receive
+            {answer, Answer} -> Answer
+        end
+     || _ <- Callers
+    ].
+
+catch_exit(Pool, Address) ->
+    try
+        ?POOL:get_or_create_connection(Pool, mesh_peer:node_id(1), Address)
+    catch
+        exit:Reason -> {exit, Reason}
+    end.
 
 a_waiter_that_dies_or_times_out_disturbs_no_one(_Config) ->
     %% Callers give up; those who share their dial must not notice, and a late answer must not

@@ -70,13 +70,13 @@ fn pool_connect<'a>(
     };
     let pending = pool.0.connect(node.as_slice(), target);
     let reply = Reply::new(atoms::mesh_connected(), env.pid(), token);
-    spawn(async move {
+    pool.0.attend(async move {
         let outcome = pending.await;
         reply.send(|env| match outcome {
             Ok(stream) => (atoms::ok(), stream).encode(env),
             Err(error) => terms::connect_failed(env, &error),
         });
-    })?;
+    });
     Ok(atoms::ok().encode(env))
 }
 
@@ -126,7 +126,7 @@ fn pool_deliver<'a>(
     };
     let reply = Reply::new(atoms::mesh_delivered(), env.pid(), token);
     let caller = Caller::of(env);
-    spawn(async move {
+    pool.0.attend(async move {
         let outcome = tokio::select! {
             outcome = delivery.within(Duration::from_millis(timeout_ms)) => outcome,
             // With it goes the delivery, and the message if nothing of that has been sent.
@@ -136,7 +136,7 @@ fn pool_deliver<'a>(
             Ok(()) => atoms::ok().encode(env),
             Err(why) => terms::undelivered(env, &why),
         });
-    })?;
+    });
     Ok(atoms::ok().encode(env))
 }
 
@@ -195,7 +195,7 @@ fn pool_set_limit<'a>(env: Env<'a>, pool: Pool, limit: Term<'a>) -> Term<'a> {
 }
 
 /// `pool_close(Pool, Token) -> ok`. The caller gets `{mesh_closed, Token, ok}` when nothing of
-/// the pool is left.
+/// the pool is left, and all who waited for it have their answers.
 #[rustler::nif]
 fn pool_close<'a>(env: Env<'a>, pool: Pool, token: Term<'a>) -> NifResult<Atom> {
     let closing = pool.0.close();
