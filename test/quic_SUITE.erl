@@ -561,7 +561,9 @@ what_is_no_handle_is_badarg(_Config) ->
         fun(H) -> macula_quic:accept(H, 0) end,
         fun(H) -> macula_quic:accept_stream(H, 0) end,
         fun(H) -> macula_quic:open_stream(H) end,
-        fun(H) -> macula_quic:getstat(H, []) end
+        fun(H) -> macula_quic:getstat(H, []) end,
+        fun(H) -> macula_quic:controlling_process(H, self()) end,
+        fun(H) -> macula_quic:controlling_process(H, quic_ct:agent()) end
     ],
     [?assertError(badarg, Call(Term)) || Call <- Calls, Term <- [make_ref(), atom, <<>>]],
     ?assertError(badarg, macula_quic:accept(Client, 0)),

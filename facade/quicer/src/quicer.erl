@@ -4,7 +4,8 @@
 %%%
 %%% Handles and messages to owners are those of `macula_quic' (`docs/messages.md' there). What is
 %%% not as in the C library is said at each function, and in `docs/migration.md'. What cannot be
-%%% done truthfully is refused with an error. A handle that is none gets `{error, badarg}'.
+%%% done truthfully is refused with an error. A handle that is none, and any other argument of no
+%%% use, gets `{error, badarg}'.
 %%%
 %%% Options are maps or property lists:
 %%% <ul>
@@ -78,14 +79,20 @@
         ?QUIC_SEND_FLAG_DELAY_SEND)
 ).
 
-%% The C library answers a handle that is none with an error, where ours raises one. No function:
-%% the types of what it returns would be those of all its uses.
+%% The C library answers a handle that is none, and any other argument of no use, with an error,
+%% where ours raises one. No function: the types of what it returns would be those of all its uses.
 -define(KNOWN(Call),
     try
         Call
     catch
-        error:badarg -> {error, badarg}
+        error:Unfit when Unfit =:= badarg; Unfit =:= function_clause -> {error, badarg}
     end
+).
+
+%% What `active' may be, checked before a stream is taken for it.
+-define(IS_MODE(Mode),
+    (is_boolean(Mode) orelse Mode =:= once orelse
+        (is_integer(Mode) andalso Mode > 0 andalso Mode =< 16#ffff))
 ).
 
 -type listener_handle() :: macula_quic:listener().
@@ -209,7 +216,7 @@ shutdown_connection(Conn, Flags, Code, Timeout) ->
     ok | error().
 async_shutdown_connection(Conn, Flags, Code) ->
     case getstat(Conn, []) of
-        {ok, []} -> macula_quic:async_shutdown_connection(Conn, Flags, Code);
+        {ok, []} -> ?KNOWN(macula_quic:async_shutdown_connection(Conn, Flags, Code));
         {error, Reason} -> {error, Reason}
     end.
 
@@ -630,8 +637,12 @@ stream_settings(Options, Settings) ->
         {ok, #{active := term(), packet => term()}}
         | error()
         | {error, stream_open_error | stream_start_error, not_supported}.
-stream_setting({Key, Value}, {ok, Settings}) when Key =:= active; Key =:= packet ->
-    {ok, Settings#{Key => Value}};
+stream_setting({active, Mode}, {ok, Settings}) when ?IS_MODE(Mode) ->
+    {ok, Settings#{active => Mode}};
+stream_setting({packet, Packet}, {ok, Settings}) when Packet =:= macula; Packet =:= raw ->
+    {ok, Settings#{packet => Packet}};
+stream_setting({Key, _Value}, {ok, _}) when Key =:= active; Key =:= packet ->
+    {error, badarg};
 stream_setting({open_flag, ?QUIC_STREAM_OPEN_FLAG_NONE}, Result) ->
     Result;
 stream_setting({open_flag, _Flags}, {ok, _}) ->

@@ -21,7 +21,9 @@
     finishes_a_stream_with_its_last_data/1,
     closes_listeners/1,
     answers_questions/1,
-    answers_badarg_to_what_is_no_handle/1
+    answers_badarg_to_what_is_no_handle/1,
+    answers_badarg_to_what_is_of_no_use/1,
+    takes_no_stream_for_options_of_no_use/1
 ]).
 
 %% RFC 5480, section 2.1.1.1.
@@ -354,9 +356,44 @@ answers_badarg_to_what_is_no_handle(_Config) ->
         fun(H) -> quicer:send(H, <<>>) end, fun(H) -> quicer:async_send(H, <<>>) end,
         fun(H) -> quicer:recv(H, 0) end, fun(H) -> quicer:setopt(H, active, true) end,
         fun(H) -> quicer:getstat(H, []) end,
-        fun(H) -> quicer:controlling_process(H, keeper()) end
+        fun(H) -> quicer:controlling_process(H, keeper()) end,
+        fun(H) -> quicer:controlling_process(H, self()) end,
+        fun(H) -> quicer:handoff_stream(H, self()) end
     ],
-    [?assertEqual({error, badarg}, Call(None)) || Call <- Calls].
+    [?assertEqual({error, badarg}, Call(None)) || Call <- Calls],
+    receive
+        {handoff_done, _, _} = Message -> error({unexpected, Message})
+    after 0 -> ok
+    end.
+
+%% A node that matches errors does not expect exceptions.
+answers_badarg_to_what_is_of_no_use(Config) ->
+    #{client := Client, server := Server} = pair(Config),
+    {Listener, _Port} = listen(Config),
+    {ok, Stream} = quicer:start_stream(Client, []),
+    Elsewhere = binary_to_term(<<131, 88, 119, 3, "a@b", 1:32, 0:32, 1:32>>),
+    Answers = [
+        quicer:controlling_process(Stream, Elsewhere),
+        quicer:controlling_process(Client, Elsewhere),
+        quicer:controlling_process(Stream, nobody),
+        quicer:handoff_stream(Stream, Elsewhere),
+        quicer:accept(Listener, [], soon),
+        quicer:accept_stream(Server, [], -1),
+        quicer:getstat(Client, [send_cnt | recv_cnt]),
+        quicer:async_shutdown_connection(Client, 0, -1),
+        quicer:async_shutdown_connection(Client, 0, abnormal)
+    ],
+    ?assertEqual([{error, badarg} || _ <- Answers], Answers).
+
+%% A stream that is taken and closed for a mistake in the options is a request lost.
+takes_no_stream_for_options_of_no_use(Config) ->
+    #{client := Client, server := Server} = pair(Config),
+    {ok, Ours} = quicer:start_stream(Client, []),
+    {ok, 3} = quicer:send(Ours, <<"one">>),
+    [?assertEqual({error, badarg}, quicer:accept_stream(Server, [Option], ?WAIT))
+        || Option <- [{active, bogus}, {active, 0}, {active, 65_536}, {packet, line}]],
+    {ok, Theirs} = quicer:accept_stream(Server, [{active, false}, {packet, raw}], ?WAIT),
+    ?assertEqual({ok, <<"one">>}, quicer:recv(Theirs, 0)).
 
 %%% Help
 
