@@ -69,6 +69,7 @@ functions() ->
         {?NIF, connection_shutdown, [connection, number]},
         {?NIF, connection_traffic, [connection]},
         {?NIF, handle_close, [handle]},
+        {?NIF, handle_close_dirty, [handle]},
         {?NIF, handle_give, [handle, process]},
         {?NIF, handle_peername, [handle]},
         {?NIF, handle_sockname, [handle]},

@@ -28,6 +28,7 @@
     stream_pause/2,
     stream_give/2,
     handle_close/1,
+    handle_close_dirty/1,
     handle_peername/1,
     handle_sockname/1,
     handle_give/2,
@@ -150,8 +151,11 @@ stream_pause(_Stream, _Heir) -> erlang:nif_error(not_loaded).
 -spec stream_give(stream(), pid()) -> ok | {error, not_owner}.
 stream_give(_Stream, _Heir) -> erlang:nif_error(not_loaded).
 
--spec handle_close(stream() | connection() | listener()) -> ok.
+-spec handle_close(stream() | connection() | listener()) -> ok | dirty.
 handle_close(_Handle) -> erlang:nif_error(not_loaded).
+
+-spec handle_close_dirty(connection() | listener()) -> ok.
+handle_close_dirty(_Handle) -> erlang:nif_error(not_loaded).
 
 -spec handle_peername(stream() | connection()) ->
     {ok, {inet:ip_address(), inet:port_number()}}.

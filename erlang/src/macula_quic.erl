@@ -371,7 +371,10 @@ close_stream(Stream) ->
 %% for that node gets a fresh stream on it.
 -spec close(stream() | connection() | listener()) -> ok.
 close(Handle) ->
-    macula_gateway_mesh_nif:handle_close(Handle).
+    case macula_gateway_mesh_nif:handle_close(Handle) of
+        ok -> ok;
+        dirty -> macula_gateway_mesh_nif:handle_close_dirty(Handle)
+    end.
 
 %% @doc The peer's address, also after the connection has ended.
 -spec peername(stream() | connection()) -> {ok, {inet:ip_address(), inet:port_number()}}.

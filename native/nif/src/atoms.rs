@@ -12,6 +12,7 @@ rustler::atoms! {
     not_found,
     wait,
     look,
+    dirty,
 
     // Messages to Erlang processes.
     mesh_connected,

@@ -4,7 +4,7 @@
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use mesh::{Connection, Error, Handles, Listener, Mesh, PooledConnection, Stream};
+use mesh::{ByteStream, Connection, Error, Handles, Listener, Mesh, PooledConnection, Stream};
 use rustler::{Encoder, Env, LocalPid, Monitor, Resource, ResourceArc};
 use tokio::sync::Notify;
 
@@ -71,8 +71,11 @@ impl Resource for Held<ConnectionResource> {
     fn down<'a>(&'a self, _env: Env<'a>, _owner: LocalPid, monitor: Monitor) {
         if let ConnectionResource::Own(connection, owner) = &**self
             && lock(owner).is_monitored_by(&monitor)
+            && let Some(runtime) = runtime::handle()
         {
-            connection.close(NO_ERROR);
+            // On a thread that may wait for the connection's lock.
+            let connection = connection.clone();
+            runtime.spawn(async move { connection.close(NO_ERROR) });
         }
     }
 }
@@ -186,8 +189,15 @@ impl StreamResource {
         if let Some(inlet) = &self.inlet {
             inlet.close(None, NO_ERROR);
         }
-        if let Some(bytes) = self.stream.bytes() {
-            bytes.stop_reading(NO_ERROR);
+        self.stop_reading(NO_ERROR);
+    }
+
+    /// Reads no more, on a thread that may wait for the connection's lock, unless the stream is
+    /// being read: who does then stops himself.
+    pub(crate) fn stop_reading(&self, code: u64) {
+        let reader = self.stream.bytes().and_then(ByteStream::take_reader);
+        if let (Some(reader), Some(runtime)) = (reader, runtime::handle()) {
+            runtime.spawn(async move { reader.stop(code) });
         }
     }
 }

@@ -7,28 +7,36 @@ use super::{Connection, Listener, Stream};
 use crate::resources::{ConnectionResource, NO_ERROR, lock};
 use crate::{atoms, terms};
 
-/// `handle_close(Stream | Connection | Listener) -> ok`. A stream sends what is queued, then FIN,
-/// and reads no more; the caller is told nothing of the handle from here on.
+/// `handle_close(Stream | Connection | Listener) -> ok | dirty`. A stream sends what is queued,
+/// then FIN, and reads no more; the caller is told nothing of the handle from here on. `dirty`: it
+/// is no stream, and is left to `handle_close_dirty/1`.
 #[rustler::nif]
 fn handle_close(handle: Term<'_>) -> NifResult<Atom> {
-    if let Ok(stream) = handle.decode::<Stream>() {
-        if let Some(inlet) = &stream.inlet {
-            inlet.close(Some(stream.clone()), NO_ERROR);
-        }
-        if let Some(bytes) = stream.stream.bytes() {
-            bytes.stop_reading(NO_ERROR);
-        }
-        stream.stream.close();
-    } else if let Ok(connection) = handle.decode::<Connection>() {
-        close(&connection, NO_ERROR, true);
-    } else {
-        handle.decode::<Listener>()?.listener.close();
+    let Ok(stream) = handle.decode::<Stream>() else {
+        return Ok(atoms::dirty());
+    };
+    if let Some(inlet) = &stream.inlet {
+        inlet.close(Some(stream.clone()), NO_ERROR);
+    }
+    stream.stop_reading(NO_ERROR);
+    stream.stream.close();
+    Ok(atoms::ok())
+}
+
+/// `handle_close_dirty(Connection | Listener) -> ok`. Takes the lock of a connection, or of all
+/// that wait to be accepted.
+#[rustler::nif(schedule = "DirtyCpu")]
+fn handle_close_dirty(handle: Term<'_>) -> NifResult<Atom> {
+    match handle.decode::<Connection>() {
+        Ok(connection) => close(&connection, NO_ERROR, true),
+        Err(_) => handle.decode::<Listener>()?.listener.close(),
     }
     Ok(atoms::ok())
 }
 
-/// `connection_shutdown(Connection, Code) -> ok`. The owner is told when it is done.
-#[rustler::nif]
+/// `connection_shutdown(Connection, Code) -> ok`. The owner is told when it is done. Takes the
+/// connection's lock, hence dirty.
+#[rustler::nif(schedule = "DirtyCpu")]
 fn connection_shutdown(connection: Connection, code: u64) -> Atom {
     close(&connection, code, false);
     atoms::ok()
@@ -44,8 +52,9 @@ fn close(connection: &Connection, code: u64, is_silent: bool) {
     }
 }
 
-/// `handle_peername(Stream | Connection) -> {ok, {IpAddress, Port}}`.
-#[rustler::nif]
+/// `handle_peername(Stream | Connection) -> {ok, {IpAddress, Port}}`. A connection's peer may move:
+/// where it is now is behind the connection's lock, hence dirty.
+#[rustler::nif(schedule = "DirtyCpu")]
 fn handle_peername<'a>(env: Env<'a>, handle: Term<'a>) -> NifResult<Term<'a>> {
     let address = match handle.decode::<Stream>() {
         Ok(stream) => stream.stream.remote_address(),
@@ -55,7 +64,8 @@ fn handle_peername<'a>(env: Env<'a>, handle: Term<'a>) -> NifResult<Term<'a>> {
 }
 
 /// `handle_sockname(Stream | Connection | Listener) -> {ok, {IpAddress, Port}} | {error, Reason}`.
-#[rustler::nif]
+/// Takes the lock of a pooled connection, hence dirty.
+#[rustler::nif(schedule = "DirtyCpu")]
 fn handle_sockname<'a>(env: Env<'a>, handle: Term<'a>) -> NifResult<Term<'a>> {
     let address = if let Ok(stream) = handle.decode::<Stream>() {
         stream.stream.local_address()

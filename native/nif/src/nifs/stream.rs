@@ -190,9 +190,7 @@ fn stream_shutdown(stream: Stream, flags: u32, code: u64) -> Atom {
         && flags & (ABORT_RECEIVE | IMMEDIATE) != 0
     {
         inlet.close(Some(stream.clone()), code);
-        if let Some(bytes) = stream.stream.bytes() {
-            bytes.stop_reading(code);
-        }
+        stream.stop_reading(code);
     } else if let Some(inlet) = &stream.inlet {
         inlet.expect_send_end(stream.clone());
     }
