@@ -134,14 +134,6 @@ impl ByteStream {
         self.reader.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
-    /// Reads no more, unless somebody has taken the reading half: the peer is told to stop, with
-    /// this code.
-    pub fn stop_reading(&self, code: u64) {
-        if let Some(reader) = self.take_reader() {
-            reader.stop(code);
-        }
-    }
-
     /// Gives the sending half up: what is queued is lost.
     pub fn reset(&self, code: u64) {
         let code = VarInt::from_u64(code).unwrap_or(NO_ERROR);
