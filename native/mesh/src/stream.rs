@@ -55,15 +55,32 @@ impl Stream {
         Ok(sent)
     }
 
-    /// Queues `data` if there is room for it.
+    /// Queues `data` if there is room for it; without, its sender may still wait for that by
+    /// [`Stream::send`].
     ///
     /// # Errors
     /// [`Error::QueueFull`] or [`Error::PoolQueueFull`] when there is none, else as
     /// [`Stream::send`].
     pub fn try_send(&self, data: Payload<'_>) -> Result<(), Error> {
-        self.outbox()?.try_send(data).inspect_err(|error| self.note_refusal(error))?;
+        let sent = self.outbox()?.try_send(data);
+        if sent == Err(Error::MessageTooLarge) {
+            self.note_refusal(&Error::MessageTooLarge);
+        }
+        sent?;
         self.note_use();
         Ok(())
+    }
+
+    /// Queues `data` if there is room for it; without, it is refused and counted as that.
+    ///
+    /// # Errors
+    /// As [`Stream::try_send`].
+    pub fn async_send(&self, data: Payload<'_>) -> Result<(), Error> {
+        self.try_send(data).inspect_err(|error| {
+            if matches!(error, Error::QueueFull | Error::PoolQueueFull) {
+                self.note_refusal(error);
+            }
+        })
     }
 
     /// Closes the stream. One of plain bytes still sends what is queued, then FIN; the pooled one

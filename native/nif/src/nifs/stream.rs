@@ -69,7 +69,7 @@ fn stream_async_send<'a>(
     stream: &'a Held<StreamResource>,
     data: Term<'a>,
 ) -> NifResult<Term<'a>> {
-    Ok(match stream.stream.try_send(data::payload(data)?) {
+    Ok(match stream.stream.async_send(data::payload(data)?) {
         Ok(()) => atoms::ok().encode(env),
         Err(Error::PoolQueueFull) => terms::error(env, &Error::QueueFull),
         Err(error) => terms::error(env, &error),
