@@ -236,9 +236,10 @@ get_or_create_connection(Server, NodeId, Address) when is_binary(NodeId) ->
             gen_server:call(current(Server), Request, ?CALL_TIMEOUT)
     end.
 
-%% @doc Sends `Message' to `NodeId' on a stream of its own, over the pooled connection or one that
-%% is dialled at `Address'. Returns at once; what cannot be delivered is counted by
-%% {@link get_stats/1}.
+%% @doc Sends `Message', as one message, to `NodeId', over the pooled connection or one that is
+%% dialled at `Address'. To a node of the field it goes on a stream of its own, and may overtake
+%% others; to one of ours messages arrive in order, those of 128 KiB and more excepted. Returns at
+%% once; what cannot be delivered is counted by {@link get_stats/1}.
 -spec send_async(server(), node_id(), address(), iodata()) -> ok.
 send_async(Server, NodeId, Address, Message) when is_binary(NodeId), is_binary(Message) ->
     case local_pool(Server) of
@@ -258,7 +259,9 @@ send_async(Server, NodeId, Address, Message) when is_binary(NodeId) ->
 %% @doc Sends `Message' to `NodeId' and waits until the peer's transport has acknowledged all of it,
 %% for `TimeoutMs' at most. While too much is queued for that peer, it waits for room. A message of
 %% which nothing has been sent when the time is over is withdrawn: `{error, timeout}'. What the
-%% peer's transport has acknowledged, its application may not have read yet.
+%% peer's transport has acknowledged, its application may not have read yet. Where the server has to
+%% be asked, because it is on another node or has just been restarted, this exits as
+%% `gen_server:call/3' does when there is none, or when it ends: then the message may have arrived.
 -spec send(server(), node_id(), address(), iodata(), non_neg_integer()) ->
     ok | {error, delivery_error()}.
 send(Server, NodeId, Address, Message, TimeoutMs) when

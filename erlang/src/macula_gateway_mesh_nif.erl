@@ -1,6 +1,6 @@
 %%% @private
 %%% Loads the native library and stands for its functions. No logic here: what a function does and
-%%% which message it posts is written at its definition, in native/nif/src/nifs.rs.
+%%% which message it posts is written at its definition, in native/nif/src/nifs/.
 -module(macula_gateway_mesh_nif).
 
 -export([

@@ -55,8 +55,8 @@
 -type stream() :: macula_gateway_mesh_nif:stream().
 
 -type options() :: [
-    {cert, Der :: binary() | [Der :: binary()]}
-    | {key, Der :: binary() | {atom(), Der :: binary()}}
+    {cert, Der :: binary() | [Der :: binary()] | file:name_all()}
+    | {key, Der :: binary() | {atom(), Der :: binary()} | file:name_all()}
     | {certfile | keyfile | cacertfile, file:name_all()}
     | {alpn, [string() | binary()]}
     | {verify, verify()}
@@ -126,7 +126,8 @@
     | option_error().
 
 -type listen_error() ::
-    no_certificate
+    {bad_address, Place :: term()}
+    | no_certificate
     | cancelled
     | {unverified, atom()}
     | {socket_error, Posix :: atom()}

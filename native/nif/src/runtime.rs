@@ -1,5 +1,5 @@
-//! The one tokio runtime of the VM. The first pool starts it; it never ends, because Erlang terms
-//! may hold handles for as long as the VM lives.
+//! The one tokio runtime of the VM. The first pool, listener or connection of a caller's own starts
+//! it; it never ends, because Erlang terms may hold handles for as long as the VM lives.
 
 use std::io;
 use std::thread::available_parallelism;
@@ -14,8 +14,8 @@ pub(crate) const MAX_WORKERS: usize = 256;
 
 static RUNTIME: OnceCell<Runtime> = OnceCell::new();
 
-/// The runtime, started with `workers` threads if it does not run yet. Later pools share it, and
-/// their wish for another number has no effect.
+/// The runtime, started with `workers` threads if it does not run yet. Who comes later shares it,
+/// and his wish for another number has no effect.
 pub(crate) fn start(workers: Option<usize>) -> io::Result<&'static Handle> {
     let runtime = RUNTIME.get_or_try_init(|| {
         Builder::new_multi_thread()
