@@ -47,6 +47,7 @@ all() ->
         send_shutdown_complete_tells_whether_all_arrived,
         who_closes_a_stream_is_told_of_its_end_whatever_has_ended_before,
         a_stopped_passive_stream_tells_its_end_to_who_closes_it,
+        who_reads_to_the_end_after_its_own_is_told_of_both_once,
         who_closes_a_stream_on_which_only_the_peer_sends_is_told_of_its_end,
         closing_a_stream_sends_what_is_queued,
         a_slow_reader_gets_all_of_a_closed_stream,
@@ -672,6 +673,26 @@ a_stopped_passive_stream_tells_its_end_to_who_closes_it(_Config) ->
             ?assertMatch({stream_closed, #{status := ok}}, quic_ct:next(Near))
         end
      || First <- [Finish, fun macula_quic:close/1]
+    ].
+
+%% Whichever of the two comes first: the acknowledgement of our end, or the peer's.
+who_reads_to_the_end_after_its_own_is_told_of_both_once(_Config) ->
+    {Client, Server} = quic_ct:pair(),
+    Finish = fun(Stream) -> ok = macula_quic:async_shutdown_stream(Stream, ?GRACEFUL, 0) end,
+    Acknowledged = fun(Stream) ->
+        ?assertEqual({send_shutdown_complete, true}, quic_ct:next(Stream))
+    end,
+    [
+        begin
+            {Near, Far} = quic_ct:streams(Client, Server),
+            [ok = macula_quic:setopt(Near, active, IsActive) || IsActive <- [true, false]],
+            [Do() || Do <- First(fun() -> Finish(Far) end, fun() -> Finish(Near) end)],
+            Acknowledged(Near),
+            ?assertEqual({error, closed}, macula_quic:recv(Near, ?WAIT_MS)),
+            ?assertMatch({stream_closed, #{status := ok}}, quic_ct:next(Near)),
+            quic_ct:none(Near)
+        end
+     || First <- [fun(Theirs, Ours) -> [Theirs, Ours] end, fun(Theirs, Ours) -> [Ours, Theirs] end]
     ].
 
 %% As above: our half has ended from the start.

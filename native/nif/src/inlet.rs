@@ -54,7 +54,7 @@ struct State {
     is_paused: bool,
     received_end: Option<Received>,
     send_end: Option<SendEnd>,
-    /// The owner has ended the sending half and is to be told when that is done.
+    /// The owner has ended the sending half and is to be told when that is done, and when both are.
     awaits_send_end: bool,
     is_send_end_told: bool,
     is_closed: bool,
@@ -177,7 +177,10 @@ impl Inlet {
     /// [`Refusal::Posted`] is told once, until [`Inlet::look_again`] or more is posted.
     pub(crate) fn request(&self, id: RequestId, reply: Quiet) -> Result<(), Refusal> {
         let mut state = self.lock();
-        let has_ended = state.is_closed || state.received_end.is_some();
+        if state.is_closed {
+            return Err(Refusal::Closed);
+        }
+        let has_ended = state.received_end.is_some();
         if state.mode != Mode::Passive && !has_ended {
             return Err(Refusal::Active);
         }
@@ -234,9 +237,9 @@ impl Inlet {
     pub(crate) fn expect_send_end(self: &Arc<Self>, handle: Handle) {
         let mut state = self.lock();
         let is_told = state.is_send_end_told && (state.is_closed_told || !state.is_over());
-        state.awaits_send_end = state.has_events && !is_told;
-        let released =
-            if state.awaits_send_end { state.handle.replace(handle) } else { Some(handle) };
+        let is_owed = state.has_events && !is_told;
+        state.awaits_send_end |= is_owed;
+        let released = if is_owed { state.handle.replace(handle) } else { Some(handle) };
         drop(state);
         drop(released);
         self.catch_up();
@@ -391,10 +394,10 @@ impl State {
         if self.mode == Mode::Passive { self.rest() } else { None }
     }
 
-    /// Turned passive: no message is to come, unless that of the end that the owner waits for.
+    /// Turned passive: no message is to come, unless those of the ends that the owner waits for.
     #[must_use]
     fn rest(&mut self) -> Option<Handle> {
-        if self.awaits_send_end && !self.is_send_end_told { None } else { self.handle.take() }
+        if self.awaits_send_end && !self.is_closed_told { None } else { self.handle.take() }
     }
 
     /// Answers a reader; at the end, those behind him too.
@@ -434,7 +437,7 @@ impl State {
 
     #[must_use]
     fn end_receiving(&mut self, end: Received) -> Option<Handle> {
-        if let Some(handle) = self.handle.as_ref().filter(|_| !self.is_paused) {
+        if let Some(handle) = self.handle.as_ref().filter(|_| self.wants_messages()) {
             match &end {
                 Received::Finished => {
                     let what = atoms::peer_send_shutdown();
@@ -484,11 +487,8 @@ impl State {
             self.is_closed_told = true;
             return Some(handle);
         }
-        if self.mode == Mode::Passive {
-            return Some(handle);
-        }
         self.handle = Some(handle);
-        None
+        if self.mode == Mode::Passive { self.rest() } else { None }
     }
 
     fn tell_send_end(&self, handle: &Handle) {

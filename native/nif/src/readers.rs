@@ -11,7 +11,7 @@ pub(crate) type RequestId = u64;
 /// Processes that may wait at a stream: more than anybody lets read one stream.
 const MAX_READERS: usize = 1_024;
 
-/// Those who wait. One that has died meanwhile is passed over, and leaves when another comes.
+/// Those who wait. One that has died meanwhile is passed over, and leaves when there is no room.
 #[derive(Default)]
 pub(crate) struct Readers(VecDeque<(RequestId, Quiet)>);
 
@@ -22,7 +22,9 @@ impl Readers {
 
     /// `false`: too many wait already.
     pub(crate) fn add(&mut self, id: RequestId, reply: Quiet) -> bool {
-        self.0.retain(|(_, reply)| reply.is_awaited());
+        if self.0.len() >= MAX_READERS {
+            self.0.retain(|(_, reply)| reply.is_awaited());
+        }
         let has_room = self.0.len() < MAX_READERS;
         if has_room {
             self.0.push_back((id, reply));
