@@ -19,7 +19,10 @@ lib=$work/lib/macula_gateway_mesh
 reports=$work/reports
 # Times that tests take under the tool, against without: for their time limits.
 case $tool in
-    address) slower=5 seconds=1800 suites=${*:-term_fuzz quic_stream stream delivery fault} ;;
+    address)
+        slower=5 seconds=1800
+        suites=${*:-term_fuzz binary quic_stream quic_owner stream delivery fault reload}
+        ;;
     valgrind) slower=30 seconds=3000 suites=${*:-quic_frame} ;;
     *) echo "usage: $0 address|valgrind [SUITE...]" >&2 && exit 2 ;;
 esac
