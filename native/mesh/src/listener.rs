@@ -309,7 +309,10 @@ impl Inner {
 
     fn let_in(&self, connection: Connection) {
         if let Err(connection) = self.connections.offer(connection) {
-            self.refused.count("backlog");
+            // A closed listener takes nobody in, however few wait.
+            if !*self.closed.borrow() {
+                self.refused.count("backlog");
+            }
             connection.close(NO_ERROR.into());
         }
     }
