@@ -174,6 +174,8 @@ options() ->
         {connect_timeout_ms, 1, Hour},
         {idle_timeout_ms, 100, Hour},
         {keep_alive_interval_ms, 0, Hour},
+        {ack_timeout_ms, 0, Hour},
+        {probe_after_ms, 0, Hour},
         {linger_ms, 0, 60_000},
         {queue_max_messages, 1, 16_777_216},
         {queue_max_bytes, 1_024, 4_096 * Mib},
@@ -183,8 +185,11 @@ options() ->
         {pool_send_watermark_bytes, 1, 65_536 * Mib},
         {max_concurrent_dials, 1, 65_536},
         {max_pending_dials, 1, 1_048_576},
+        {dial_backoff_min_ms, 0, Hour},
+        {dial_backoff_max_ms, 1, Hour},
         {stream_credit_timeout_ms, 1, Hour},
         {udp_buffer_bytes, 65_536, 1_024 * Mib},
+        {endpoints, 1, 256},
         {runtime_workers, 1, 256}
     ].
 
