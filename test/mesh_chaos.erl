@@ -150,7 +150,7 @@ act({Kind, Ms}, #{vm := Vm, number := First} = Chaos) ->
     ok = mesh_vm:call(Vm, stop_pool, []),
     assert_nothing_left(noted(Kind, Report, Struck#{number := Next})).
 
-options(calm) -> ?OPTIONS#{linger_ms := ?CALM_MS, connect_timeout_ms := ?CALM_MS};
+options(calm) -> maps:merge(?OPTIONS, #{linger_ms => ?CALM_MS, connect_timeout_ms => ?CALM_MS});
 options(_Storm) -> ?OPTIONS.
 
 confirm_ms(calm) -> ?CALM_MS;
