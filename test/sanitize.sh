@@ -21,7 +21,7 @@ reports=$work/reports
 case $tool in
     address)
         slower=5 seconds=1800
-        suites=${*:-term_fuzz binary quic_stream quic_owner stream delivery fault reload}
+        suites=${*:-term_fuzz binary quic_stream quic_owner stream delivery fault}
         ;;
     valgrind) slower=30 seconds=3000 suites=${*:-quic_frame} ;;
     *) echo "usage: $0 address|valgrind [SUITE...]" >&2 && exit 2 ;;

@@ -30,7 +30,9 @@
     handle_close/1,
     handle_close_dirty/1,
     handle_peername/1,
+    handle_peername_dirty/1,
     handle_sockname/1,
+    handle_sockname_dirty/1,
     handle_give/2,
     quic_listen/2,
     quic_connect/4,
@@ -158,12 +160,19 @@ handle_close(_Handle) -> erlang:nif_error(not_loaded).
 handle_close_dirty(_Handle) -> erlang:nif_error(not_loaded).
 
 -spec handle_peername(stream() | connection()) ->
-    {ok, {inet:ip_address(), inet:port_number()}}.
+    {ok, {inet:ip_address(), inet:port_number()}} | dirty.
 handle_peername(_Handle) -> erlang:nif_error(not_loaded).
 
+-spec handle_peername_dirty(connection()) -> {ok, {inet:ip_address(), inet:port_number()}}.
+handle_peername_dirty(_Connection) -> erlang:nif_error(not_loaded).
+
 -spec handle_sockname(stream() | connection() | listener()) ->
-    {ok, {inet:ip_address(), inet:port_number()}} | {error, closed}.
+    {ok, {inet:ip_address(), inet:port_number()}} | {error, closed} | dirty.
 handle_sockname(_Handle) -> erlang:nif_error(not_loaded).
+
+-spec handle_sockname_dirty(stream() | connection()) ->
+    {ok, {inet:ip_address(), inet:port_number()}} | {error, closed}.
+handle_sockname_dirty(_Handle) -> erlang:nif_error(not_loaded).
 
 -spec handle_give(connection() | listener(), pid()) -> ok | {error, not_owner | noproc}.
 handle_give(_Handle, _Pid) -> erlang:nif_error(not_loaded).

@@ -219,7 +219,8 @@ connect(Host, Port, Options, TimeoutMs) ->
 %% @doc Connections are handed out when their handshake is complete: nothing is left to be done.
 -spec handshake(connection()) -> {ok, connection()}.
 handshake(Connection) ->
-    {ok, _} = macula_gateway_mesh_nif:handle_peername(Connection),
+    %% Raises an error for what is no handle.
+    _ = macula_gateway_mesh_nif:handle_peername(Connection),
     {ok, Connection}.
 
 %% @doc The next stream that the peer has opened. One that comes too late for one caller is there
@@ -380,13 +381,19 @@ close(Handle) ->
 %% @doc The peer's address, also after the connection has ended.
 -spec peername(stream() | connection()) -> {ok, {inet:ip_address(), inet:port_number()}}.
 peername(Handle) ->
-    macula_gateway_mesh_nif:handle_peername(Handle).
+    case macula_gateway_mesh_nif:handle_peername(Handle) of
+        dirty -> macula_gateway_mesh_nif:handle_peername_dirty(Handle);
+        Address -> Address
+    end.
 
 %% @doc Our own address; of a listener, the first.
 -spec sockname(stream() | connection() | listener()) ->
     {ok, {inet:ip_address(), inet:port_number()}} | {error, closed}.
 sockname(Handle) ->
-    macula_gateway_mesh_nif:handle_sockname(Handle).
+    case macula_gateway_mesh_nif:handle_sockname(Handle) of
+        dirty -> macula_gateway_mesh_nif:handle_sockname_dirty(Handle);
+        Address -> Address
+    end.
 
 %% @doc Hands over what the caller owns. Messages that it has got and not taken yet go along, in
 %% their order; of a stream, nothing is lost, repeated or reordered.

@@ -1,5 +1,7 @@
 //! What streams, connections and listeners have in common.
 
+use std::net::SocketAddr;
+
 use mesh::Error;
 use rustler::{Atom, Encoder, Env, LocalPid, NifResult, Term};
 
@@ -52,35 +54,67 @@ fn close(connection: &Connection, code: u64, is_silent: bool) {
     }
 }
 
-/// `handle_peername(Stream | Connection) -> {ok, {IpAddress, Port}}`. A connection's peer may move:
-/// where it is now is behind the connection's lock, hence dirty.
-#[rustler::nif(schedule = "DirtyCpu")]
+/// `handle_peername(Stream | Connection) -> {ok, {IpAddress, Port}} | dirty`. `dirty`: to be asked
+/// of [`handle_peername_dirty`], since the peer of such a connection may move, and where it is now
+/// is behind the connection's lock.
+#[rustler::nif]
 fn handle_peername<'a>(env: Env<'a>, handle: Term<'a>) -> NifResult<Term<'a>> {
     let address = match handle.decode::<Stream>() {
         Ok(stream) => stream.stream.remote_address(),
-        Err(_) => handle.decode::<Connection>()?.remote_address(),
+        Err(_) => match &**handle.decode::<Connection>()? {
+            ConnectionResource::Pooled(pooled) => pooled.remote_address(),
+            ConnectionResource::Own(..) => return Ok(atoms::dirty().encode(env)),
+        },
     };
-    Ok((atoms::ok(), terms::socket_address(env, address)).encode(env))
+    Ok(known(env, address))
 }
 
-/// `handle_sockname(Stream | Connection | Listener) -> {ok, {IpAddress, Port}} | {error, Reason}`.
-/// Takes the lock of a pooled connection, hence dirty.
+/// `handle_peername_dirty(Connection) -> {ok, {IpAddress, Port}}`.
 #[rustler::nif(schedule = "DirtyCpu")]
+fn handle_peername_dirty(env: Env<'_>, connection: Connection) -> Term<'_> {
+    known(env, connection.remote_address())
+}
+
+/// `handle_sockname(Stream | Connection | Listener) -> {ok, {IpAddress, Port}} | {error, Reason} |
+/// dirty`. `dirty`: to be asked of [`handle_sockname_dirty`], which takes the lock of a pooled
+/// connection.
+#[rustler::nif]
 fn handle_sockname<'a>(env: Env<'a>, handle: Term<'a>) -> NifResult<Term<'a>> {
     let address = if let Ok(stream) = handle.decode::<Stream>() {
-        stream.stream.local_address()
+        match stream.stream.bytes() {
+            Some(bytes) => Some(bytes.local_address()),
+            None => return Ok(atoms::dirty().encode(env)),
+        }
     } else if let Ok(connection) = handle.decode::<Connection>() {
         match &**connection {
-            ConnectionResource::Pooled(pooled) => pooled.local_address(),
             ConnectionResource::Own(own, _) => Some(own.facts().local),
+            ConnectionResource::Pooled(_) => return Ok(atoms::dirty().encode(env)),
         }
     } else {
         handle.decode::<Listener>()?.listener.local_addresses().first().copied()
     };
-    Ok(match address {
-        Some(address) => (atoms::ok(), terms::socket_address(env, address)).encode(env),
-        None => terms::error(env, &Error::StreamClosed),
-    })
+    Ok(known_or_closed(env, address))
+}
+
+/// `handle_sockname_dirty(Stream | Connection) -> {ok, {IpAddress, Port}} | {error, Reason}`.
+#[rustler::nif(schedule = "DirtyCpu")]
+fn handle_sockname_dirty<'a>(env: Env<'a>, handle: Term<'a>) -> NifResult<Term<'a>> {
+    let address = match handle.decode::<Stream>() {
+        Ok(stream) => stream.stream.local_address(),
+        Err(_) => match &**handle.decode::<Connection>()? {
+            ConnectionResource::Pooled(pooled) => pooled.local_address(),
+            ConnectionResource::Own(own, _) => Some(own.facts().local),
+        },
+    };
+    Ok(known_or_closed(env, address))
+}
+
+fn known(env: Env<'_>, address: SocketAddr) -> Term<'_> {
+    (atoms::ok(), terms::socket_address(env, address)).encode(env)
+}
+
+fn known_or_closed(env: Env<'_>, address: Option<SocketAddr>) -> Term<'_> {
+    address.map_or_else(|| terms::error(env, &Error::StreamClosed), |address| known(env, address))
 }
 
 /// `handle_give(Connection | Listener, Pid) -> ok | {error, not_owner | noproc}`.
