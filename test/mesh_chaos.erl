@@ -93,7 +93,7 @@ build(Chaos, HasNames) ->
 %% Who comes back has the identity of the one before.
 start_listener(#{dir := Dir, identity := Identity, ports := Ports} = Chaos) ->
     Listener = mesh_vm:start(),
-    Place = maps:get(listener, Ports, 0),
+    Place = maps:get(listener, Ports, free_port()),
     Listen = [Place, Identity, log(Dir, listener), ?LISTENER],
     Port = mesh_vm:call(Listener, mesh_callers, listen, Listen),
     Chaos#{listener => Listener, ports := Ports#{listener => Port}}.
@@ -101,14 +101,20 @@ start_listener(#{dir := Dir, identity := Identity, ports := Ports} = Chaos) ->
 start_peer(Node, #{dir := Dir, peers := Peers, ports := Ports} = Chaos) ->
     Place =
         case {Node, Ports} of
-            {_, #{Node := Port}} -> ["--port", integer_to_list(Port)];
-            {named_too, #{named := Port}} -> ["--port", integer_to_list(Port)];
-            {_, _} -> []
+            {_, #{Node := Port}} -> Port;
+            {named_too, #{named := Port}} -> Port;
+            {_, _} -> free_port()
         end,
+    At = ["--port", integer_to_list(Place)],
     Ip = ["--address", inet:ntoa(ip(Node))],
     %% Each has another self-signed identity: who comes back is a stranger at the same address.
-    Peer = mesh_peer:start(Place ++ Ip ++ ["--log", log(Dir, Node), "--bidi-streams", "64"]),
+    Peer = mesh_peer:start(At ++ Ip ++ ["--log", log(Dir, Node), "--bidi-streams", "64"]),
     Chaos#{peers := Peers#{Node => Peer}, ports := Ports#{Node => mesh_peer:port(Peer)}}.
+
+%% None that the kernel gives to who asks for any: while a node is away, nobody must get its port.
+free_port() ->
+    <<Random:32>> = crypto:strong_rand_bytes(4),
+    20_000 + Random rem 10_000.
 
 ip(named_too) -> {127, 0, 0, 2};
 ip(_Node) -> {127, 0, 0, 1}.
