@@ -145,6 +145,7 @@ impl Cutter {
             },
         };
         if self.parts.held() < expected {
+            self.parts.compact();
             return Ok(None);
         }
         self.expected = None;

@@ -8,8 +8,8 @@ use bytes::{Bytes, BytesMut};
 
 /// A part below this size is copied to those before it: a peer can send a byte in each packet.
 const CRUMB_BYTES: usize = 512;
-/// Parts that are kept as they came. As many as that are joined into one, once, so that what is
-/// short is never copied here.
+/// Parts of what waits that are kept as they came. As many as that are joined into one, once, so
+/// that what is short is never copied here.
 const MOST_LOOSE: usize = 16;
 
 /// Bytes in their order.
@@ -38,6 +38,11 @@ impl Parts {
         self.sweep_up();
         self.parts.push_back(data);
         self.loose += 1;
+    }
+
+    /// What there is has to wait for more, and is kept in few parts. What goes out at once is never
+    /// copied.
+    pub(crate) fn compact(&mut self) {
         if self.loose >= MOST_LOOSE {
             self.join();
         }
@@ -126,6 +131,7 @@ mod tests {
             for ((size, fill), take) in sizes.iter().zip(0_u8..).zip(takes.iter().cycle()) {
                 let data = vec![fill; *size];
                 parts.push(arrived(&data, &counter));
+                parts.compact();
                 sent.extend(data);
                 prop_assert!(Arc::strong_count(&counter) <= 1 + MOST_LOOSE);
                 if take % 3 == 0 {
@@ -148,6 +154,7 @@ mod tests {
             [1, CRUMB_BYTES, 1, CRUMB_BYTES - 1, 2 * CRUMB_BYTES].into_iter().cycle().take(900)
         {
             parts.push(arrived(&vec![0; size], &counter));
+            parts.compact();
         }
         assert!(Arc::strong_count(&counter) <= 1 + MOST_LOOSE);
         assert!(parts.parts.len() < 200, "{} parts", parts.parts.len());
