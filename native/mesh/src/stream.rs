@@ -62,13 +62,11 @@ impl Stream {
     /// [`Error::QueueFull`] or [`Error::PoolQueueFull`] when there is none, else as
     /// [`Stream::send`].
     pub fn try_send(&self, data: Payload<'_>) -> Result<(), Error> {
-        let sent = self.outbox()?.try_send(data);
-        if sent == Err(Error::MessageTooLarge) {
-            self.note_refusal(&Error::MessageTooLarge);
-        }
-        sent?;
-        self.note_use();
-        Ok(())
+        self.offer(data).inspect_err(|error| {
+            if *error == Error::MessageTooLarge {
+                self.note_refusal(error);
+            }
+        })
     }
 
     /// Queues `data` if there is room for it; without, it is refused and counted as that.
@@ -76,11 +74,7 @@ impl Stream {
     /// # Errors
     /// As [`Stream::try_send`].
     pub fn async_send(&self, data: Payload<'_>) -> Result<(), Error> {
-        self.try_send(data).inspect_err(|error| {
-            if matches!(error, Error::QueueFull | Error::PoolQueueFull) {
-                self.note_refusal(error);
-            }
-        })
+        self.offer(data).inspect_err(|error| self.note_refusal(error))
     }
 
     /// Closes the stream. One of plain bytes still sends what is queued, then FIN; the pooled one
@@ -111,6 +105,12 @@ impl Stream {
             Kind::Messages(stream) => stream.connection.local_address(),
             Kind::Bytes(stream) => Some(stream.local_address()),
         }
+    }
+
+    fn offer(&self, data: Payload<'_>) -> Result<(), Error> {
+        self.outbox()?.try_send(data)?;
+        self.note_use();
+        Ok(())
     }
 
     fn note_use(&self) {
