@@ -60,7 +60,9 @@ impl Parts {
 
     /// Takes all of them out.
     pub(crate) fn take_all(&mut self) -> Vec<Bytes> {
-        self.take(self.held)
+        self.sweep_up();
+        (self.loose, self.held) = (0, 0);
+        self.parts.drain(..).collect()
     }
 
     /// Takes so many of the first out, or all if there are fewer.
