@@ -18,12 +18,12 @@ use crate::config::Load;
 
 /// Nothing of the message has been sent.
 const WAITS: u8 = 0;
-/// It waits to be sent again.
-const CAME_BACK: u8 = 3;
 /// Some of it may have been sent.
 const UNDER_WAY: u8 = 1;
 /// Its sender has taken it back while it waited.
 const WITHDRAWN: u8 = 2;
+/// It waits to be sent again.
+const CAME_BACK: u8 = 3;
 
 /// Why a message is not known to have arrived.
 #[derive(Clone, Debug, PartialEq, Eq, Describe)]

@@ -294,15 +294,13 @@ impl Outbox {
         let mut state = self.lock();
         let mut piece = Vec::new();
         let mut bytes = 0;
-        while let Some(next) = state.queue.front().map(|entry| entry.load().bytes) {
+        while let Some(front) = state.queue.front() {
+            let (next, returns) = (front.load().bytes, front.returns());
             // A batch is never that large: it stops growing before.
             let is_large = next >= large_bytes;
-            // What has come back so often shares its fate with no other.
-            let is_alike = |first: &Entry| {
-                state.queue.front().is_some_and(|next| next.returns() == first.returns())
-            };
             let fits = !is_large && bytes + next <= most_bytes;
-            if piece.first().is_some_and(|first| !fits || !is_alike(first)) {
+            // What has come back so often shares its fate with no other.
+            if piece.first().is_some_and(|first: &Entry| !fits || first.returns() != returns) {
                 break;
             }
             let Some(entry) = self.depart(&mut state).flatten() else {
