@@ -118,6 +118,13 @@ impl ConnectionResource {
         }
     }
 
+    pub(crate) fn local_address(&self) -> Option<SocketAddr> {
+        match self {
+            Self::Pooled(connection) => connection.local_address(),
+            Self::Own(connection, _) => Some(connection.facts().local),
+        }
+    }
+
     /// Tells the owner that the connection has ended, and why; locked, so that who hands it over
     /// has got the messages before or not at all.
     fn announce(&self, handle: &ResourceArc<Held<Self>>, error: &Error) {

@@ -86,10 +86,10 @@ fn handle_sockname<'a>(env: Env<'a>, handle: Term<'a>) -> NifResult<Term<'a>> {
             None => return Ok(atoms::dirty().encode(env)),
         }
     } else if let Ok(connection) = handle.decode::<Connection>() {
-        match &**connection {
-            ConnectionResource::Own(own, _) => Some(own.facts().local),
-            ConnectionResource::Pooled(_) => return Ok(atoms::dirty().encode(env)),
+        if let ConnectionResource::Pooled(_) = **connection {
+            return Ok(atoms::dirty().encode(env));
         }
+        connection.local_address()
     } else {
         handle.decode::<Listener>()?.listener.local_addresses().first().copied()
     };
@@ -101,10 +101,7 @@ fn handle_sockname<'a>(env: Env<'a>, handle: Term<'a>) -> NifResult<Term<'a>> {
 fn handle_sockname_dirty<'a>(env: Env<'a>, handle: Term<'a>) -> NifResult<Term<'a>> {
     let address = match handle.decode::<Stream>() {
         Ok(stream) => stream.stream.local_address(),
-        Err(_) => match &**handle.decode::<Connection>()? {
-            ConnectionResource::Pooled(pooled) => pooled.local_address(),
-            ConnectionResource::Own(own, _) => Some(own.facts().local),
-        },
+        Err(_) => handle.decode::<Connection>()?.local_address(),
     };
     Ok(known_or_closed(env, address))
 }
