@@ -260,9 +260,13 @@ pick(List) -> lists:nth(rand:uniform(length(List)), List).
 listen(Port, {CertFile, KeyFile}, Log, More) ->
     Self = self(),
     Options = [{certfile, CertFile}, {keyfile, KeyFile} | maps:to_list(More)],
-    Node = spawn(fun() -> begin_node(Self, Port, Options, Log) end),
+    {Node, Monitor} = spawn_monitor(fun() -> begin_node(Self, Port, Options, Log) end),
     receive
-        {Node, Bound} -> Bound
+        {Node, Bound} ->
+            true = demonitor(Monitor, [flush]),
+            Bound;
+        {'DOWN', Monitor, process, Node, Reason} ->
+            error(Reason)
     end.
 
 %% The listener reads its certificate anew.
