@@ -24,6 +24,7 @@ all() ->
         a_failed_handover_loses_nothing,
         whose_death_in_the_middle_of_a_handover_closes_the_stream,
         who_is_to_own_a_stream_cannot_give_it_on_before,
+        who_is_to_own_a_stream_reads_what_it_is_given_first,
         the_end_of_the_sending_half_during_a_handover_is_told,
         handing_over_a_thousand_times_keeps_every_byte,
         what_belongs_to_the_pool_is_not_given_away
@@ -176,6 +177,25 @@ who_is_to_own_a_stream_cannot_give_it_on_before(_Config) ->
     ?assertEqual(ok, quic_ct:in(Heir, GiveOn)),
     ok = macula_quic:send(Near, quic_ct:frame(<<1>>)),
     ?assertEqual(1, quic_ct:in(Third, fun() -> number(quic_ct:next(Far)) end)).
+
+%% The giver's messages are from before what is still to be read.
+who_is_to_own_a_stream_reads_what_it_is_given_first(_Config) ->
+    {Near, Far} = quic_ct:frame_streams(),
+    ok = macula_quic:setopt(Far, active, once),
+    [ok = macula_quic:send(Near, quic_ct:frame(<<N>>)) || N <- [1, 2]],
+    quic_ct:poll_until(fun() -> quic_ct:come(Far) =:= 1 end),
+    Heir = quic_ct:agent(),
+    ok = ?NIF:stream_pause(Far, Heir),
+    Read = quic_ct:tell(Heir, fun() -> [macula_quic:recv(Far, ?WAIT_MS) || _ <- [1, 2]] end),
+    Waits = {current_function, {macula_quic, await, 4}},
+    quic_ct:poll_until(fun() -> process_info(Heir, current_function) =:= Waits end),
+    {Data, Detail} = quic_ct:next(Far),
+    Heir ! {quic, Data, Far, Detail},
+    ok = ?NIF:stream_give(Far, Heir),
+    receive
+        {Read, Results} -> ?assertEqual([{ok, quic_ct:frame(<<N>>)} || N <- [1, 2]], Results)
+    after ?WAIT_MS -> error({never_read, process_info(Heir, messages)})
+    end.
 
 %% Whoever waits for this message would wait for good.
 the_end_of_the_sending_half_during_a_handover_is_told(_Config) ->

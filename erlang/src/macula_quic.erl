@@ -310,8 +310,12 @@ recv(Stream, Timeout) when ?IS_TIMEOUT(Timeout) ->
     {Id, Token} = request(),
     case macula_gateway_mesh_nif:stream_receive(Stream, Id, Token) of
         wait ->
+            Since = erlang:monotonic_time(millisecond),
             Cancel = fun() -> macula_gateway_mesh_nif:stream_cancel_receive(Stream, Id) end,
-            await(mesh_received, Token, Timeout, Cancel);
+            case await(mesh_received, Token, Timeout, Cancel) of
+                look -> recv_left(Stream, remaining(Timeout, Since));
+                Result -> Result
+            end;
         active ->
             recv_message(Stream, Timeout);
         look ->
@@ -342,6 +346,12 @@ recv_left(Stream, Timeout) ->
     after 0 ->
         recv(Stream, Timeout)
     end.
+
+-spec remaining(timeout(), integer()) -> timeout().
+remaining(infinity, _Since) ->
+    infinity;
+remaining(Timeout, Since) ->
+    max(0, Timeout - (erlang:monotonic_time(millisecond) - Since)).
 
 %% @doc Options of a stream. `active': data as messages `{quic, Data, Stream, _}' (`true'), one
 %% of them (`once'), so many of them and then `{quic, passive, Stream, _}' (a number), or only by

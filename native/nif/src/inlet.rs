@@ -50,7 +50,7 @@ struct State {
     handle: Option<Handle>,
     /// Whether the owner is told of more than it asks for.
     has_events: bool,
-    /// The stream is being handed over: nothing is posted meanwhile.
+    /// The stream is being handed over: nobody gets anything meanwhile.
     is_paused: bool,
     received_end: Option<Received>,
     send_end: Option<SendEnd>,
@@ -168,13 +168,19 @@ impl Inlet {
         state.owner = owner;
         state.is_paused = false;
         let former = state.monitor.replace(monitor);
+        let early = state.readers.take_of(&owner);
         drop(state);
+        for reader in early {
+            // What it was given along with the stream comes first.
+            reader.send_later(|env| atoms::look().encode(env));
+        }
         self.catch_up();
         Ok(former)
     }
 
     /// Asks for the next data, in place of a message, behind others who have asked.
-    /// [`Refusal::Posted`] is told once, until [`Inlet::look_again`] or more is posted.
+    /// [`Refusal::Posted`] is told once, until [`Inlet::look_again`] or more is posted. While the
+    /// stream is being handed over nobody is answered, and its new owner then with `look`.
     pub(crate) fn request(&self, id: RequestId, reply: Quiet) -> Result<(), Refusal> {
         let mut state = self.lock();
         if state.is_closed {
@@ -315,7 +321,7 @@ impl Inlet {
                 if state.is_closed {
                     return false;
                 }
-                if !state.readers.is_empty() || state.wants_messages() {
+                if state.wants_answers() || state.wants_messages() {
                     return true;
                 }
             }
@@ -342,7 +348,8 @@ impl Inlet {
         if state.is_closed {
             return None;
         }
-        let released = match state.readers.next() {
+        let reader = if state.wants_answers() { state.readers.next() } else { None };
+        let released = match reader {
             Some(reader) => state.answer(reader, delivery),
             None => match state.handle.clone().filter(|_| state.wants_messages()) {
                 Some(handle) => state.post(handle, delivery),
@@ -362,6 +369,10 @@ impl Inlet {
 }
 
 impl State {
+    fn wants_answers(&self) -> bool {
+        !self.readers.is_empty() && !self.is_paused
+    }
+
     fn wants_messages(&self) -> bool {
         self.mode != Mode::Passive && !self.is_paused
     }

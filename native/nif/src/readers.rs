@@ -3,6 +3,8 @@
 use std::collections::VecDeque;
 use std::mem;
 
+use rustler::LocalPid;
+
 use crate::reply::{Quiet, Reply};
 
 /// The number of a request, chosen by who makes it.
@@ -46,6 +48,14 @@ impl Readers {
     pub(crate) fn cancel(&mut self, id: RequestId) -> bool {
         let place = self.0.iter().position(|(waiting, _)| *waiting == id);
         place.and_then(|place| self.0.remove(place)).is_some()
+    }
+
+    /// Those of one process.
+    pub(crate) fn take_of(&mut self, pid: &LocalPid) -> Vec<Reply> {
+        let (its, others): (VecDeque<_>, _) =
+            mem::take(&mut self.0).into_iter().partition(|(_, reply)| reply.is_to(pid));
+        self.0 = others;
+        its.into_iter().filter_map(|(_, reply)| reply.keep()).collect()
     }
 
     pub(crate) fn take_all(&mut self) -> impl Iterator<Item = Reply> + use<> {
