@@ -2,7 +2,7 @@
 //! giving up: whoever takes his request back learns whether he was in time, so nothing is lost
 //! between an arrival and a timeout.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
@@ -44,9 +44,11 @@ pub(crate) struct Rendezvous<T> {
 
 struct State<T> {
     items: VecDeque<T>,
-    waiters: VecDeque<(RequestId, Box<dyn Waiter<T>>)>,
-    /// The waiter who is looked at next, whether he has gone.
-    look: usize,
+    /// By the order of their requests.
+    waiters: BTreeMap<u64, (RequestId, Box<dyn Waiter<T>>)>,
+    requests: u64,
+    /// From where on a waiter is looked at next, whether he has gone.
+    look: u64,
     is_over: bool,
     is_closed: bool,
 }
@@ -71,8 +73,14 @@ pub enum Request<T> {
 impl<T> Rendezvous<T> {
     /// At most `capacity` items wait for somebody.
     pub(crate) fn new(capacity: usize) -> Self {
-        let (items, waiters) = (VecDeque::new(), VecDeque::new());
-        let state = State { items, waiters, look: 0, is_over: false, is_closed: false };
+        let state = State {
+            items: VecDeque::new(),
+            waiters: BTreeMap::new(),
+            requests: 0,
+            look: 0,
+            is_over: false,
+            is_closed: false,
+        };
         Self { state: Mutex::new(state), capacity, emptied: Notify::new() }
     }
 
@@ -81,19 +89,22 @@ impl<T> Rendezvous<T> {
     /// # Errors
     /// The item, when there is no room for it or nobody will come any more.
     pub(crate) fn offer(&self, item: T) -> Result<(), T> {
-        let mut state = self.lock();
         let mut item = item;
-        while let Some((_, waiter)) = state.waiters.pop_front() {
-            match waiter.meet(item) {
-                None => return Ok(()),
-                Some(returned) => item = returned,
+        loop {
+            // Given free for each, since those who have gone may be very many.
+            let mut state = self.lock();
+            if let Some((_, (_, waiter))) = state.waiters.pop_first() {
+                match waiter.meet(item) {
+                    None => return Ok(()),
+                    Some(returned) => item = returned,
+                }
+            } else if state.is_closed || state.items.len() >= self.capacity {
+                return Err(item);
+            } else {
+                state.items.push_back(item);
+                return Ok(());
             }
         }
-        if state.is_closed || state.items.len() >= self.capacity {
-            return Err(item);
-        }
-        state.items.push_back(item);
-        Ok(())
     }
 
     /// Asks for one item.
@@ -111,7 +122,7 @@ impl<T> Rendezvous<T> {
         } else if state.waiters.len() >= MAX_WAITERS {
             Refusal::TooManyWait
         } else {
-            state.waiters.push_back((id, waiter));
+            state.wait(id, waiter);
             drop(state);
             return Request::Waiting;
         };
@@ -124,8 +135,9 @@ impl<T> Rendezvous<T> {
     /// Takes a request back. `false`: too late, its waiter was called or dropped.
     pub(crate) fn cancel(&self, id: RequestId) -> bool {
         let mut state = self.lock();
-        let place = state.waiters.iter().position(|(waiting, _)| *waiting == id);
-        place.and_then(|place| state.waiters.remove(place)).is_some()
+        let found = state.waiters.iter().find(|(_, (waiting, _))| *waiting == id);
+        let place = found.map(|(place, _)| *place);
+        place.and_then(|place| state.waiters.remove(&place)).is_some()
     }
 
     /// Items that nobody has asked for.
@@ -140,7 +152,7 @@ impl<T> Rendezvous<T> {
         state.is_over = true;
         let waiters = std::mem::take(&mut state.waiters);
         drop(state);
-        for (_, waiter) in waiters {
+        for (_, waiter) in waiters.into_values() {
             waiter.refuse(Refusal::Closed);
         }
     }
@@ -168,16 +180,22 @@ impl<T> Rendezvous<T> {
 }
 
 impl<T> State<T> {
+    fn wait(&mut self, id: RequestId, waiter: Box<dyn Waiter<T>>) {
+        self.waiters.insert(self.requests, (id, waiter));
+        self.requests += 1;
+    }
+
     /// Looks at some waiters, in turn; returns those who have gone, to be dropped outside the lock.
     fn part_with_gone(&mut self) -> Vec<Box<dyn Waiter<T>>> {
         let mut gone = Vec::new();
-        for _ in 0..LOOKS.min(self.waiters.len()) {
-            match self.waiters.get(self.look) {
-                Some((_, waiter)) if waiter.is_gone() => {
-                    gone.extend(self.waiters.remove(self.look).map(|(_, waiter)| waiter));
-                }
-                Some(_) => self.look += 1,
-                None => self.look = 0,
+        for _ in 0..LOOKS {
+            let Some((&place, (_, waiter))) = self.waiters.range(self.look..).next() else {
+                self.look = 0;
+                break;
+            };
+            self.look = place + 1;
+            if waiter.is_gone() {
+                gone.extend(self.waiters.remove(&place).map(|(_, waiter)| waiter));
             }
         }
         gone
