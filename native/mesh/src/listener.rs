@@ -177,15 +177,21 @@ impl Listener {
     }
 
     /// Takes in no more clients. Connections that were accepted go on, and keep the socket; those
-    /// that were not are closed.
+    /// that were not are closed, which may have to wait for their locks.
     pub fn close(&self) {
         self.0.close();
+    }
+
+    /// Closes on the runtime, from a thread that must not wait.
+    pub fn let_go(&self) {
+        let inner = self.0.clone();
+        self.0.scope.tasks.detach(async move { inner.close() });
     }
 }
 
 impl Drop for Listener {
     fn drop(&mut self) {
-        self.0.close();
+        self.let_go();
     }
 }
 

@@ -214,6 +214,8 @@ impl Drop for StreamResource {
         if let Some(inlet) = &self.inlet {
             inlet.close(None, NO_ERROR);
         }
+        // Which a stream that was never read does itself, but on this thread.
+        self.stop_reading(NO_ERROR);
     }
 }
 
@@ -254,7 +256,7 @@ pub(crate) struct ListenerResource {
 impl Resource for Held<ListenerResource> {
     fn down<'a>(&'a self, _env: Env<'a>, _owner: LocalPid, monitor: Monitor) {
         if lock(&self.owner).is_monitored_by(&monitor) {
-            self.listener.close();
+            self.listener.let_go();
         }
     }
 }
