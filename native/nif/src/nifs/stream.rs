@@ -111,7 +111,8 @@ fn connection_open_stream<'a>(
 
 /// `stream_receive(Stream, Id, Token) -> wait | active | look | {error, Reason}`. After `wait`, the
 /// caller gets `{mesh_received, Token, {ok, Data} | {error, Reason} | look}`. `look`: there may be
-/// messages of when the stream was active, which come first; when none is left, the caller asks again.
+/// messages of when the stream was active, which come first; when none is left, the caller asks
+/// again.
 #[rustler::nif]
 fn stream_receive<'a>(
     env: Env<'a>,
