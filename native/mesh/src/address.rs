@@ -165,6 +165,15 @@ fn interleave(addresses: Vec<SocketAddr>) -> Vec<SocketAddr> {
 }
 
 #[cfg(test)]
+impl Resolver {
+    /// All turns, for a test that wants nobody to have one.
+    pub(crate) fn turns(&self) -> tokio::sync::OwnedSemaphorePermit {
+        let most = u32::try_from(MAX_LOOKUPS).expect("a number");
+        self.lookups.clone().try_acquire_many_owned(most).expect("all turns")
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
 

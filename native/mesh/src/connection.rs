@@ -344,3 +344,24 @@ impl Connection {
         self.0.carrier.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::disallowed_methods, reason = "tokio's test macro blocks, on a thread of the test")]
+mod tests {
+    use tokio::runtime::Handle;
+
+    use super::*;
+
+    /// Each look-up holds a thread, and all of the VM share them.
+    #[tokio::test]
+    async fn dials_of_one_client_take_turns_at_looking_up_names() {
+        let client = Client::new(Handle::current());
+        // Which the system's resolver refuses by itself.
+        let name = Address::new("no..name", 1).expect("an address");
+        let dial = || client.connect(&name, Settings::default(), Duration::from_millis(200));
+        let turns = client.resolver.turns();
+        assert_eq!(dial().await.err(), Some(Error::ConnectTimeout));
+        drop(turns);
+        assert_eq!(dial().await.err(), Some(Error::NameNotFound));
+    }
+}
