@@ -9,6 +9,7 @@
 -export([
     a_closed_port_is_refused_at_once/1,
     a_peer_that_restarts_resets_the_connections_of_the_one_before_it/1,
+    what_was_not_sent_to_a_peer_before_it_restarted_reaches_it_afterwards/1,
     messages_to_a_node_that_fails_do_not_dial_it_each/1,
     a_caller_may_dial_at_once_during_the_back_off/1,
     messages_wait_for_the_end_of_a_short_back_off/1,
@@ -40,6 +41,7 @@ all() ->
     [
         a_closed_port_is_refused_at_once,
         a_peer_that_restarts_resets_the_connections_of_the_one_before_it,
+        what_was_not_sent_to_a_peer_before_it_restarted_reaches_it_afterwards,
         messages_to_a_node_that_fails_do_not_dial_it_each,
         a_caller_may_dial_at_once_during_the_back_off,
         messages_wait_for_the_end_of_a_short_back_off,
@@ -112,6 +114,29 @@ a_peer_that_restarts_resets_the_connections_of_the_one_before_it(Config) ->
     mesh_ct:poll_until(fun() -> notified(Successor, Node) =:= 1 end),
     mesh_ct:poll_until(fun() -> mesh_ct:stat(messages_delivered) =:= 2 end),
     ?assertEqual(1, mesh_ct:stat(messages_unconfirmed)),
+    ok = peer:stop(Successor).
+
+what_was_not_sent_to_a_peer_before_it_restarted_reaches_it_afterwards(Config) ->
+    %% What fits the window that it granted is on its way when it dies, and may have arrived; nothing
+    %% of what is behind that need be lost with the connection, which is reset.
+    Pool = mesh_ct:start_pool(#{idle_timeout_ms => 60_000, ack_timeout_ms => 60_000}),
+    Window = [{receive_window_bytes, 65_536}],
+    {Vm, First} = start_node(Config, 0, Window),
+    Address = {{127, 0, 0, 1}, mesh_vm:call(Vm, old_node, port, [First])},
+    {ok, Stream} = ?POOL:get_or_create_connection(Pool, <<"node">>, Address),
+    ok = mesh_vm:pause(Vm),
+    [ok = macula_quic:send(Stream, mesh_peer:frame(N, 1_024)) || N <- lists:seq(1, 500)],
+    ok = mesh_vm:kill(Vm),
+    {Successor, Node} = start_node(Config, element(2, Address), Window),
+    mesh_ct:poll_until(fun() -> mesh_ct:stat(closes) =:= #{reset => 1} end),
+    mesh_ct:poll_until(fun() -> mesh_ct:stat(outstanding_messages) =:= 0 end),
+    #{messages_delivered := Delivered, messages_unconfirmed := Unconfirmed} =
+        mesh_load:assert_accounted(Pool, 500),
+    ?assert(Delivered > 400),
+    ?assertEqual(500, Delivered + Unconfirmed),
+    mesh_ct:poll_until(fun() -> notified(Successor, Node) =:= Delivered end),
+    ?assertEqual([], mesh_vm:call(Successor, old_node, twice, [Node])),
+    ?assertEqual(0, mesh_ct:stat(suspicions)),
     ok = peer:stop(Successor).
 
 messages_to_a_node_that_fails_do_not_dial_it_each(_Config) ->
@@ -523,10 +548,12 @@ start_pool_that_backs_off(Ms, Options) ->
     mesh_ct:start_pool(Options#{dial_backoff_min_ms => Ms, dial_backoff_max_ms => Ms}).
 
 %% A VM, and a node in it that listens at this port with the suite's certificate.
-start_node(Config, Port) ->
+start_node(Config, Port) -> start_node(Config, Port, []).
+
+start_node(Config, Port, More) ->
     {CertFile, KeyFile} = proplists:get_value(certificate, Config),
     Vm = mesh_vm:start(),
-    Options = [{certfile, CertFile}, {keyfile, KeyFile}],
+    Options = [{certfile, CertFile}, {keyfile, KeyFile} | More],
     {ok, Node} = mesh_vm:call(Vm, old_node, start, [1_000, Port, Options]),
     {Vm, Node}.
 

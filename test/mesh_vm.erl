@@ -4,7 +4,7 @@
 
 -behaviour(supervisor).
 
--export([with/1, with/2, start/0, kill/1, call/3, call/4]).
+-export([with/1, with/2, start/0, pause/1, kill/1, call/3, call/4]).
 -export([os_pid/1, footprint/1, grown/2, memory_kib/1, exit_status/2]).
 -export([start_pool/1, stop_pool/0, kill_server/0, start_load/2, kill_caller/0, stop_load/0]).
 -export([churn/0, collect_garbage/0, wait_for_word/1, init/1]).
@@ -38,6 +38,11 @@ start(More) ->
     {ok, Vm, _Node} = peer:start_link(maps:merge(Options, More)),
     _ = put({?MODULE, Vm}, call(Vm, os, getpid, [])),
     Vm.
+
+%% It stands still, and can only be killed.
+pause(Vm) ->
+    "" = os:cmd("kill -STOP " ++ os_pid(Vm)),
+    ok.
 
 %% Ends it as a power cut would.
 kill(Vm) ->
