@@ -117,8 +117,8 @@ a_peer_that_restarts_resets_the_connections_of_the_one_before_it(Config) ->
     ok = peer:stop(Successor).
 
 what_was_not_sent_to_a_peer_before_it_restarted_reaches_it_afterwards(Config) ->
-    %% What fits the window that it granted is on its way when it dies, and may have arrived; nothing
-    %% of what is behind that need be lost with the connection, which is reset.
+    %% What fits the window that it granted is on its way when it dies, and may have arrived;
+    %% nothing of what is behind that need be lost with the connection, which is reset.
     Pool = mesh_ct:start_pool(#{idle_timeout_ms => 60_000, ack_timeout_ms => 60_000}),
     Window = [{receive_window_bytes, 65_536}],
     {Vm, First} = start_node(Config, 0, Window),
