@@ -1,6 +1,7 @@
 %% Streams between a listener's connection and its client's as queues of frames, for PropEr:
 %% whatever their ends' modes, whoever owns them, and whoever of these is killed, each frame comes
-%% once, whole and in its order, and an end comes behind the last.
+%% once, whole and in its order, and an end comes behind the last. Of what is given up, some may
+%% come; what is not wanted does not, and nothing of the other direction is lost with either.
 -module(stream_model).
 
 -behaviour(proper_statem).
@@ -10,7 +11,7 @@
 -export([prop_streams_behave_as_their_model/0]).
 -export([initial_state/0, command/1, precondition/2, next_state/3, postcondition/3]).
 -export([open/3, send/3, send_finished/2, finish/2, recv/2, recv_nothing/2, mode/3, give/3]).
--export([kill/2]).
+-export([reset/2, drain/2, stop/2, abort/2, kill/2]).
 
 -define(STREAMS, 4).
 -define(OWNERS, 3).
@@ -19,12 +20,19 @@
 %% How long something that must not come is waited for.
 -define(SILENCE_MS, 5).
 -define(ENV, {var, env}).
+%% Flags of async_shutdown_stream/3, and the code with which halves are given up.
+-define(GRACEFUL, 1).
+-define(ABORT_SEND, 2).
+-define(ABORT_RECEIVE, 4).
+-define(IMMEDIATE, 8).
+-define(CODE, 7).
 
-%% One end of a stream: the frames on their way to it, its owner, and how far its sending half is.
+%% One end of a stream: the frames on their way to it, its owner, and how far its halves are.
 -record(tip, {
     coming = [] :: [pos_integer()],
     owner :: pos_integer() | dead,
-    sending = open :: open | finished | refused
+    sending = open :: open | finished | reset | refused,
+    reading = open :: open | stopped
 }).
 
 -record(model, {
@@ -63,9 +71,13 @@ command(#model{tips = Tips} = Model) ->
         {1, send_finished, []},
         {8, recv, []},
         {1, recv_nothing, []},
-        {4, mode, [boolean()]},
+        {4, mode, [oneof([true, false, once, integer(1, 3)])]},
         {4, give, [integer(1, ?OWNERS)]},
-        {1, finish, []}
+        {1, finish, []},
+        {1, reset, []},
+        {4, drain, []},
+        {1, stop, []},
+        {1, abort, []}
     ],
     frequency(
         [{2, Open} || Count < ?STREAMS] ++ [{1, Kill}] ++
@@ -88,35 +100,55 @@ precondition(_Model, {call, _, kill, _}) ->
 precondition(Model, {call, _, Command, [_, Key | _]}) ->
     case Model#model.tips of
         #{Key := #tip{owner = dead}} -> false;
-        #{Key := Tip} -> is_possible(Command, Tip, has_end(Key, Model));
+        #{Key := Tip} -> is_possible(Command, Tip, comes(Key, Model));
         #{} -> false
     end.
 
-is_possible(send, #tip{sending = Sending}, _HasEnd) -> Sending =:= open;
-is_possible(send_finished, #tip{sending = Sending}, _HasEnd) -> Sending =:= finished;
-is_possible(finish, #tip{sending = Sending}, _HasEnd) -> Sending =:= open;
-is_possible(recv, #tip{coming = Coming}, HasEnd) -> Coming =/= [] orelse HasEnd;
-is_possible(recv_nothing, #tip{coming = Coming}, HasEnd) -> Coming =:= [] andalso not HasEnd;
-is_possible(_Command, _Tip, _HasEnd) -> true.
+is_possible(send, #tip{sending = Sending}, _Comes) -> Sending =:= open;
+is_possible(send_finished, #tip{sending = Sending}, _Comes) -> Sending =:= finished;
+is_possible(finish, #tip{sending = Sending}, _Comes) -> Sending =:= open;
+is_possible(reset, #tip{sending = Sending}, _Comes) -> Sending =:= open;
+is_possible(stop, #tip{reading = Reading}, Comes) -> Reading =:= open andalso Comes =/= some;
+is_possible(abort, Tip, Comes) ->
+    is_possible(reset, Tip, Comes) andalso is_possible(stop, Tip, Comes);
+is_possible(recv, _Tip, Comes) -> lists:member(Comes, [frame, the_end]);
+is_possible(recv_nothing, _Tip, Comes) -> Comes =:= nothing;
+is_possible(drain, _Tip, Comes) -> Comes =:= some;
+is_possible(_Command, _Tip, _Comes) -> true.
 
-%% Whether no more is sent to this end than is on its way.
-has_end({Number, Side}, #model{tips = Tips}) ->
+%% What comes next to this end; `some': of the frames that were given up, none or some, and then
+%% word of that.
+comes({Number, Side} = Key, #model{tips = Tips}) ->
+    #tip{coming = Coming, reading = Reading} = maps:get(Key, Tips),
     #tip{owner = Owner, sending = Sending} = maps:get({Number, other(Side)}, Tips),
-    Owner =:= dead orelse Sending =:= finished.
+    HasEnd = Owner =:= dead orelse Sending =:= finished,
+    case Coming of
+        _ when Reading =:= stopped -> the_end;
+        _ when Sending =:= reset -> some;
+        [_ | _] -> frame;
+        [] when HasEnd -> the_end;
+        [] -> nothing
+    end.
 
 other(near) -> far;
 other(far) -> near.
 
-postcondition(_Model, {call, _, send_finished, _}, Result) -> Result =:= {error, closed};
-postcondition(_Model, {call, _, recv_nothing, _}, Result) -> Result =:= {error, timeout};
-postcondition(Model, {call, _, recv, [_, Key]}, Result) -> Result =:= next_of(Key, Model);
-postcondition(_Model, _Call, Result) -> Result =:= ok.
-
-next_of(Key, #model{tips = Tips}) ->
-    case maps:get(Key, Tips) of
-        #tip{coming = [Frame | _]} -> {ok, Frame};
-        #tip{coming = []} -> {error, closed}
-    end.
+postcondition(_Model, {call, _, send_finished, _}, Result) ->
+    Result =:= {error, closed};
+postcondition(_Model, {call, _, recv_nothing, _}, Result) ->
+    Result =:= {error, timeout};
+postcondition(Model, {call, _, recv, [_, Key]}, Result) ->
+    #tip{coming = Coming} = maps:get(Key, Model#model.tips),
+    Expected = maps:get(comes(Key, Model), #{frame => ok, the_end => error}),
+    Result =:= {Expected, hd(Coming ++ [closed])};
+postcondition(Model, {call, _, drain, [_, Key]}, {Frames, End}) ->
+    #tip{coming = Coming} = maps:get(Key, Model#model.tips),
+    lists:prefix(Frames, Coming) andalso End =:= {error, {peer_send_aborted, ?CODE}};
+postcondition(Model, {call, _, mode, [_, Key, _]}, Result) ->
+    #tip{reading = Reading} = maps:get(Key, Model#model.tips),
+    Result =:= maps:get(Reading, #{open => ok, stopped => {error, closed}});
+postcondition(_Model, _Call, Result) ->
+    Result =:= ok.
 
 next_state(#model{tips = Tips} = Model, _Result, {call, _, open, [_, Number, _]}) ->
     New = #{{Number, near} => #tip{owner = 1}, {Number, far} => #tip{owner = 1}},
@@ -131,6 +163,16 @@ next_state(Model, _Result, {call, _, give, [_, Key, Owner]}) ->
     change(Key, fun(Tip) -> Tip#tip{owner = Owner} end, Model);
 next_state(Model, _Result, {call, _, finish, [_, Key]}) ->
     change(Key, fun(Tip) -> Tip#tip{sending = finished} end, Model);
+next_state(Model, _Result, {call, _, reset, [_, Key]}) ->
+    change(Key, fun(Tip) -> Tip#tip{sending = reset} end, Model);
+next_state(Model, _Result, {call, _, drain, [_, Key]}) ->
+    change(Key, fun(Tip) -> Tip#tip{coming = []} end, Model);
+next_state(Model, _Result, {call, _, stop, [_, {Number, Side} = Key]}) ->
+    Stopped = change(Key, fun(Tip) -> Tip#tip{reading = stopped, coming = []} end, Model),
+    change({Number, other(Side)}, fun refuse/1, Stopped);
+next_state(Model, Result, {call, _, abort, Arguments}) ->
+    Reset = next_state(Model, Result, {call, ?MODULE, reset, Arguments}),
+    next_state(Reset, Result, {call, ?MODULE, stop, Arguments});
 next_state(#model{tips = Tips} = Model, _Result, {call, _, kill, [_, Owner]}) ->
     Dead = [Key || {Key, #tip{owner = Of}} <- maps:to_list(Tips), Of =:= Owner],
     lists:foldl(fun die/2, Model, Dead);
@@ -188,7 +230,23 @@ give(Env, Key, Owner) ->
     _ = put({?MODULE, owner, Key}, Owner),
     quic_ct:in(Former, fun() -> macula_quic:controlling_process(Stream, To) end).
 
-finish(_Env, Key) -> macula_quic:async_shutdown_stream(stream(Key), 1, 0).
+finish(_Env, Key) -> shut(Key, ?GRACEFUL).
+
+reset(_Env, Key) -> shut(Key, ?ABORT_SEND).
+
+stop(_Env, Key) -> shut(Key, ?ABORT_RECEIVE).
+
+abort(_Env, Key) -> shut(Key, ?IMMEDIATE).
+
+shut(Key, Flag) -> macula_quic:async_shutdown_stream(stream(Key), Flag, ?CODE).
+
+drain(Env, Key) -> drain(Env, Key, []).
+
+drain(Env, Key, Frames) ->
+    case recv(Env, Key) of
+        {ok, Frame} -> drain(Env, Key, [Frame | Frames]);
+        End -> {lists:reverse(Frames), End}
+    end.
 
 %% Another one takes its place, with nothing.
 kill(Env, Owner) ->
@@ -208,11 +266,12 @@ read(Env, Key, Ms) ->
     end.
 
 %% What is still on its way when all commands are done, and does not come.
-left(Env, #model{tips = Tips}, ok) ->
+left(Env, #model{tips = Tips} = Model, ok) ->
     [
         {Key, Frame}
      || {Key, #tip{owner = Owner, coming = Coming}} <- maps:to_list(Tips),
         Owner =/= dead,
+        comes(Key, Model) =:= frame,
         Frame <- Coming,
         recv(Env, Key) =/= {ok, Frame}
     ];
