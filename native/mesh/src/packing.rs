@@ -90,7 +90,8 @@ impl Packing {
             if begin.elapsed() < SOON {
                 yield_now().await;
             } else {
-                sleep(LATER).await;
+                // In a box: each idle connection would keep a place for it.
+                Box::pin(sleep(LATER)).await;
             }
             self.look(carrier);
         }

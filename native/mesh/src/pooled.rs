@@ -7,11 +7,12 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt, StreamExt};
 use quinn::ConnectionError;
 use tokio::sync::Semaphore;
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
@@ -22,7 +23,7 @@ use crate::config::Load;
 use crate::connection::Traffic;
 use crate::dial::Dialer;
 use crate::farewell::{self, NO_ERROR};
-use crate::flight::Kind;
+use crate::flight::{Flight, Kind, Landing};
 use crate::handshake::PeerParameters;
 use crate::liveness::{News, Pulse, Vigil, ping};
 use crate::outbox::Outbox;
@@ -325,7 +326,7 @@ impl PooledConnection {
     /// Carries messages until the connection is over, and tells why it is.
     pub(crate) async fn serve(&self, address: &Address, node: &[u8]) -> Error {
         let mut patience = self.0.context.config.stream_credit_timeout();
-        let places = Arc::new(Semaphore::new(MAX_RETIRED));
+        let mut places = None;
         // One for all carriers: the time to linger does not begin anew with each.
         let mut linger_over = pin!(self.linger_over());
         while let Some(carrier) = self.carrier() {
@@ -352,9 +353,11 @@ impl PooledConnection {
                     stats.renewals.add(1);
                     patience = LEAST_PATIENCE.max(carrier.rtt() * ROUND_TRIPS_FOR_CREDIT);
                     let former = self.replace_by(fresh);
+                    let places =
+                        places.get_or_insert_with(|| Arc::new(Semaphore::new(MAX_RETIRED)));
                     tokio::select! {
                         biased;
-                        () = Box::pin(self.retire(former, &places)) => {}
+                        () = Box::pin(self.retire(former, places)) => {}
                         () = &mut linger_over => break,
                     }
                 }
@@ -440,9 +443,16 @@ impl PooledConnection {
         let mut flights = FuturesUnordered::new();
         let mut trail = Trail::new();
         let mut is_drained = false;
+        let mut packets = 0;
         let mut lost = pin!(carrier.closed());
         let mut tending = pin!(self.tend(carrier));
         let (error, fresh) = loop {
+            // Not in the select below, whose outcome each idle connection would keep a place for.
+            while packets > 0 {
+                let first = if sender.goes_on().await { sender.follow() } else { None };
+                packets = if first.is_some() { packets - 1 } else { 0 };
+                send_off(first, &mut sender, &mut trail, &mut flights);
+            }
             if is_drained && sender.is_resting() && self.is_idle() {
                 self.grace(last_landing).await;
                 return End::Drained;
@@ -471,16 +481,8 @@ impl PooledConnection {
                 },
                 turn = sender.turn(), if !is_drained && !vigil.holds() && sender.may_fly() => match turn {
                     Ok(Turn::Send(flight)) if flight.kind == Kind::Single => {
-                        let mut next = Some(flight);
-                        let mut packets = 1;
-                        while let Some(flight) = next {
-                            flights.extend(trail.send_off(flight).map(|left| left.fly().boxed()));
-                            next = sender.follow();
-                            if next.is_none() && packets < PACKETS_AT_ONCE && sender.goes_on().await {
-                                packets += 1;
-                                next = sender.follow();
-                            }
-                        }
+                        packets = PACKETS_AT_ONCE - 1;
+                        send_off(Some(flight), &mut sender, &mut trail, &mut flights);
                     }
                     Ok(Turn::Send(flight)) => flights.push(flight.fly().boxed()),
                     Ok(Turn::Nothing) => {}
@@ -516,32 +518,24 @@ impl PooledConnection {
 
     async fn linger_over(&self) {
         self.0.outbox.draining().await;
-        sleep(self.0.context.scope.linger).await;
+        // In a box, for it comes once.
+        Box::pin(sleep(self.0.context.scope.linger)).await;
     }
 
     /// What a connection needs beside its messages. Never resolves.
     async fn tend(&self, carrier: &quinn::Connection) {
-        tokio::join!(self.keep_alive(carrier), turn_away_strays(carrier));
+        tokio::join!(keep_alive(carrier, self.keep_alives(carrier)), turn_away_strays(carrier));
     }
 
-    /// Keeps a connection alive whose peer gives up sooner than quinn's own keep-alive comes.
-    async fn keep_alive(&self, carrier: &quinn::Connection) {
-        let peer_timeout = PeerParameters::of(carrier).idle_timeout;
-        let own = self.0.context.config.keep_alive_interval();
-        let needed = peer_timeout.map(|t| LEAST_KEEP_ALIVE.max(t / KEEP_ALIVES_PER_TIMEOUT));
-        let (Some(own), Some(needed)) = (own, needed) else {
-            return std::future::pending().await;
-        };
-        if own <= needed {
-            return std::future::pending().await;
-        }
+    /// When to keep a connection alive whose peer gives up sooner than quinn's own keep-alive comes.
+    fn keep_alives(&self, carrier: &quinn::Connection) -> Option<Box<Interval>> {
+        let peer_timeout = PeerParameters::of(carrier).idle_timeout?;
+        let needed = LEAST_KEEP_ALIVE.max(peer_timeout / KEEP_ALIVES_PER_TIMEOUT);
+        let own = self.0.context.config.keep_alive_interval()?;
         // In a box: most connections do not need it.
-        let mut ticks = Box::new(interval(needed));
+        let mut ticks = (own > needed).then(|| Box::new(interval(needed)))?;
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        loop {
-            ticks.tick().await;
-            ping(carrier);
-        }
+        Some(ticks)
     }
 
     fn carrier(&self) -> Option<quinn::Connection> {
@@ -551,6 +545,30 @@ impl PooledConnection {
     /// A std mutex, because nothing awaits inside.
     fn lock(&self) -> MutexGuard<'_, Option<Carrier>> {
         self.0.carrier.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Sends a message off to a node of the field, and those that share its packet.
+fn send_off(
+    mut next: Option<Flight>,
+    sender: &mut Sender<'_>,
+    trail: &mut Trail,
+    flights: &mut FuturesUnordered<BoxFuture<'static, Landing>>,
+) {
+    while let Some(flight) = next {
+        flights.extend(trail.send_off(flight).map(|left| left.fly().boxed()));
+        next = sender.follow();
+    }
+}
+
+/// Never resolves.
+async fn keep_alive(carrier: &quinn::Connection, ticks: Option<Box<Interval>>) {
+    let Some(mut ticks) = ticks else {
+        return std::future::pending().await;
+    };
+    loop {
+        ticks.tick().await;
+        ping(carrier);
     }
 }
 

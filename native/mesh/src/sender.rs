@@ -165,7 +165,7 @@ impl<'a> Sender<'a> {
         }
         let opened = match self.carrier.open_bi().now_or_never() {
             Some(opened) => opened,
-            // In a box, as is the waiting above: each idle connection would keep a place for it.
+            // In a box, as is what is rare above: each idle connection would keep a place for it.
             None => match Box::pin(timeout(self.patience, self.credit.wait(self.carrier))).await {
                 Ok(opened) => {
                     // Other streams may have been sent on meanwhile.
