@@ -24,7 +24,7 @@
 -define(CONFIRM_MS, 4_000).
 -define(CALM_MS, 20_000).
 %% What may be left of a storm in the VM's memory, in caches of its allocators.
--define(MEMORY_KIB, 96 * 1_024).
+-define(MEMORY_KIB, 32 * 1_024).
 -define(OPTIONS, #{
     max_mesh_connections => ?LIMIT,
     linger_ms => 500,
@@ -427,9 +427,12 @@ assert_nothing_left(#{vm := Vm, base := none} = Chaos) ->
     Chaos#{base := (remains(Vm))#{tasks := 0}, memory => mesh_vm:memory_kib(Vm)};
 assert_nothing_left(#{vm := Vm, base := Base, memory := Before} = Chaos) ->
     mesh_load:eventually(#{}, fun() -> mesh_vm:grown(remains(Vm), Base) end),
-    After = mesh_vm:memory_kib(Vm),
-    ct:pal("RSS ~b KiB, ~b at first", [After, Before]),
-    ?assert(After < Before + ?MEMORY_KIB),
+    %% Buffers are kept for a moment, in case that more is to be sent.
+    mesh_load:eventually(true, fun() ->
+        After = mesh_vm:memory_kib(Vm),
+        ct:pal("RSS ~b KiB, ~b at first", [After, Before]),
+        After < Before + ?MEMORY_KIB orelse After
+    end),
     Chaos.
 
 %% Once a pool of its own stands beside it, the runtime tells its tasks.
