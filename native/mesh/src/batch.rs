@@ -96,6 +96,29 @@ impl Batch {
         Some(Message::of_batch(message, self.returns))
     }
 
+    /// Bytes of all messages, each led by its length.
+    pub(crate) fn joined_bytes(&self) -> usize {
+        self.buffer.bytes().len()
+    }
+
+    /// Takes out the messages that are wholly within the last so many bytes; `None`: there are none.
+    pub(crate) fn split_off(&mut self, bytes: usize) -> Option<Self> {
+        let mut rest = self.sealed().clone();
+        let mut load = self.load;
+        while rest.len() > bytes {
+            let (skipped, length) = prefix(&rest);
+            rest.advance(skipped + length);
+            load.messages -= 1;
+            load.bytes -= length;
+        }
+        let kept = self.joined_bytes() - rest.len();
+        self.sealed().truncate(kept);
+        self.load.messages -= load.messages;
+        self.load.bytes -= load.bytes;
+        let buffer = Buffer::Sealed(rest);
+        (load.messages > 0).then_some(Self { buffer, load, returns: self.returns })
+    }
+
     /// Takes no more messages, and gives the bytes of all, each led by its length.
     pub(crate) fn seal(&mut self) -> Bytes {
         self.sealed().clone()
@@ -119,6 +142,17 @@ impl Buffer {
             Self::Sealed(buffer) => buffer,
         }
     }
+}
+
+/// Bytes of a message of this length, led by it.
+pub(crate) fn joined_bytes(length: usize) -> usize {
+    let prefix = match length {
+        0..0x40 => 1,
+        0x40..0x4000 => 2,
+        0x4000..0x4000_0000 => 4,
+        _ => LONGEST_PREFIX,
+    };
+    prefix + length
 }
 
 /// Writes the length that leads a message.

@@ -2,7 +2,7 @@
 //! from here; whoever documents one copies it from here.
 
 use std::num::NonZeroUsize;
-use std::ops::{AddAssign, SubAssign};
+use std::ops::{Add, AddAssign, SubAssign};
 use std::time::Duration;
 
 use thiserror::Error;
@@ -274,6 +274,15 @@ impl AddAssign for Load {
     fn add_assign(&mut self, more: Self) {
         self.messages += more.messages;
         self.bytes += more.bytes;
+    }
+}
+
+impl Add for Load {
+    type Output = Self;
+
+    fn add(mut self, more: Self) -> Self {
+        self += more;
+        self
     }
 }
 

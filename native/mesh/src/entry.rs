@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 
-use crate::batch::Batch;
+use crate::batch::{Batch, joined_bytes};
 use crate::config::Load;
 use crate::message::Message;
 
@@ -73,6 +73,23 @@ impl Entry {
         match self {
             Self::Batch(_) => true,
             Self::Single(message) => message.is_wanted(),
+        }
+    }
+
+    /// Bytes that it takes on a stream of many.
+    pub(crate) fn joined_bytes(&self) -> usize {
+        match self {
+            Self::Batch(batch) => batch.joined_bytes(),
+            Self::Single(message) => joined_bytes(message.len()),
+        }
+    }
+
+    /// Goes back to a queue: nothing of it was sent.
+    pub(crate) fn stay_behind(&mut self) {
+        match self {
+            // What nobody waits for, nobody withdraws.
+            Self::Batch(_) => {}
+            Self::Single(message) => message.stay_behind(),
         }
     }
 

@@ -39,6 +39,8 @@ pub(crate) struct Flight {
     /// Its place in the order of departure.
     number: u64,
     cargo: Cargo,
+    /// Whether the messages are kept until they have arrived, to be sent again if they do not.
+    keeps: bool,
     /// What is still to be handed to the stack.
     chunks: Chunks,
     stream: Outgoing,
@@ -62,26 +64,31 @@ impl Chunks {
 /// How messages fared.
 pub(crate) struct Landing {
     pub(crate) kind: Kind,
+    /// What of it is settled.
     pub(crate) load: Load,
     pub(crate) number: u64,
-    pub(crate) cargo: Cargo,
+    cargo: Cargo,
+    keeps: bool,
+    /// Bytes that the stack has not taken, of which nothing was sent.
+    unwritten: usize,
     pub(crate) outcome: Result<(), Error>,
 }
 
-impl Landing {
-    /// Whether the messages, kept for that, go over the next connection once more.
-    pub(crate) fn is_to_be_repeated(&self) -> bool {
-        let Cargo::Entries(entries) = &self.cargo else { return false };
-        let may_return = entries.iter().all(|entry| entry.returns() < MOST_RETURNS);
-        may_return && self.outcome.as_ref().is_err_and(Error::is_loss)
-    }
+/// What goes over the next connection when one is lost.
+#[derive(Default)]
+pub(crate) struct Survivors {
+    pub(crate) entries: Vec<Entry>,
+    /// Messages among them that may have arrived.
+    pub(crate) repeated: usize,
 }
 
 /// What is held of messages under way.
 #[derive(Debug)]
-pub(crate) enum Cargo {
+enum Cargo {
     /// Who is to be told.
     Receipts(Vec<Receipt>),
+    /// The message itself, without a vector of its own.
+    Message(Message),
     /// The messages themselves.
     Entries(Vec<Entry>),
 }
@@ -106,47 +113,29 @@ impl Flight {
     pub(crate) fn single(number: u64, message: Message, keeps: bool, stream: Outgoing) -> Self {
         let load = message.load();
         let chunks = Chunks::One([message.data.clone()]);
-        let cargo = if keeps {
-            Cargo::Entries(vec![Entry::Single(message)])
-        } else {
-            Cargo::Receipts(message.into_receipt().into_iter().collect())
-        };
-        Self { kind: Kind::Single, load, number, cargo, chunks, stream }
+        let cargo = Cargo::Message(message);
+        Self { kind: Kind::Single, load, number, cargo, keeps, chunks, stream }
     }
 
     /// Messages to one of ours. `keeps`: as above.
     pub(crate) fn joined(
         kind: Kind,
         number: u64,
-        entries: Vec<Entry>,
+        mut entries: Vec<Entry>,
         keeps: bool,
         stream: Outgoing,
     ) -> Self {
         let mut load = Load::default();
         let mut encoder = Encoder::new(kind == Kind::Large);
-        let mut receipts = Vec::new();
-        let mut kept = Vec::new();
-        for entry in entries {
+        for entry in &mut entries {
             load += entry.load();
             match entry {
-                Entry::Batch(mut batch) => {
-                    encoder.add_batch(batch.seal());
-                    if keeps {
-                        kept.push(Entry::Batch(batch));
-                    }
-                }
-                Entry::Single(message) => {
-                    encoder.add(message.data.clone());
-                    if keeps {
-                        kept.push(Entry::Single(message));
-                    } else {
-                        receipts.extend(message.into_receipt());
-                    }
-                }
+                Entry::Batch(batch) => encoder.add_batch(batch.seal()),
+                Entry::Single(message) => encoder.add(message.data.clone()),
             }
         }
-        let cargo = if keeps { Cargo::Entries(kept) } else { Cargo::Receipts(receipts) };
-        Self { kind, load, number, cargo, chunks: Chunks::Many(encoder.finish()), stream }
+        let chunks = Chunks::Many(encoder.finish());
+        Self { kind, load, number, cargo: Cargo::Entries(entries), keeps, chunks, stream }
     }
 
     /// Takes the messages all the way: written, finished, and acknowledged whole.
@@ -160,7 +149,7 @@ impl Flight {
                 // the send window full of it, quinn would never tell whoever writes.
                 error = lost => return Err(error),
             }
-            self.stream.finish();
+            self.depart();
             self.stream.acknowledged().await
         };
         let outcome = outcome.await;
@@ -176,35 +165,74 @@ impl Flight {
     pub(crate) fn take_off(&mut self) -> bool {
         let is_away = self.stream.try_write(self.chunks.as_mut());
         if is_away {
-            self.stream.finish();
+            self.depart();
         }
         is_away
     }
 
+    /// All is written.
+    fn depart(&mut self) {
+        self.stream.finish();
+        if !self.keeps {
+            self.cargo = Cargo::Receipts(self.cargo.take().into_receipts());
+        }
+    }
+
     pub(crate) fn land(self, outcome: Result<(), Error>) -> Landing {
-        let Self { kind, load, number, cargo, .. } = self;
-        Landing { kind, load, number, cargo, outcome }
+        let Self { kind, load, number, cargo, keeps, mut chunks, .. } = self;
+        let unwritten = chunks.as_mut().iter().map(Bytes::len).sum();
+        Landing { kind, load, number, cargo, keeps, unwritten, outcome }
+    }
+}
+
+impl Landing {
+    /// Takes out what goes over the next connection, if this one was lost: that of which nothing was
+    /// sent, and the rest if it is to be sent again.
+    pub(crate) fn survivors(&mut self) -> Survivors {
+        if !self.outcome.as_ref().is_err_and(Error::is_loss) {
+            return Survivors::default();
+        }
+        let entries = match self.cargo.take() {
+            Cargo::Entries(entries) => entries,
+            Cargo::Message(message) => vec![Entry::Single(message)],
+            receipts @ Cargo::Receipts(_) => {
+                self.cargo = receipts;
+                return Survivors::default();
+            }
+        };
+        let may_return = self.keeps && entries.iter().all(|entry| entry.returns() < MOST_RETURNS);
+        let (mut sent, mut unsent) = part(self.kind, entries, self.unwritten);
+        unsent.iter_mut().for_each(Entry::stay_behind);
+        let load = sent.iter().fold(Load::default(), |load, entry| load + entry.load());
+        if may_return {
+            sent.iter_mut().for_each(Entry::turn_back);
+            sent.append(&mut unsent);
+            self.load = Load::default();
+            return Survivors { entries: sent, repeated: load.messages };
+        }
+        self.load = load;
+        self.cargo = Cargo::Entries(sent);
+        Survivors { entries: unsent, repeated: 0 }
+    }
+
+    /// Tells everyone who waits what became of his message.
+    pub(crate) fn tell(self) {
+        let outcome = self.outcome.map_err(Undelivered::Unconfirmed);
+        for receipt in self.cargo.into_receipts() {
+            receipt.tell(outcome.clone());
+        }
     }
 }
 
 impl Cargo {
-    /// Tells everyone who waits that his message has arrived.
-    pub(crate) fn delivered(self) {
-        for receipt in self.receipts() {
-            receipt.tell(Ok(()));
-        }
+    fn take(&mut self) -> Self {
+        std::mem::replace(self, Self::Receipts(Vec::new()))
     }
 
-    /// Tells everyone who waits that his message may not have arrived.
-    pub(crate) fn unconfirmed(self, why: &Error) {
-        for receipt in self.receipts() {
-            receipt.tell(Err(Undelivered::Unconfirmed(why.clone())));
-        }
-    }
-
-    fn receipts(self) -> Vec<Receipt> {
+    fn into_receipts(self) -> Vec<Receipt> {
         match self {
             Self::Receipts(receipts) => receipts,
+            Self::Message(message) => message.into_receipt().into_iter().collect(),
             Self::Entries(entries) => entries.into_iter().filter_map(receipt).collect(),
         }
     }
@@ -214,5 +242,124 @@ fn receipt(entry: Entry) -> Option<Receipt> {
     match entry {
         Entry::Batch(_) => None,
         Entry::Single(message) => message.into_receipt(),
+    }
+}
+
+/// Parts messages of which something may have been sent from those of which nothing was: they are
+/// wholly within the last `unwritten` bytes.
+fn part(kind: Kind, entries: Vec<Entry>, unwritten: usize) -> (Vec<Entry>, Vec<Entry>) {
+    let written = |entry: &Entry| match kind {
+        Kind::Single => entry.load().bytes,
+        Kind::Piece | Kind::Large => entry.joined_bytes(),
+    };
+    let mut left = unwritten;
+    let (mut sent, mut unsent) = (Vec::new(), Vec::new());
+    for mut entry in entries.into_iter().rev() {
+        let bytes = written(&entry);
+        if bytes > left
+            && let Entry::Batch(batch) = &mut entry
+        {
+            unsent.extend(batch.split_off(left).map(Entry::Batch));
+        }
+        if bytes > left || left == 0 {
+            sent.push(entry)
+        } else {
+            unsent.push(entry)
+        }
+        left = left.saturating_sub(bytes);
+    }
+    sent.reverse();
+    unsent.reverse();
+    (sent, unsent)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::batch::{Batch, joined_bytes};
+
+    /// Messages, each filled with its number, alone or together with those before them.
+    fn entries(messages: &[(usize, bool)]) -> Vec<Entry> {
+        let mut entries = Vec::new();
+        for ((size, joins), fill) in messages.iter().zip(0_u8..) {
+            let data = vec![fill; *size];
+            let is_added = match entries.last_mut() {
+                Some(Entry::Batch(batch)) if *joins => batch.add(&data),
+                _ => false,
+            };
+            if is_added {
+                continue;
+            }
+            entries.push(match joins {
+                true => Entry::Batch(Batch::of(&data, false)),
+                false => Entry::Single(Bytes::from(data).into()),
+            });
+        }
+        entries
+    }
+
+    fn messages(entries: Vec<Entry>) -> Vec<Bytes> {
+        let mut messages = Vec::new();
+        for entry in entries {
+            match entry {
+                Entry::Batch(mut batch) => {
+                    messages.extend(std::iter::from_fn(|| batch.pop()).map(|message| message.data));
+                }
+                Entry::Single(message) => messages.push(message.data),
+            }
+        }
+        messages
+    }
+
+    fn written(kind: Kind, entries: &mut [Entry]) -> usize {
+        let mut encoder = Encoder::new(kind == Kind::Large);
+        for entry in entries {
+            match entry {
+                Entry::Batch(batch) => encoder.add_batch(batch.seal()),
+                Entry::Single(message) => encoder.add(message.data.clone()),
+            }
+        }
+        encoder.finish().iter().map(Bytes::len).sum()
+    }
+
+    proptest! {
+        #[test]
+        fn messages_of_which_nothing_was_sent_are_told_from_those_before_them(
+            sizes in prop::collection::vec((0..400_usize, any::<bool>()), 1..60),
+            place in any::<prop::sample::Index>(),
+        ) {
+            let mut all = entries(&sizes);
+            let total = written(Kind::Piece, &mut all);
+            let unwritten = place.index(total + 1);
+            // What is behind the first byte of the stream and those of the messages before it.
+            let mut begin = 1;
+            let mut sent_count = 0;
+            for (size, _) in &sizes {
+                if begin < total - unwritten || unwritten == 0 {
+                    sent_count += 1;
+                }
+                begin += joined_bytes(*size);
+            }
+            prop_assert_eq!(begin, total);
+            let load = all.iter().fold(Load::default(), |load, entry| load + entry.load());
+            let (sent, unsent) = part(Kind::Piece, all, unwritten);
+            let parts = sent.iter().chain(&unsent);
+            prop_assert_eq!(load, parts.fold(Load::default(), |load, entry| load + entry.load()));
+            let (sent, unsent) = (messages(sent), messages(unsent));
+            prop_assert_eq!(sent.len(), sent_count);
+            let whole: Vec<_> = sent.into_iter().chain(unsent).collect();
+            prop_assert_eq!(whole, messages(entries(&sizes)));
+        }
+    }
+
+    #[test]
+    fn a_message_of_its_own_was_not_sent_if_the_stack_has_taken_nothing_of_it() {
+        for (size, unwritten, is_sent) in [(5, 5, false), (5, 4, true), (5, 0, true), (0, 0, true)]
+        {
+            let (sent, unsent) = part(Kind::Single, entries(&[(size, false)]), unwritten);
+            assert_eq!((sent.len(), unsent.len()), if is_sent { (1, 0) } else { (0, 1) });
+        }
     }
 }

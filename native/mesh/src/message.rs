@@ -126,6 +126,13 @@ impl Message {
         })
     }
 
+    /// Goes back to a queue: nothing of it was sent, this time.
+    pub(crate) fn stay_behind(&self) {
+        if let Some(receipt) = &self.receipt {
+            receipt.exchange(UNDER_WAY, if self.returns > 0 { CAME_BACK } else { WAITS });
+        }
+    }
+
     /// Goes back to a queue, to be sent again.
     pub(crate) fn turn_back(&mut self) {
         self.returns = self.returns.saturating_add(1);
@@ -272,6 +279,27 @@ mod tests {
         assert!(message.set_off());
         message.into_receipt().expect("its receipt").tell(Ok(()));
         assert_eq!(confirmation.within(Duration::MAX).await, Fate::Told(Ok(())));
+    }
+
+    #[tokio::test]
+    async fn a_message_that_stayed_behind_is_known_not_to_have_been_sent() {
+        let (message, mut confirmation) = message();
+        assert!(message.set_off());
+        message.stay_behind();
+        let fate = confirmation.within(Duration::ZERO).await;
+        assert_eq!(fate, Fate::Withdrawn(Undelivered::NotSent(Error::SendTimeout)));
+        assert!(!message.set_off());
+    }
+
+    #[tokio::test]
+    async fn a_message_that_came_back_may_have_arrived_though_it_stays_behind_later() {
+        let (mut message, mut confirmation) = message();
+        assert!(message.set_off());
+        message.turn_back();
+        assert!(message.set_off());
+        message.stay_behind();
+        let fate = confirmation.within(Duration::ZERO).await;
+        assert_eq!(fate, Fate::Withdrawn(Undelivered::Unconfirmed(Error::SendTimeout)));
     }
 
     #[tokio::test]

@@ -251,11 +251,10 @@ impl Outbox {
         Some((message, next))
     }
 
-    /// Puts back what had been taken and not settled, before all others, to be sent again.
+    /// Puts back what had been taken and not settled, before all others.
     pub(crate) fn restore(&self, entries: impl DoubleEndedIterator<Item = Entry>) {
         let mut state = self.lock();
-        for mut entry in entries.rev() {
-            entry.turn_back();
+        for entry in entries.rev() {
             state.push_front(entry);
         }
     }
@@ -669,7 +668,8 @@ mod tests {
     fn what_has_come_back_does_not_travel_with_what_has_not() {
         let (outbox, _) = outbox(ROOMY, 1_000, ROOMY);
         assert_eq!(outbox.push(message(1)), Ok(()));
-        let piece = outbox.take_piece(1_000, 1_000);
+        let mut piece = outbox.take_piece(1_000, 1_000);
+        piece.iter_mut().for_each(Entry::turn_back);
         outbox.restore(piece.into_iter());
         assert_eq!(outbox.push(message(2)), Ok(()));
         let loads = |piece: Vec<Entry>| piece.iter().map(|e| e.load().bytes).collect::<Vec<_>>();

@@ -13,7 +13,7 @@ use crate::byte_stream::Outgoing;
 use crate::config::{Load, Redelivery};
 use crate::credit::Credit;
 use crate::entry::Entry;
-use crate::flight::{Aloft, Cargo, Flight, Kind, Landing};
+use crate::flight::{Aloft, Flight, Kind, Landing, Survivors};
 use crate::handshake::PeerParameters;
 use crate::joined::{LARGE_BYTES, MESH_ALPN, PIECE_BYTES, STREAMS_PER_KIND};
 use crate::outbox::{Next, Outbox};
@@ -69,7 +69,7 @@ pub(crate) struct Sender<'a> {
     piles_until: Option<Instant>,
     departed: u64,
     aloft: Aloft,
-    /// What is to be sent again, by its place in the order of departure.
+    /// What has survived the connection, by its place in the order of departure.
     stranded: BTreeMap<u64, Vec<Entry>>,
 }
 
@@ -227,17 +227,21 @@ impl<'a> Sender<'a> {
 
     /// Books how messages fared: all at once, for each is a few nanoseconds of work. Whoever is told
     /// of his message finds it counted.
-    pub(crate) fn land(&mut self, landings: Vec<Landing>) {
+    pub(crate) fn land(&mut self, mut landings: Vec<Landing>) {
         let mut delivered = Load::default();
         let mut unconfirmed = Load::default();
-        for landing in &landings {
+        for landing in &mut landings {
             *self.aloft.of(landing.kind) -= 1;
-            match landing.outcome {
-                Ok(()) => delivered += landing.load,
-                Err(_) if landing.is_to_be_repeated() => {
-                    self.stats.redelivered.add(landing.load.messages);
-                }
-                Err(_) => unconfirmed += landing.load,
+            if landing.outcome.is_ok() {
+                delivered += landing.load;
+                continue;
+            }
+            let Survivors { entries, repeated } = landing.survivors();
+            self.stats.redelivered.add(repeated);
+            unconfirmed += landing.load;
+            if !entries.is_empty() {
+                // Outstanding still.
+                self.stranded.insert(landing.number, entries);
             }
         }
         if self.aloft.is_none() {
@@ -249,23 +253,11 @@ impl<'a> Sender<'a> {
         self.stats.delivered.add(delivered.messages);
         self.stats.delivered_bytes.add(delivered.bytes);
         self.stats.unconfirmed.add(unconfirmed.messages);
-        for landing in landings {
-            let is_to_be_repeated = landing.is_to_be_repeated();
-            match (landing.outcome, landing.cargo) {
-                // Outstanding still.
-                (Err(_), Cargo::Entries(entries)) if is_to_be_repeated => {
-                    self.stranded.insert(landing.number, entries);
-                }
-                (Ok(()), cargo) => cargo.delivered(),
-                (Err(error), cargo) => cargo.unconfirmed(&error),
-            }
-        }
-        let mut settled = delivered;
-        settled += unconfirmed;
-        self.outbox.settle(settled);
+        landings.into_iter().for_each(Landing::tell);
+        self.outbox.settle(delivered + unconfirmed);
     }
 
-    /// Gives back to the queue what is to be sent again.
+    /// Gives back to the queue what has survived the connection.
     pub(crate) fn end(self) {
         self.outbox.restore(self.stranded.into_values().flatten());
     }
