@@ -35,36 +35,42 @@ pub(crate) struct Tenancy<T: Handles> {
 }
 
 impl<T: Handles> Tenancy<T> {
-    pub(crate) async fn run(mut self, outcome: Arc<watch::Sender<Outcome<T>>>) {
-        let context = self.shared.context.clone();
-        let dialled = tokio::select! {
-            dialled = self.dial() => dialled,
-            reason = self.abandoned(context.scope.linger) => Err(reason),
-        };
-        let carrier = match dialled {
-            Ok(carrier) => carrier,
-            Err(error) => {
-                context.scope.stats.dial_failures.add(&error, 1);
-                self.end = error.clone();
-                // The slot goes before its waiters hear of it: who asks again dials anew.
-                drop(self);
-                report(&outcome, Err(error));
-                return;
+    #[expect(clippy::manual_async_fn, reason = "an async function would keep its arguments twice")]
+    pub(crate) fn run(
+        mut self,
+        outcome: Arc<watch::Sender<Outcome<T>>>,
+    ) -> impl Future<Output = ()> + Send {
+        async move {
+            let context = self.shared.context.clone();
+            let dialled = tokio::select! {
+                dialled = self.dial() => dialled,
+                reason = self.abandoned(context.scope.linger) => Err(reason),
+            };
+            let carrier = match dialled {
+                Ok(carrier) => carrier,
+                Err(error) => {
+                    context.scope.stats.dial_failures.add(&error, 1);
+                    self.end = error.clone();
+                    // The slot goes before its waiters hear of it: who asks again dials anew.
+                    drop(self);
+                    report(&outcome, Err(error));
+                    return;
+                }
+            };
+            context.scope.stats.connections.add(1);
+            let connection = PooledConnection::new(carrier, self.outbox.clone(), context.clone());
+            self.connection = Some(connection.clone());
+            if let Some(stream) = self.move_in(connection.clone()) {
+                report(&outcome, Ok(stream));
             }
-        };
-        context.scope.stats.connections.add(1);
-        let connection = PooledConnection::new(carrier, self.outbox.clone(), context.clone());
-        self.connection = Some(connection.clone());
-        if let Some(stream) = self.move_in(connection.clone()) {
-            report(&outcome, Ok(stream));
+            drop(outcome);
+            self.end = connection.serve(&self.target.address, &self.node).await;
+            if self.end == Error::Dead {
+                // It was dialled in vain, too.
+                self.note_failure();
+            }
+            context.scope.stats.closes.add(&self.end, 1);
         }
-        drop(outcome);
-        self.end = connection.serve(&self.target.address, &self.node).await;
-        if self.end == Error::Dead {
-            // It was dialled in vain, too.
-            self.note_failure();
-        }
-        context.scope.stats.closes.add(&self.end, 1);
     }
 
     async fn dial(&self) -> Result<quinn::Connection, Error> {
