@@ -61,15 +61,15 @@ handshakes_that_never_finish(_Config) ->
 
 %% The other end's stream credit is the bound, and it comes back with each stream given up.
 streams_opened_and_reset(_Config) ->
-    Args = ["--connections", "4", "--count", "50000"],
+    Args = ["--connections", "4", "--count", "12500"],
     Stats = flood(resets, Args, #{}, 4 * ?PER_CONNECTION),
-    ?assertMatch(#{outcome := #{done := 200_000, closed := 0}}, Stats).
+    ?assertMatch(#{outcome := #{done := 50_000, closed := 0}}, Stats).
 
 %% Whoever answers must not keep the answers that nobody wants.
 stop_sending_on_every_stream(_Config) ->
-    Args = ["--connections", "4", "--count", "50000"],
+    Args = ["--connections", "4", "--count", "12500"],
     Stats = flood(stops, Args, #{}, 4 * ?PER_CONNECTION),
-    ?assertMatch(#{outcome := #{done := 200_000, closed := 0}}, Stats).
+    ?assertMatch(#{outcome := #{done := 50_000, closed := 0}}, Stats).
 
 %% 150 frames in each packet, of which the first says everything.
 stop_sending_again_and_again(_Config) ->
