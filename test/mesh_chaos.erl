@@ -430,9 +430,9 @@ assert_nothing_left(#{vm := Vm, base := Base, memory := Before} = Chaos) ->
     %% Buffers are kept for a moment, in case that more is to be sent.
     mesh_load:eventually(true, fun() ->
         After = mesh_vm:memory_kib(Vm),
-        ct:pal("RSS ~b KiB, ~b at first", [After, Before]),
-        After < Before + ?MEMORY_KIB orelse After
+        After < Before + ?MEMORY_KIB orelse {After, Before}
     end),
+    ct:pal("RSS ~b KiB, ~b at first", [mesh_vm:memory_kib(Vm), Before]),
     Chaos.
 
 %% Once a pool of its own stands beside it, the runtime tells its tasks.

@@ -2,7 +2,8 @@
 %% must come true, and peers that stand still for as long as a test likes.
 -module(mesh_load).
 
--export([with/3, eventually/2, eventually/3, stat/2, nodes/1, pause/1, resume/1, seed/0]).
+-export([with/3, eventually/2, eventually/3, stat/2, nodes/1, seed/0]).
+-export([pause/1, await_standstill/1, resume/1]).
 -export([send_frames/4, await_peers/3, assert_accounted/2, concurrently/1, largest_during/2]).
 
 -include_lib("stdlib/include/assert.hrl").
@@ -48,10 +49,13 @@ seed() ->
     Seed.
 
 %% A peer that stands still answers nothing, and what is sent to it waits in its socket.
-%% A thread that is not running when the signal comes stops a little later.
 pause(Peer) ->
     signal(Peer, "STOP"),
-    eventually(["T"], fun() -> lists:usort(thread_states(Peer)) end).
+    await_standstill(integer_to_list(mesh_peer:os_pid(Peer))).
+
+%% A thread that is not running when the signal comes stops a little later.
+await_standstill(OsPid) ->
+    eventually(["T"], fun() -> lists:usort(thread_states(OsPid)) end).
 
 resume(Peer) -> signal(Peer, "CONT").
 
@@ -142,9 +146,8 @@ signal(Peer, Name) ->
     ok.
 
 %% The third field of /proc/PID/task/TID/stat; the second, the name, is in parentheses.
-thread_states(Peer) ->
-    Pattern = io_lib:format("/proc/~b/task/*/stat", [mesh_peer:os_pid(Peer)]),
-    [thread_state(File) || File <- filelib:wildcard(lists:flatten(Pattern))].
+thread_states(OsPid) ->
+    [thread_state(File) || File <- filelib:wildcard("/proc/" ++ OsPid ++ "/task/*/stat")].
 
 thread_state(File) ->
     {ok, Line} = file:read_file(File),

@@ -25,6 +25,7 @@ all() ->
         bytes_go_both_ways,
         iodata_of_every_shape_is_sent,
         a_timed_out_accept_stream_loses_no_stream,
+        who_has_died_in_accept_stream_takes_no_stream_along,
         a_timed_out_recv_loses_no_data,
         a_reader_that_has_died_takes_no_data,
         readers_of_one_stream_are_served_in_turn,
@@ -123,6 +124,44 @@ open_numbered(Client, N) ->
 number_of(Stream) ->
     {ok, <<_:8/binary, N:32>>} = macula_quic:recv(Stream, ?WAIT_MS),
     N.
+
+%% Handlers crash while they wait. What then comes is for the next, with all that is in it, whether
+%% that one has asked already or asks later.
+who_has_died_in_accept_stream_takes_no_stream_along(_Config) ->
+    {Client, Server} = quic_ct:pair(),
+    Waits = {current_function, {macula_quic, await, 4}},
+    Accept = fun() -> macula_quic:accept_stream(Server, ?WAIT_MS) end,
+    Read = fun() ->
+        {ok, Far} = Accept(),
+        macula_quic:recv(Far, ?WAIT_MS)
+    end,
+    Ask = fun(Agent, Work) ->
+        Ref = quic_ct:tell(Agent, Work),
+        quic_ct:poll_until(fun() -> process_info(Agent, current_function) =:= Waits end),
+        Ref
+    end,
+    Async = fun(Agent, _Work) ->
+        {ok, Server} = quic_ct:in(Agent, fun() -> macula_quic:async_accept_stream(Server, []) end)
+    end,
+    [
+        begin
+            [Dying, Next] = [quic_ct:agent(), quic_ct:agent()],
+            _ = First(Dying, Accept),
+            Early = [Ask(Next, Read) || When =:= early],
+            quic_ct:give_up(Dying),
+            {ok, Near} = macula_quic:open_stream(Client),
+            ok = macula_quic:setopt(Near, active, true),
+            ok = macula_quic:send(Near, quic_ct:frame(<<"whole">>)),
+            ok = macula_quic:async_shutdown_stream(Near, ?GRACEFUL, 0),
+            ?assertEqual({send_shutdown_complete, true}, quic_ct:next(Near)),
+            [Ref] = Early ++ [quic_ct:tell(Next, Read) || When =:= late],
+            receive
+                {Ref, Result} -> ?assertEqual({ok, quic_ct:frame(<<"whole">>)}, Result)
+            after ?WAIT_MS -> error({never_read, When})
+            end
+        end
+     || First <- [Ask, Async], When <- [early, late]
+    ].
 
 poll_accept(Server) ->
     case macula_quic:accept_stream(Server, rand:uniform(2) - 1) of

@@ -84,11 +84,11 @@ impl Entry {
         }
     }
 
-    /// Goes back to a queue: nothing of it was sent.
-    pub(crate) fn stay_behind(&mut self) {
+    /// Goes back to a queue: nothing of it was sent. `false`: its sender does not count on it any
+    /// more.
+    pub(crate) fn stay_behind(&self) -> bool {
         match self {
-            // What nobody waits for, nobody withdraws.
-            Self::Batch(_) => {}
+            Self::Batch(_) => true,
             Self::Single(message) => message.stay_behind(),
         }
     }

@@ -201,8 +201,10 @@ impl Landing {
             }
         };
         let may_return = self.keeps && entries.iter().all(|entry| entry.returns() < MOST_RETURNS);
-        let (mut sent, mut unsent) = part(self.kind, entries, self.unwritten);
-        unsent.iter_mut().for_each(Entry::stay_behind);
+        let (mut sent, unsent) = part(self.kind, entries, self.unwritten);
+        let (mut unsent, given_up): (Vec<_>, Vec<_>) =
+            unsent.into_iter().partition(Entry::stay_behind);
+        sent.extend(given_up);
         let load = sent.iter().fold(Load::default(), |load, entry| load + entry.load());
         if may_return {
             sent.iter_mut().for_each(Entry::turn_back);
@@ -352,6 +354,52 @@ mod tests {
             let whole: Vec<_> = sent.into_iter().chain(unsent).collect();
             prop_assert_eq!(whole, messages(entries(&sizes)));
         }
+    }
+
+    /// Three messages together, of which the stack has taken the first and half of the second.
+    fn landing(keeps: bool, returns: u8, outcome: Error) -> Landing {
+        let mut all = entries(&[(10, true), (10, true), (10, true)]);
+        for _ in 0..returns {
+            all.iter_mut().for_each(Entry::turn_back);
+        }
+        let load = Load { messages: 3, bytes: 30 };
+        let (cargo, unwritten) = (Cargo::Entries(all), joined_bytes(10) + 5);
+        let (kind, outcome) = (Kind::Piece, Err(outcome));
+        Landing { kind, load, number: 1, cargo, keeps, unwritten, outcome }
+    }
+
+    /// How many messages survive, and how often they have come back; how many of them may have
+    /// arrived; how many are settled.
+    fn survivors(mut landing: Landing) -> (Vec<(usize, u8)>, usize, usize) {
+        let Survivors { entries, repeated } = landing.survivors();
+        let settled = landing.load.messages;
+        landing.tell();
+        let survivors = entries.iter().map(|entry| (entry.load().messages, entry.returns()));
+        (survivors.collect(), repeated, settled)
+    }
+
+    #[test]
+    fn what_was_not_sent_survives_the_connection_and_the_rest_if_it_is_kept() {
+        let of = |keeps, returns, error| survivors(landing(keeps, returns, error));
+        assert_eq!(of(false, 0, Error::Reset), (vec![(1, 0)], 0, 2));
+        assert_eq!(of(false, 0, Error::Dead), (vec![(1, 0)], 0, 2));
+        assert_eq!(of(true, 0, Error::Reset), (vec![(2, 1), (1, 0)], 2, 0));
+        // What came back so often before is not sent again, but what was not sent is no repetition.
+        assert_eq!(of(true, MOST_RETURNS, Error::Reset), (vec![(1, MOST_RETURNS)], 0, 2));
+        // The peer does not want them.
+        assert_eq!(of(true, 0, Error::Stopped(1)), (vec![], 0, 3));
+    }
+
+    #[test]
+    fn of_what_was_not_sent_survives_what_somebody_counts_on() {
+        let (waited, _confirmation) = Message::confirmed(Bytes::from_static(b"waited for"));
+        let (left, _) = Message::confirmed(Bytes::from_static(b"left alone"));
+        let mut all = [Entry::Single(waited), Entry::Single(left)];
+        assert!(all.iter_mut().all(|entry| entry.set_off()));
+        let unwritten = 2 * joined_bytes(10) + 1;
+        let mut landing = landing(false, 0, Error::Reset);
+        landing = Landing { cargo: Cargo::Entries(all.into()), unwritten, ..landing };
+        assert_eq!(survivors(landing), (vec![(1, 0)], 0, 1));
     }
 
     #[test]

@@ -126,11 +126,14 @@ impl Message {
         })
     }
 
-    /// Goes back to a queue: nothing of it was sent, this time.
-    pub(crate) fn stay_behind(&self) {
-        if let Some(receipt) = &self.receipt {
-            receipt.exchange(UNDER_WAY, if self.returns > 0 { CAME_BACK } else { WAITS });
-        }
+    /// Goes back to a queue: nothing of it was sent, this time. `false`: its sender has been told
+    /// that it may have arrived, or has gone, and does not count on it any more.
+    pub(crate) fn stay_behind(&self) -> bool {
+        self.receipt.as_ref().is_none_or(|receipt| {
+            let is_awaited = receipt.outcome.as_ref().is_some_and(|sender| !sender.is_closed());
+            let stage = if self.returns > 0 { CAME_BACK } else { WAITS };
+            is_awaited && receipt.exchange(UNDER_WAY, stage)
+        })
     }
 
     /// Goes back to a queue, to be sent again.
@@ -285,7 +288,7 @@ mod tests {
     async fn a_message_that_stayed_behind_is_known_not_to_have_been_sent() {
         let (message, mut confirmation) = message();
         assert!(message.set_off());
-        message.stay_behind();
+        assert!(message.stay_behind());
         let fate = confirmation.within(Duration::ZERO).await;
         assert_eq!(fate, Fate::Withdrawn(Undelivered::NotSent(Error::SendTimeout)));
         assert!(!message.set_off());
@@ -297,9 +300,17 @@ mod tests {
         assert!(message.set_off());
         message.turn_back();
         assert!(message.set_off());
-        message.stay_behind();
+        assert!(message.stay_behind());
         let fate = confirmation.within(Duration::ZERO).await;
         assert_eq!(fate, Fate::Withdrawn(Undelivered::Unconfirmed(Error::SendTimeout)));
+    }
+
+    #[test]
+    fn a_message_that_nobody_waits_for_any_more_does_not_stay_behind() {
+        let (message, confirmation) = message();
+        assert!(message.set_off());
+        drop(confirmation);
+        assert!(!message.stay_behind());
     }
 
     #[tokio::test]

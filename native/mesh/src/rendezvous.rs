@@ -44,6 +44,8 @@ pub(crate) struct Rendezvous<T> {
 
 struct State<T> {
     items: VecDeque<T>,
+    /// Items for which somebody who waits is being looked for.
+    offered: usize,
     /// By the order of their requests.
     waiters: BTreeMap<u64, (RequestId, Box<dyn Waiter<T>>)>,
     requests: u64,
@@ -75,6 +77,7 @@ impl<T> Rendezvous<T> {
     pub(crate) fn new(capacity: usize) -> Self {
         let state = State {
             items: VecDeque::new(),
+            offered: 0,
             waiters: BTreeMap::new(),
             requests: 0,
             look: 0,
@@ -90,20 +93,28 @@ impl<T> Rendezvous<T> {
     /// The item, when there is no room for it or nobody will come any more.
     pub(crate) fn offer(&self, item: T) -> Result<(), T> {
         let mut item = item;
+        self.lock().offered += 1;
         loop {
             // Given free for each, since those who have gone may be very many.
             let mut state = self.lock();
             if let Some((_, (_, waiter))) = state.waiters.pop_first() {
                 match waiter.meet(item) {
-                    None => return Ok(()),
                     Some(returned) => item = returned,
+                    None => {
+                        state.offered -= 1;
+                        self.look_if_emptied(&state);
+                        return Ok(());
+                    }
                 }
-            } else if state.is_closed || state.items.len() >= self.capacity {
-                return Err(item);
-            } else {
-                state.items.push_back(item);
-                return Ok(());
+                continue;
             }
+            state.offered -= 1;
+            if state.is_closed || state.items.len() >= self.capacity {
+                self.look_if_emptied(&state);
+                return Err(item);
+            }
+            state.items.push_back(item);
+            return Ok(());
         }
     }
 
@@ -111,9 +122,7 @@ impl<T> Rendezvous<T> {
     pub(crate) fn request(&self, id: RequestId, waiter: Box<dyn Waiter<T>>) -> Request<T> {
         let mut state = self.lock();
         if let Some(item) = state.items.pop_front() {
-            if state.is_over && state.items.is_empty() {
-                self.emptied.notify_one();
-            }
+            self.look_if_emptied(&state);
             return Request::Served(item, waiter);
         }
         let gone = state.part_with_gone();
@@ -140,9 +149,15 @@ impl<T> Rendezvous<T> {
         place.and_then(|place| state.waiters.remove(&place)).is_some()
     }
 
-    /// Items that nobody has asked for.
+    /// Items that nobody has got.
     pub(crate) fn waiting(&self) -> usize {
-        self.lock().items.len()
+        self.lock().left()
+    }
+
+    fn look_if_emptied(&self, state: &State<T>) {
+        if state.is_over && state.left() == 0 {
+            self.emptied.notify_one();
+        }
     }
 
     /// Nothing more will arrive. What has arrived is still there for who asks for it, until it is
@@ -180,6 +195,10 @@ impl<T> Rendezvous<T> {
 }
 
 impl<T> State<T> {
+    fn left(&self) -> usize {
+        self.items.len() + self.offered
+    }
+
     fn wait(&mut self, id: RequestId, waiter: Box<dyn Waiter<T>>) {
         self.waiters.insert(self.requests, (id, waiter));
         self.requests += 1;

@@ -68,18 +68,22 @@ impl Shelf {
         if state.kept.len() >= MOST {
             return;
         }
-        if !state.is_tended {
-            let Ok(runtime) = Handle::try_current() else { return };
-            state.is_tended = true;
-            runtime.spawn(Tending(self).run());
+        if state.is_tended {
+            state.kept.push(buffer);
+            return;
         }
+        let Ok(runtime) = Handle::try_current() else { return };
         state.kept.push(buffer);
+        state.is_tended = true;
+        drop(state);
+        // A runtime that is being shut down drops the task at once.
+        runtime.spawn(Tending(self).run());
     }
 
     /// Gives up what nobody has used since the last time; returns how many are left.
     fn clear(&self) -> usize {
         let mut state = self.lock();
-        let fewest = state.fewest;
+        let fewest = state.fewest.min(state.kept.len());
         let unused: Vec<_> = state.kept.drain(..fewest).collect();
         let left = state.kept.len();
         state.fewest = left;
@@ -110,6 +114,7 @@ impl Drop for Tending {
     fn drop(&mut self) {
         let mut state = self.0.lock();
         state.is_tended = false;
+        state.fewest = 0;
         let unused = std::mem::take(&mut state.kept);
         drop(state);
         drop(unused);
@@ -203,6 +208,21 @@ mod tests {
             drop(runtime);
             assert_eq!(state(), (0, false));
         }
+    }
+
+    #[test]
+    fn what_is_given_back_while_the_runtime_is_shut_down_is_not_kept() {
+        static SHELF: Shelf = Shelf::new();
+        let late = Spare { buffer: SHELF.take(), shelf: &SHELF };
+        let runtime = Builder::new_current_thread().enable_time().build().expect("a runtime");
+        runtime.block_on(async {
+            tokio::spawn(async move {
+                let _late = late;
+                std::future::pending::<()>().await;
+            });
+        });
+        drop(runtime);
+        assert_eq!((kept(&SHELF), SHELF.lock().is_tended), (0, false));
     }
 
     #[test]

@@ -7,6 +7,7 @@ use tokio::sync::{Notify, watch};
 use tokio::time::{sleep, sleep_until};
 
 use crate::Error;
+use crate::entry::Entry;
 use crate::mesh::{NodeId, Outcome, Shared, Target};
 use crate::message::Undelivered;
 use crate::outbox::{Outbox, Remains};
@@ -147,7 +148,7 @@ impl<T: Handles> Drop for Tenancy<T> {
         let turned_away = |count| stats.dropped.add(cause, count);
         let Remains { queued, taken, mut reservation } =
             self.outbox.close(cause.clone(), turned_away);
-        let is_wanted = refusal != Some(Error::Removed) && !queued.is_empty();
+        let is_wanted = refusal != Some(Error::Removed) && queued.iter().any(Entry::is_wanted);
         // A peer that closes each connection before it has taken anything gets one retry.
         let deserves_another = |connection: &PooledConnection| {
             cause.is_loss() && (connection.has_delivered() || !self.is_retry)

@@ -110,6 +110,11 @@ impl Inlet {
         self.lock().monitor = Some(monitor);
     }
 
+    /// Whether it has ever had an owner that lived.
+    pub(crate) fn is_owned(&self) -> bool {
+        self.lock().monitor.is_some()
+    }
+
     /// Whether `monitor` is that of the present owner: of the first one, it may come down before
     /// it has been noted here.
     pub(crate) fn is_monitored_by(&self, monitor: &Monitor) -> bool {

@@ -211,11 +211,12 @@ impl StreamResource {
 
 impl Drop for StreamResource {
     fn drop(&mut self) {
-        if let Some(inlet) = &self.inlet {
-            inlet.close(None, NO_ERROR);
+        let Some(inlet) = &self.inlet else { return };
+        inlet.close(None, NO_ERROR);
+        // One that could not be given to anybody is still there for the next.
+        if inlet.is_owned() {
+            self.stop_reading(NO_ERROR);
         }
-        // Which a stream that was never read does itself, but on this thread.
-        self.stop_reading(NO_ERROR);
     }
 }
 
