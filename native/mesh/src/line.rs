@@ -7,6 +7,7 @@ use tokio::sync::oneshot;
 use crate::Error;
 use crate::config::Load;
 use crate::message::{Message, Undelivered};
+use crate::outbox::RESTING_ENTRIES;
 
 /// Senders that may wait for room at one peer. Each is a process that waits, so this is reached
 /// only by a leak of such processes.
@@ -65,6 +66,13 @@ impl Line {
         first
     }
 
+    /// Gives back the room that many needed, once nobody waits.
+    pub(crate) fn rest(&mut self) {
+        if self.waiting.is_empty() && self.waiting.capacity() > RESTING_ENTRIES {
+            self.waiting = VecDeque::new();
+        }
+    }
+
     /// Whether nobody waits, or is not known to have gone.
     pub(crate) fn is_empty(&self) -> bool {
         self.waiting.is_empty()
@@ -108,6 +116,13 @@ impl Waiting {
     /// Whether somebody still wants the message sent.
     fn is_wanted(&self) -> bool {
         self.message.is_wanted() && !self.turn.as_ref().is_some_and(oneshot::Sender::is_closed)
+    }
+}
+
+#[cfg(test)]
+impl Line {
+    pub(crate) fn capacity(&self) -> usize {
+        self.waiting.capacity()
     }
 }
 

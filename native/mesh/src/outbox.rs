@@ -31,6 +31,9 @@ const LOW_BYTES: usize = 256 * 1024;
 /// The part of the watermark that has to be free before senders in line are let in: each time wakes
 /// a process, and that costs as much as many messages.
 const FREE_PART: usize = 4;
+/// Entries for which there is room though none is queued. More would be memory that every
+/// connection with a long queue once holds for as long as it is pooled, and that no bound counts.
+pub(crate) const RESTING_ENTRIES: usize = 64;
 
 /// How much one outbox may hold.
 #[derive(Clone, Copy, Debug)]
@@ -102,6 +105,14 @@ struct State {
 }
 
 impl State {
+    /// Nothing is queued: the room that many entries needed is given back.
+    fn rest(&mut self) {
+        if self.queue.capacity() > RESTING_ENTRIES {
+            self.queue = VecDeque::new();
+        }
+        self.line.rest();
+    }
+
     fn push_front(&mut self, entry: Entry) {
         self.queued += entry.load();
         self.queue.push_front(entry);
@@ -272,6 +283,7 @@ impl Outbox {
                 if state.phase != Phase::Open && state.line.is_empty() {
                     return Next::Drained;
                 }
+                state.rest();
             }
             self.wake.notified().await;
         }
@@ -574,6 +586,8 @@ impl Drop for Outbox {
 mod tests {
     use bytes::Bytes;
 
+    use futures_util::FutureExt;
+
     use super::*;
 
     const ROOMY: Load = Load { messages: 100, bytes: 1_000 };
@@ -662,6 +676,24 @@ mod tests {
         one.settle(much);
         assert_eq!(other.try_send(message(LOW_BYTES)), Ok(()));
         assert_eq!(other.try_send(message(1)), Ok(()));
+    }
+
+    #[tokio::test]
+    async fn a_queue_that_was_long_and_the_line_before_it_leave_no_room_behind() {
+        let (many, bytes) = (1_000, 1_000 * SMALL_BYTES);
+        let roomy = Load { messages: 2 * many, bytes: 2 * bytes };
+        let (outbox, _) = outbox(roomy, bytes, roomy);
+        for _ in 0..many {
+            assert_eq!(outbox.push(message(SMALL_BYTES)), Ok(()));
+        }
+        let turns: Vec<_> = (0..many).map(|_| outbox.send(message(SMALL_BYTES))).collect();
+        assert!(turns.iter().all(|turn| matches!(turn, Ok(Sent::Waiting(_)))));
+        while let Some((message, _)) = outbox.take() {
+            outbox.settle(message.load());
+        }
+        assert_eq!(outbox.next().now_or_never(), None);
+        let state = outbox.lock();
+        assert_eq!((state.queue.capacity(), state.line.capacity()), (0, 0));
     }
 
     #[test]

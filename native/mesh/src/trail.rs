@@ -16,6 +16,10 @@ const FIRST_LOOK: Duration = Duration::from_millis(10);
 /// The longest time between two such looks.
 const LAST_LOOK: Duration = Duration::from_secs(1);
 
+/// Flights for which there is room though none is under way. More would be memory that every
+/// connection that was busy once holds for as long as it is pooled.
+const RESTING_FLIGHTS: usize = 64;
+
 /// They are in the order of departure.
 ///
 /// A future that waits for each would cost more than its message does, so only the oldest is waited
@@ -68,6 +72,9 @@ impl Trail {
     pub(crate) async fn landed(&mut self) -> Vec<Landing> {
         loop {
             let (Some(first), Some(timer)) = (self.flights.front(), &mut self.timer) else {
+                if self.flights.capacity() > RESTING_FLIGHTS {
+                    self.flights = VecDeque::new();
+                }
                 return std::future::pending().await;
             };
             let oldest = self.oldest.get_or_insert_with(|| first.acknowledged().boxed());
@@ -127,7 +134,8 @@ impl Trail {
     fn look(&mut self) -> Vec<Landing> {
         let mut landings = Vec::new();
         let oldest = self.flights.pop_front();
-        for flight in std::mem::take(&mut self.flights) {
+        for _ in 0..self.flights.len() {
+            let Some(flight) = self.flights.pop_front() else { break };
             match flight.acknowledged().now_or_never() {
                 Some(outcome) => landings.push(flight.land(outcome)),
                 None => self.flights.push_back(flight),
