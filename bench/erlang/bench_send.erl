@@ -9,11 +9,12 @@
 
 %% send_async/4 never waits, so a caller that sends in bulk looks at what is outstanding, as the
 %% README says: so often, and above so much it waits until half of that has gone (the bounds of a
-%% peer are 65,536 and 32 MiB).
+%% peer are 65,536 and 32 MiB; above such bytes `send/2' waits by default, at one peer and in all).
 -define(LOOK_BYTES, 1024 * 1024).
 -define(LOOK_MESSAGES, 4_096).
 -define(MAX_MESSAGES, 32_768).
--define(MAX_BYTES, 4 * 1024 * 1024).
+-define(MAX_BYTES_OF_ONE, 4 * 1024 * 1024).
+-define(MAX_BYTES, 16 * 1024 * 1024).
 -define(LOOK_MS, 1).
 
 -spec main() -> no_return().
@@ -25,7 +26,8 @@ main() ->
     Nodes = lists:seq(1, bench_work:option("peers", Options, 1)),
     Peers = [connect(Pool, Node, Address) || Node <- Nodes],
     Deals = deal(Peers, bench_work:option("callers", Options, 1)),
-    Way = way(maps:get("way", Options), Pool, Address, length(Deals)),
+    MaxBytes = min(?MAX_BYTES, length(Peers) * ?MAX_BYTES_OF_ONE),
+    Way = way(maps:get("way", Options), Pool, Address, {length(Deals), MaxBytes}),
     bench_work:say("ready", []),
     ok = bench_work:expect("go"),
     Begin = erlang:monotonic_time(microsecond),
@@ -55,14 +57,14 @@ deal(Peers, Callers) ->
     [[Peer || {N, Peer} <- Numbered, N rem Callers =:= C] || C <- lists:seq(0, Callers - 1)].
 
 %% A fun that sends whole rounds until it is time, and counts them.
-way("send", _Pool, _Address, _Callers) ->
+way("send", _Pool, _Address, _Bounds) ->
     fun send_rounds/4;
-way("async", Pool, Address, Callers) ->
+way("async", Pool, Address, {Callers, MaxBytes}) ->
     fun(Messages, Peers, Until, Sent) ->
         Most = min(?LOOK_MESSAGES, ?LOOK_BYTES div byte_size(hd(Messages))),
         Every = max(1, min(Most, ?MAX_MESSAGES div Callers)),
         Nodes = [Node || {Node, _} <- Peers],
-        async_rounds(Messages, {Nodes, 0}, Until, Sent, {Pool, Address, Every})
+        async_rounds(Messages, {Nodes, 0}, Until, Sent, {Pool, Address, Every, MaxBytes})
     end.
 
 send_rounds(Messages, Peers, Until, Sent) ->
@@ -92,10 +94,10 @@ async_rounds(Messages, {Nodes, Count}, Until, Sent, Call) ->
     end.
 
 %% `Count' is how many messages ago the last look was.
-async(Messages, Nodes, Done, Every, {Pool, _, Every} = Call) ->
-    ok = hold_back(Pool),
+async(Messages, Nodes, Done, Every, {Pool, _, Every, MaxBytes} = Call) ->
+    true = hold_back(Pool, MaxBytes),
     async(Messages, Nodes, Done, 0, Call);
-async([Message | Messages], [Node | Nodes], Done, Count, {Pool, Address, _} = Call) ->
+async([Message | Messages], [Node | Nodes], Done, Count, {Pool, Address, _, _} = Call) ->
     ok = macula_gateway_mesh:send_async(Pool, Node, Address, Message),
     async(Messages, Nodes, [Node | Done], Count + 1, Call);
 async([_ | _] = Messages, [], Done, Count, Call) ->
@@ -103,16 +105,15 @@ async([_ | _] = Messages, [], Done, Count, Call) ->
 async([], Nodes, Done, Count, _Call) ->
     {Nodes ++ lists:reverse(Done), Count}.
 
-hold_back(Pool) ->
-    hold_back(Pool, ?MAX_MESSAGES, ?MAX_BYTES).
+hold_back(Pool, MaxBytes) ->
+    is_within(Pool, ?MAX_MESSAGES, MaxBytes) orelse
+        await(Pool, ?MAX_MESSAGES div 2, MaxBytes div 2).
 
-hold_back(Pool, MaxMessages, MaxBytes) ->
-    case macula_gateway_mesh:get_stats(Pool) of
-        {ok, #{outstanding_messages := Messages, outstanding_bytes := Bytes}} when
-            Messages =< MaxMessages, Bytes =< MaxBytes
-        ->
-            ok;
-        {ok, _} ->
-            timer:sleep(?LOOK_MS),
-            hold_back(Pool, ?MAX_MESSAGES div 2, ?MAX_BYTES div 2)
-    end.
+await(Pool, MaxMessages, MaxBytes) ->
+    timer:sleep(?LOOK_MS),
+    is_within(Pool, MaxMessages, MaxBytes) orelse await(Pool, MaxMessages, MaxBytes).
+
+is_within(Pool, MaxMessages, MaxBytes) ->
+    {ok, #{outstanding_messages := Messages, outstanding_bytes := Bytes}} =
+        macula_gateway_mesh:get_stats(Pool),
+    Messages =< MaxMessages andalso Bytes =< MaxBytes.
