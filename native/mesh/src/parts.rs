@@ -87,7 +87,8 @@ impl Parts {
     /// Makes a part of the crumbs.
     fn sweep_up(&mut self) {
         if !self.crumbs.is_empty() {
-            self.parts.push_back(self.crumbs.split().freeze());
+            // All of their memory goes with them, as much as they have ever needed.
+            self.parts.push_back(std::mem::take(&mut self.crumbs).freeze());
             // A loose one may be before it, and only the last ones are joined.
             self.loose += usize::from(self.loose > 0);
         }
@@ -146,6 +147,17 @@ mod tests {
             prop_assert_eq!(received, sent);
             prop_assert_eq!(Arc::strong_count(&counter), 1);
         }
+    }
+
+    #[test]
+    fn what_has_gone_out_leaves_no_room_behind() {
+        let mut parts = Parts::default();
+        for _ in 0..10_000 {
+            parts.push(Bytes::from_static(b"a crumb"));
+            parts.compact();
+        }
+        assert_eq!(parts.take_all().concat(), b"a crumb".repeat(10_000));
+        assert_eq!(parts.crumbs.capacity(), 0);
     }
 
     #[test]
