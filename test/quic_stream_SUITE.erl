@@ -26,6 +26,7 @@ all() ->
         iodata_of_every_shape_is_sent,
         a_timed_out_accept_stream_loses_no_stream,
         who_has_died_in_accept_stream_takes_no_stream_along,
+        what_nobody_waits_for_any_more_is_not_read,
         a_timed_out_recv_loses_no_data,
         a_reader_that_has_died_takes_no_data,
         readers_of_one_stream_are_served_in_turn,
@@ -162,6 +163,29 @@ who_has_died_in_accept_stream_takes_no_stream_along(_Config) ->
         end
      || First <- [Ask, Async], When <- [early, late]
     ].
+
+%% Put together here, it would be memory that no window bounds.
+what_nobody_waits_for_any_more_is_not_read(_Config) ->
+    {Client, Server} = quic_ct:pair([{receive_window_bytes, 65_536}], []),
+    Frame = quic_ct:frame(binary:copy(<<1>>, 1_000_000)),
+    [
+        begin
+            {Near, Far} = quic_ct:streams(Client, Server, macula),
+            _ = GiveUp(Far),
+            ok = macula_quic:send(Near, Frame),
+            quic_ct:none(Far),
+            ?assert(stat(send_pend, Client) > 500_000),
+            ?assertEqual({ok, Frame}, macula_quic:recv(Far, ?WAIT_MS))
+        end
+     || GiveUp <- [
+            fun(Far) -> {error, timeout} = macula_quic:recv(Far, 10) end,
+            fun(Far) -> [ok = macula_quic:setopt(Far, active, Mode) || Mode <- [true, false]] end
+        ]
+    ].
+
+stat(Key, Connection) ->
+    {ok, [{Key, Value}]} = macula_quic:getstat(Connection, [Key]),
+    Value.
 
 poll_accept(Server) ->
     case macula_quic:accept_stream(Server, rand:uniform(2) - 1) of

@@ -154,6 +154,8 @@ impl Inlet {
             return Err(Refusal::NoProcess);
         }
         state.is_paused = true;
+        drop(state);
+        self.changed.notify_one();
         Ok(())
     }
 
@@ -217,7 +219,10 @@ impl Inlet {
 
     /// Takes a request back. `false`: too late, it is answered.
     pub(crate) fn cancel_request(&self, id: RequestId) -> bool {
-        self.lock().readers.cancel(id)
+        let is_cancelled = self.lock().readers.cancel(id);
+        // What came now would be held for nobody.
+        self.changed.notify_one();
+        is_cancelled
     }
 
     /// How reading has ended, if it has.
@@ -339,7 +344,8 @@ impl Inlet {
         loop {
             {
                 let state = self.lock();
-                if state.is_closed || state.packet.is_some() {
+                let is_wanted = state.wants_answers() || state.wants_messages();
+                if state.is_closed || state.packet.is_some() || !is_wanted {
                     return;
                 }
             }

@@ -10,8 +10,8 @@ use crate::resources::{ConnectionResource, NO_ERROR, lock};
 use crate::{atoms, terms};
 
 /// `handle_close(Stream | Connection | Listener) -> ok | dirty`. A stream sends what is queued,
-/// then FIN, and reads no more; the caller is told nothing of the handle from here on. `dirty`: it
-/// is no stream, and is left to `handle_close_dirty/1`.
+/// then FIN, and reads no more; an owner that is told of events is still told how the sending ends,
+/// and of the end of both halves. `dirty`: it is no stream, and is left to `handle_close_dirty/1`.
 #[rustler::nif]
 fn handle_close(handle: Term<'_>) -> NifResult<Atom> {
     let Ok(stream) = handle.decode::<Stream>() else {
