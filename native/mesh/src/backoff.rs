@@ -64,6 +64,11 @@ impl Backoff {
         self.failing.len()
     }
 
+    /// Whether the failure that is longest ago tells nothing any more.
+    fn is_oldest_forgotten(&self, now: Instant) -> bool {
+        self.failing.peek_lru().is_some_and(|(_, last)| last.until + self.greatest <= now)
+    }
+
     /// `chance`: which part of what is left to it, in 1 / 2^32.
     fn failed_with(&mut self, node: NodeId, given: Box<[u8]>, now: Instant, chance: u32) {
         if self.least.is_zero() {
@@ -80,7 +85,7 @@ impl Backoff {
         let spared = random.mul_f64(f64::from(chance) / f64::from(u32::MAX));
         let until = now + delay - spared;
         self.failing.put(node, Failing { given, failures: row.saturating_add(1), until });
-        if self.failing.len() > MAX_FAILING {
+        while self.failing.len() > MAX_FAILING || self.is_oldest_forgotten(now) {
             self.failing.pop_lru();
         }
     }
@@ -175,6 +180,16 @@ mod tests {
         assert_eq!(backoff.failing(), MAX_FAILING);
         assert_eq!(backoff.until(&node(0), &here(), now), None);
         assert!(backoff.until(&node(1), &here(), now).is_some());
+    }
+
+    #[test]
+    fn a_node_whose_failure_tells_nothing_any_more_is_forgotten_with_the_next_failure() {
+        let (mut backoff, now) = (Backoff::new(LEAST, GREATEST), Instant::now());
+        for number in 0..10 {
+            backoff.failed(node(number), here(), now);
+        }
+        backoff.failed(node(10), here(), now + LEAST + 2 * GREATEST);
+        assert_eq!(backoff.failing(), 1);
     }
 
     #[test]
