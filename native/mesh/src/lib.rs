@@ -85,5 +85,7 @@ pub use resident::{Handles, Info, Plain};
 pub use settings::{Settings, Transport};
 pub use stats::Snapshot;
 pub use stream::Stream;
-pub use tls::{ALPN, BadCertificate, CertificateFault, Identity, load_roots, system_roots};
+pub use tls::{
+    ALPN, BadCertificate, CertificateFault, Identity, load_roots, shared_roots, system_roots,
+};
 pub use verify::{Fault, KeyRule, PeerIdentity, Verification};

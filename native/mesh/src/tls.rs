@@ -4,7 +4,7 @@
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use rustls::client::Resumption;
 use rustls::crypto::{CryptoProvider, ring};
@@ -256,9 +256,42 @@ pub(crate) fn roots_from_pem(text: &[u8], path: &Path) -> Result<RootCertStore, 
     Ok(roots)
 }
 
+/// Those of the last call if they are the same: each connection keeps its roots, some 100 KiB of a
+/// whole system's.
+pub fn shared_roots(roots: RootCertStore) -> Arc<RootCertStore> {
+    static LAST: Mutex<Weak<RootCertStore>> = Mutex::new(Weak::new());
+    let mut last = LAST.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(same) = last.upgrade().filter(|last| last.roots == roots.roots) {
+        return same;
+    }
+    let roots = Arc::new(roots);
+    *last = Arc::downgrade(&roots);
+    roots
+}
+
 /// The roots that this system trusts. Blocks. Those that cannot be used are passed over.
 pub fn system_roots() -> RootCertStore {
     let mut roots = RootCertStore::empty();
     roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
     roots
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn roots_that_are_the_same_are_kept_once() {
+        let pem = || {
+            let names = ["root".into()];
+            rcgen::generate_simple_self_signed(names).expect("a certificate").cert.pem()
+        };
+        let load = |text: &str| roots_from_pem(text.as_bytes(), Path::new("roots")).expect("roots");
+        let (some, others) = (pem(), pem());
+        let first = shared_roots(load(&some));
+        assert!(Arc::ptr_eq(&first, &shared_roots(load(&some))));
+        let changed = shared_roots(load(&others));
+        assert_ne!(first.roots, changed.roots);
+        assert!(Arc::ptr_eq(&changed, &shared_roots(load(&others))));
+    }
 }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use mesh::{BadCertificate, Identity, KeyRule, Settings, Transport, Verification};
-use mesh::{load_roots, system_roots};
+use mesh::{load_roots, shared_roots, system_roots};
 use rustler::{Binary, Encoder, Env, Term};
 
 use crate::address::text;
@@ -125,7 +125,7 @@ impl Given {
             Verify::None => Verification::None,
             Verify::Key(rule) => Verification::Key(rule),
             Verify::Peer => Verification::Peer {
-                roots: Arc::new(match self.cacertfile.as_deref().map(load_roots) {
+                roots: shared_roots(match self.cacertfile.as_deref().map(load_roots) {
                     Some(roots) => roots?,
                     None => system_roots(),
                 }),
