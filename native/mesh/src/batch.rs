@@ -176,6 +176,17 @@ fn prefix(bytes: &[u8]) -> (usize, usize) {
 }
 
 #[cfg(test)]
+impl Batch {
+    /// Bytes that its buffer has room for.
+    pub(crate) fn room(&self) -> usize {
+        match &self.buffer {
+            Buffer::Open(buffer) => buffer.capacity(),
+            Buffer::Sealed(buffer) => buffer.len(),
+        }
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 

@@ -15,6 +15,9 @@ pub(crate) struct Budget {
     settled: Count,
 }
 
+/// How often the counts are read for one figure.
+const LOOKS: usize = 16;
+
 /// What is held of a budget for messages of an outbox that has been closed, until it is known what
 /// becomes of them: whoever adds the pool's figures up meanwhile misses none. Dropped, it is given
 /// back.
@@ -49,21 +52,38 @@ impl Budget {
         self.accepted.total()
     }
 
-    /// What is held now.
+    /// What is held now. Read one after the other, the counts tell too much when messages pass
+    /// meanwhile; so they are read until none has, a few times at most.
     pub(crate) fn used(&self) -> Load {
-        let settled = self.settled.total();
-        self.accepted.total().beyond(settled)
+        let mut settled = self.settled.total();
+        let mut used = Load { messages: usize::MAX, bytes: usize::MAX };
+        for _ in 0..LOOKS {
+            let Load { messages, bytes } = self.accepted.total().beyond(settled);
+            used = Load { messages: used.messages.min(messages), bytes: used.bytes.min(bytes) };
+            let now = self.settled.total();
+            if now == settled {
+                break;
+            }
+            settled = now;
+        }
+        used
     }
 
     /// Accepts a message, unless there is no room. Two senders may both see the last room as taken
     /// for a moment; the bound itself is never exceeded.
     pub(crate) fn try_accept(&self, load: Load) -> bool {
-        let accepted = self.accepted.add(load);
-        let fits = self.allows(accepted.beyond(self.settled.total()));
-        if !fits {
-            self.accepted.subtract(load);
-        }
-        fits
+        self.try_accept_within(load, self.limit)
+    }
+
+    /// Accepts a message though the budget be used up, unless twice of it is. One is always accepted
+    /// where there is nothing else.
+    pub(crate) fn try_accept_beyond(&self, load: Load) -> bool {
+        let Load { messages, bytes } = self.limit;
+        let most = Load {
+            messages: messages.saturating_mul(2),
+            bytes: bytes.saturating_mul(2).max(load.bytes),
+        };
+        self.try_accept_within(load, most)
     }
 
     /// Accepts a message in any case.
@@ -71,13 +91,18 @@ impl Budget {
         self.accepted.add(load);
     }
 
+    fn try_accept_within(&self, load: Load, limit: Load) -> bool {
+        let Load { messages, bytes } = self.accepted.add(load).beyond(self.settled.total());
+        let fits = messages <= limit.messages && bytes <= limit.bytes;
+        if !fits {
+            self.accepted.subtract(load);
+        }
+        fits
+    }
+
     /// Is done with messages.
     pub(crate) fn settle(&self, load: Load) {
         self.settled.add(load);
-    }
-
-    fn allows(&self, used: Load) -> bool {
-        used.messages <= self.limit.messages && used.bytes <= self.limit.bytes
     }
 }
 

@@ -21,6 +21,8 @@ pub(crate) struct Line {
     /// How many more may come before those are taken out whose senders have gone: no more than were
     /// there then, so that each costs a look or two.
     until_sweep: usize,
+    /// At most how many of those in line have gone since the last sweep.
+    gone: usize,
 }
 
 /// One sender, and the message for which there is no room yet.
@@ -33,14 +35,13 @@ pub(crate) struct Waiting {
 
 impl Line {
     pub(crate) fn new() -> Self {
-        Self { waiting: VecDeque::new(), until_sweep: FEW }
+        Self { waiting: VecDeque::new(), until_sweep: FEW, gone: 0 }
     }
 
     /// Puts a sender behind the others; his message comes back if there are too many.
     pub(crate) fn push(&mut self, sender: Waiting) -> Result<(), Message> {
         if self.until_sweep == 0 {
-            self.waiting.retain(Waiting::is_wanted);
-            self.until_sweep = self.waiting.len().max(FEW);
+            self.sweep();
         }
         self.until_sweep -= 1;
         if self.waiting.len() >= MOST {
@@ -48,6 +49,21 @@ impl Line {
         }
         self.waiting.push_back(sender);
         Ok(())
+    }
+
+    /// A sender has gone, who may have been in line. Once half of them are known to have, they are
+    /// taken out: nobody may come after them.
+    pub(crate) fn note_gone(&mut self) {
+        self.gone += 1;
+        if self.gone * 2 >= self.waiting.len() {
+            self.sweep();
+        }
+    }
+
+    fn sweep(&mut self) {
+        self.waiting.retain(Waiting::is_wanted);
+        self.until_sweep = self.waiting.len().max(FEW);
+        self.gone = 0;
     }
 
     /// What the first one's message counts for; those before him whose senders have gone were never
@@ -152,6 +168,29 @@ mod tests {
         assert_eq!(told.try_recv(), Ok(Ok(())));
         assert_eq!(line.first(), None);
         assert!(line.is_empty());
+    }
+
+    #[test]
+    fn nor_do_they_when_nobody_comes_after_them() {
+        let mut line = Line::new();
+        let (stays, _turn) = oneshot::channel();
+        assert!(line.push(Waiting::for_room(Bytes::new().into(), stays)).is_ok());
+        let (mut turns, mut confirmations) = (Vec::new(), Vec::new());
+        for _ in 0..100 {
+            let (turn, told) = oneshot::channel();
+            assert!(line.push(Waiting::for_room(Bytes::new().into(), turn)).is_ok());
+            turns.push(told);
+            let (message, confirmation) = Message::confirmed(Bytes::new());
+            assert!(line.push(Waiting::for_fate(message)).is_ok());
+            confirmations.push(confirmation);
+        }
+        for (turn, confirmation) in turns.into_iter().zip(confirmations) {
+            drop(turn);
+            line.note_gone();
+            assert!(confirmation.withdraw(Error::SendTimeout).is_some());
+            line.note_gone();
+        }
+        assert_eq!(line.waiting.len(), 1);
     }
 
     #[test]

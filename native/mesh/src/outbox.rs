@@ -154,7 +154,7 @@ impl Outbox {
     pub(crate) fn push(&self, message: Payload<'_>) -> Result<(), Error> {
         let load = Load { messages: 1, bytes: message.len() };
         let mut state = self.open(load)?;
-        self.accept(&state, load, self.limits.outstanding.bytes)?;
+        self.accept_at_once(&state, load, self.limits.outstanding.bytes)?;
         self.join(&mut state, message);
         Ok(())
     }
@@ -186,7 +186,7 @@ impl Outbox {
         if !state.line.is_empty() {
             return Err(Error::QueueFull);
         }
-        self.accept(&state, load, self.watermark_bytes())?;
+        self.accept_at_once(&state, load, self.watermark_bytes())?;
         self.join(&mut state, message);
         Ok(())
     }
@@ -222,9 +222,16 @@ impl Outbox {
         self.line_up(&mut state, Waiting::for_fate(message))
     }
 
-    /// One message in the queue was withdrawn by its sender. Once half of them are, they are taken out.
+    /// A sender that waited for room has gone, and with it its turn.
+    pub(crate) fn note_gone(&self) {
+        self.lock().line.note_gone();
+    }
+
+    /// One message in the queue, or in line for it, was withdrawn by its sender. Once half of them
+    /// are, they are taken out.
     pub(crate) fn note_withdrawal(&self) {
         let mut state = self.lock();
+        state.line.note_gone();
         state.withdrawn += 1;
         if state.withdrawn * 2 >= state.queue.len() {
             let (wanted, withdrawn): (VecDeque<_>, VecDeque<_>) =
@@ -448,6 +455,15 @@ impl Outbox {
         if self.budget.try_accept(load) { Ok(()) } else { Err(Error::PoolQueueFull) }
     }
 
+    /// As [`Outbox::accept`], for a sender that does not wait if there is no room: many outboxes with
+    /// one message each get no more, together, than the pool's budget once more.
+    fn accept_at_once(&self, state: &State, load: Load, bytes: usize) -> Result<(), Error> {
+        if state.outstanding.messages > 0 {
+            return self.accept(state, load, bytes);
+        }
+        if self.budget.try_accept_beyond(load) { Ok(()) } else { Err(Error::PoolQueueFull) }
+    }
+
     /// Reserves room up to the watermark, unless others wait for that.
     fn accepts_before_nobody(&self, state: &State, load: Load) -> bool {
         state.line.is_empty() && self.accept(state, load, self.watermark_bytes()).is_ok()
@@ -529,7 +545,8 @@ impl Outbox {
         {
             return self.book(state, Load { messages: 1, bytes });
         }
-        let follows = !state.queue.is_empty();
+        // Behind a large message there may be another soon: room for many would stay empty.
+        let follows = matches!(state.queue.back(), Some(Entry::Batch(_)));
         self.enqueue(state, Entry::Batch(Batch::of(message.as_slice(), follows)));
     }
 
@@ -676,6 +693,43 @@ mod tests {
         one.settle(much);
         assert_eq!(other.try_send(message(LOW_BYTES)), Ok(()));
         assert_eq!(other.try_send(message(1)), Ok(()));
+    }
+
+    #[test]
+    fn first_messages_beyond_the_budget_are_as_many_as_it_allows_once_more() {
+        let limit = Load { messages: 3, bytes: 1_000 };
+        let budget = Arc::new(Budget::new(limit));
+        let limits = Limits {
+            outstanding: ROOMY,
+            watermark_bytes: usize::MAX,
+            pool_watermark_bytes: usize::MAX,
+        };
+        let outboxes: Vec<_> = (0..7).map(|_| Outbox::new(limits, budget.clone())).collect();
+        let taken: Vec<_> = outboxes.iter().map(|outbox| outbox.push(message(100))).collect();
+        assert_eq!(taken[..6], [const { Ok(()) }; 6]);
+        assert_eq!(taken[6], Err(Error::PoolQueueFull));
+        assert_eq!(outboxes[6].try_send(message(100)), Err(Error::PoolQueueFull));
+        // Who would wait, for there is nothing here whose landing could wake him, is served.
+        assert!(matches!(outboxes[6].send(message(100)), Ok(Sent::Accepted)));
+        assert_eq!(budget.used(), Load { messages: 7, bytes: 700 });
+        let large = Arc::new(Budget::new(Load { messages: 3, bytes: 10 }));
+        assert_eq!(Outbox::new(limits, large).push(message(900)), Ok(()));
+    }
+
+    #[test]
+    fn a_small_message_behind_a_large_one_gets_no_room_for_many() {
+        let roomy = Load { messages: 100, bytes: 1 << 20 };
+        let (outbox, _) = outbox(roomy, roomy.bytes, roomy);
+        for _ in 0..10 {
+            assert_eq!(outbox.push(message(SMALL_BYTES)), Ok(()));
+            assert_eq!(outbox.push(message(1)), Ok(()));
+        }
+        let room = |entry: &Entry| match entry {
+            Entry::Batch(batch) => batch.room(),
+            Entry::Single(message) => message.len(),
+        };
+        let rooms: usize = outbox.lock().queue.iter().map(room).sum();
+        assert!(rooms <= 10 * (SMALL_BYTES + 1_024), "{rooms}");
     }
 
     #[tokio::test]

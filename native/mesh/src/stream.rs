@@ -55,6 +55,14 @@ impl Stream {
         Ok(sent)
     }
 
+    /// A sender that waited has gone, and its turn was dropped: its message need not stay in line
+    /// until somebody comes after it.
+    pub fn note_gone(&self) {
+        if let Ok(outbox) = self.outbox() {
+            outbox.note_gone();
+        }
+    }
+
     /// Queues `data` if there is room for it; without, its sender may still wait for that by
     /// [`Stream::send`].
     ///

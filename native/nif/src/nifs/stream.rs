@@ -51,7 +51,10 @@ fn stream_send_wait<'a>(
         let outcome = tokio::select! {
             outcome = turn => outcome.unwrap_or(Err(Error::Cancelled)),
             // The message leaves the line with its turn.
-            () = caller.gone() => return reply.forget(),
+            () = caller.gone() => {
+                stream.stream.note_gone();
+                return reply.forget();
+            }
         };
         reply.send(|env| match outcome {
             Ok(()) => atoms::ok().encode(env),
