@@ -69,6 +69,12 @@ impl Budget {
         used
     }
 
+    /// Whether more bytes than these are held: one look, which may tell too much as well.
+    pub(crate) fn seems_beyond(&self, bytes: usize) -> bool {
+        let settled = self.settled.bytes.load(Ordering::SeqCst);
+        size(self.accepted.bytes.load(Ordering::SeqCst).saturating_sub(settled)) > bytes
+    }
+
     /// Accepts a message, unless there is no room. Two senders may both see the last room as taken
     /// for a moment; the bound itself is never exceeded.
     pub(crate) fn try_accept(&self, load: Load) -> bool {

@@ -488,7 +488,7 @@ impl Outbox {
     fn watermark_bytes(&self) -> usize {
         let Limits { outstanding, watermark_bytes, pool_watermark_bytes } = self.limits;
         let watermark_bytes = watermark_bytes.min(outstanding.bytes);
-        if self.budget.used().bytes > pool_watermark_bytes {
+        if self.budget.seems_beyond(pool_watermark_bytes) {
             watermark_bytes.min(LOW_BYTES)
         } else {
             watermark_bytes
