@@ -22,6 +22,7 @@
     a_peer_s_queue_is_bounded_in_bytes/1,
     all_queues_together_are_bounded_in_messages/1,
     all_queues_together_are_bounded_in_bytes/1,
+    messages_that_find_no_room_dial_nobody/1,
     every_accepted_message_is_accounted_for/1,
     peers_are_spread_over_several_sockets/1,
     a_failed_dial_evicts_nobody/1,
@@ -51,6 +52,7 @@ all() ->
         a_peer_s_queue_is_bounded_in_bytes,
         all_queues_together_are_bounded_in_messages,
         all_queues_together_are_bounded_in_bytes,
+        messages_that_find_no_room_dial_nobody,
         every_accepted_message_is_accounted_for,
         peers_are_spread_over_several_sockets,
         a_failed_dial_evicts_nobody,
@@ -420,6 +422,22 @@ all_queues_together_are_bounded_in_bytes(_Config) ->
         ),
         ok = mesh_load:resume(Peer),
         ?assertMatch(#{messages_delivered := 3}, mesh_load:assert_accounted(Pool, 5))
+    end).
+
+messages_that_find_no_room_dial_nobody(_Config) ->
+    %% Each peer may have one message though the pool is full, but all of them together no more than
+    %% fill it once more. What is refused then must not evict anybody for a connection without a use.
+    Options = #{pool_queue_max_bytes => 1_000, connect_timeout_ms => 30_000},
+    mesh_load:with(Options, [], fun(Pool, []) ->
+        Nobody = mesh_peer:silent(),
+        Message = binary:copy(<<0>>, 800),
+        [ok = ?POOL:send_async(Pool, <<N>>, Nobody, Message) || N <- lists:seq(1, 10)],
+        ?assertMatch(
+            {ok, #{
+                dialing := 2, messages_accepted := 2, messages_dropped := #{pool_queue_full := 8}
+            }},
+            ?POOL:get_stats(Pool)
+        )
     end).
 
 every_accepted_message_is_accounted_for(_Config) ->

@@ -14,6 +14,8 @@ use crate::mesh::NodeId;
 /// Nodes whose failures are remembered; beyond that, those not tried for the longest time are
 /// forgotten, and the next message dials them as if they were new.
 const MAX_FAILING: usize = 16_384;
+/// Nodes that are forgotten with one failure, at most: the pool is locked meanwhile.
+const MOST_FORGOTTEN: usize = 8;
 /// Doublings that are counted: more than any two delays within their bounds are apart.
 const MAX_DOUBLINGS: u32 = 31;
 /// The part of a delay that is left to chance, as a divisor: half of it ("equal jitter").
@@ -85,8 +87,10 @@ impl Backoff {
         let spared = random.mul_f64(f64::from(chance) / f64::from(u32::MAX));
         let until = now + delay - spared;
         self.failing.put(node, Failing { given, failures: row.saturating_add(1), until });
-        while self.failing.len() > MAX_FAILING || self.is_oldest_forgotten(now) {
-            self.failing.pop_lru();
+        for _ in 0..MOST_FORGOTTEN {
+            if self.failing.len() > MAX_FAILING || self.is_oldest_forgotten(now) {
+                self.failing.pop_lru();
+            }
         }
     }
 }
@@ -183,11 +187,13 @@ mod tests {
     }
 
     #[test]
-    fn a_node_whose_failure_tells_nothing_any_more_is_forgotten_with_the_next_failure() {
+    fn nodes_whose_failures_tell_nothing_any_more_are_forgotten_with_the_next_ones() {
         let (mut backoff, now) = (Backoff::new(LEAST, GREATEST), Instant::now());
         for number in 0..10 {
             backoff.failed(node(number), here(), now);
         }
+        backoff.failed(node(10), here(), now + LEAST + 2 * GREATEST);
+        assert_eq!(backoff.failing(), 11 - MOST_FORGOTTEN);
         backoff.failed(node(10), here(), now + LEAST + 2 * GREATEST);
         assert_eq!(backoff.failing(), 1);
     }

@@ -84,12 +84,19 @@ impl Budget {
     /// Accepts a message though the budget be used up, unless twice of it is. One is always accepted
     /// where there is nothing else.
     pub(crate) fn try_accept_beyond(&self, load: Load) -> bool {
+        self.try_accept_within(load, self.limit_beyond(load))
+    }
+
+    /// Whether there is room for that at this moment.
+    pub(crate) fn has_room_beyond(&self, load: Load) -> bool {
+        let (used, limit) = (self.used() + load, self.limit_beyond(load));
+        used.messages <= limit.messages && used.bytes <= limit.bytes
+    }
+
+    fn limit_beyond(&self, load: Load) -> Load {
         let Load { messages, bytes } = self.limit;
-        let most = Load {
-            messages: messages.saturating_mul(2),
-            bytes: bytes.saturating_mul(2).max(load.bytes),
-        };
-        self.try_accept_within(load, most)
+        let bytes = bytes.saturating_mul(2).max(load.bytes);
+        Load { messages: messages.saturating_mul(2), bytes }
     }
 
     /// Accepts a message in any case.

@@ -11,7 +11,7 @@ use tokio::time::timeout;
 
 use crate::address::{Address, Resolver};
 use crate::backoff::Backoff;
-use crate::config::BadOption;
+use crate::config::{BadOption, Load};
 use crate::delivery::Delivery;
 use crate::dial::Dialer;
 use crate::endpoint::Endpoint;
@@ -91,8 +91,8 @@ pub(crate) struct Dial<T: Handles> {
 enum Occasion {
     /// Somebody waits for the connection, or for a message to arrive by it.
     Asked,
-    /// There is a message for the node.
-    Message,
+    /// There is a message of so many bytes for the node.
+    Message(usize),
     /// There is what a lost connection left.
     Remains,
 }
@@ -220,7 +220,7 @@ impl<T: Handles> Mesh<T> {
         target: impl FnOnce() -> Option<Target>,
     ) -> Result<(), Error> {
         let give = |outbox: &Outbox| outbox.push(message.clone());
-        match self.0.place(node, target, Occasion::Message, give) {
+        match self.0.place(node, target, Occasion::Message(message.len()), give) {
             Ok(_) => Ok(()),
             Err(refusal) => Err(self.0.refused(&refusal)),
         }
@@ -487,9 +487,15 @@ impl<T: Handles> Shared<T> {
         if slots.pool.dialing() >= self.context.config.max_pending_dials() {
             return Err(Error::TooManyDials);
         }
+        if let Occasion::Message(bytes) = occasion
+            && !self.context.scope.budget.has_room_beyond(Load { messages: 1, bytes })
+        {
+            // It would be refused, and have dialled for nothing.
+            return Err(Error::PoolQueueFull);
+        }
         let not_before = match occasion {
             Occasion::Asked => None,
-            Occasion::Message | Occasion::Remains => self.delay(slots, &node, &target)?,
+            Occasion::Message(_) | Occasion::Remains => self.delay(slots, &node, &target)?,
         };
         if !std::mem::replace(&mut slots.has_dialled, true) && !self.context.dialer.verifies() {
             (self.observer)(Event::Unverified);

@@ -58,8 +58,14 @@ impl Stream {
     /// A sender that waited has gone, and its turn was dropped: its message need not stay in line
     /// until somebody comes after it.
     pub fn note_gone(&self) {
-        if let Ok(outbox) = self.outbox() {
-            outbox.note_gone();
+        match &*self.0 {
+            // Also after somebody has closed the handle.
+            Kind::Messages(stream) => stream.connection.outbox().note_gone(),
+            Kind::Bytes(stream) => {
+                if let Some(outbox) = stream.outbox() {
+                    outbox.note_gone();
+                }
+            }
         }
     }
 

@@ -21,6 +21,8 @@ use crate::verify::{self, Fault, Servers, Verdict};
 /// The application protocol that every node of the mesh understands (RFC 7301).
 pub const ALPN: &[u8] = b"macula";
 
+/// Sets of roots that are looked through for the same.
+const MOST_ROOTS: usize = 8;
 /// Bytes of a certificate or key file at most: the roots of a whole system take a fraction of it. A
 /// path may also name a device, which never ends.
 const MAX_FILE_BYTES: usize = 16 * 1024 * 1024;
@@ -256,16 +258,20 @@ pub(crate) fn roots_from_pem(text: &[u8], path: &Path) -> Result<RootCertStore, 
     Ok(roots)
 }
 
-/// Those of the last call if they are the same: each connection keeps its roots, some 100 KiB of a
-/// whole system's.
+/// The same roots in one place for all who have them: each connection keeps its own, some 100 KiB
+/// of a whole system's. May have to compare with many.
 pub fn shared_roots(roots: RootCertStore) -> Arc<RootCertStore> {
-    static LAST: Mutex<Weak<RootCertStore>> = Mutex::new(Weak::new());
-    let mut last = LAST.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some(same) = last.upgrade().filter(|last| last.roots == roots.roots) {
+    static KNOWN: Mutex<Vec<Weak<RootCertStore>>> = Mutex::new(Vec::new());
+    let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
+    known.retain(|known| known.strong_count() > 0);
+    let same = |known: Arc<RootCertStore>| (known.roots == roots.roots).then_some(known);
+    if let Some(same) = known.iter().filter_map(Weak::upgrade).find_map(same) {
         return same;
     }
     let roots = Arc::new(roots);
-    *last = Arc::downgrade(&roots);
+    if known.len() < MOST_ROOTS {
+        known.push(Arc::downgrade(&roots));
+    }
     roots
 }
 
@@ -293,5 +299,6 @@ mod tests {
         let changed = shared_roots(load(&others));
         assert_ne!(first.roots, changed.roots);
         assert!(Arc::ptr_eq(&changed, &shared_roots(load(&others))));
+        assert!(Arc::ptr_eq(&first, &shared_roots(load(&some))));
     }
 }

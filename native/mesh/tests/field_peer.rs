@@ -212,10 +212,11 @@ async fn streams_that_the_peer_opens_are_turned_away() {
 
 #[tokio::test]
 async fn users_streams_share_the_pools_bound() {
-    let options = [("pool_queue_max_bytes", 1_000_000), ("send_watermark_bytes", 10_000_000)];
+    let options = [("pool_queue_max_bytes", 5_000_000), ("send_watermark_bytes", 10_000_000)];
     let mut scene = Scene::new(4, &options);
     let (pooled, _first) = scene.connect().await;
-    // More than is taken unread; a stream with nothing in it may have one message.
+    // More than is taken unread; a stream with nothing in it may have one message, up to twice the
+    // bound.
     let much = || Bytes::from(vec![0; 4_000_000]).into();
     let one = pooled.open_stream().await.expect("a stream");
     assert_eq!(one.try_send(much()), Ok(()));
@@ -223,5 +224,8 @@ async fn users_streams_share_the_pools_bound() {
     assert_eq!(other.try_send(much()), Ok(()));
     assert_eq!(scene.mesh.stats().stream_bytes, 8_000_000);
     assert_eq!(other.try_send(much()), Err(mesh::Error::PoolQueueFull));
+    let third = pooled.open_stream().await.expect("a stream");
+    assert_eq!(third.try_send(much()), Err(mesh::Error::PoolQueueFull));
+    assert_eq!(scene.mesh.stats().stream_bytes, 8_000_000);
     assert_eq!(scene.mesh.stats().outstanding.bytes, 0);
 }
