@@ -426,11 +426,11 @@ all_queues_together_are_bounded_in_bytes(_Config) ->
 
 messages_that_find_no_room_dial_nobody(_Config) ->
     %% Each peer may have one message though the pool is full, but all of them together no more than
-    %% fill it once more. What is refused then must not evict anybody for a connection without a use.
-    Options = #{pool_queue_max_bytes => 1_000, connect_timeout_ms => 30_000},
+    %% fill it once more. What is refused then must not evict anybody for a connection of no use.
+    Options = #{pool_queue_max_bytes => 1_024, connect_timeout_ms => 30_000},
     mesh_load:with(Options, [], fun(Pool, []) ->
         Nobody = mesh_peer:silent(),
-        Message = binary:copy(<<0>>, 800),
+        Message = binary:copy(<<0>>, 1_000),
         [ok = ?POOL:send_async(Pool, <<N>>, Nobody, Message) || N <- lists:seq(1, 10)],
         ?assertMatch(
             {ok, #{
