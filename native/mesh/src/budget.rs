@@ -5,6 +5,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::config::{Load, size};
 
+/// How often the counts are read for one figure.
+const LOOKS: usize = 16;
+
 /// What all outboxes of a pool may hold together, and what they do. Two counts serve for that and
 /// for the pool's figures: a message that is accepted is added once. They grow, but for what finds
 /// no room and is taken back at once.
@@ -14,9 +17,6 @@ pub(crate) struct Budget {
     accepted: Count,
     settled: Count,
 }
-
-/// How often the counts are read for one figure.
-const LOOKS: usize = 16;
 
 /// What is held of a budget for messages of an outbox that has been closed, until it is known what
 /// becomes of them: whoever adds the pool's figures up meanwhile misses none. Dropped, it is given
