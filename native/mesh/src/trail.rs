@@ -16,9 +16,9 @@ const FIRST_LOOK: Duration = Duration::from_millis(10);
 /// The longest time between two such looks.
 const LAST_LOOK: Duration = Duration::from_secs(1);
 
-/// Flights for which there is room though none is under way. More would be memory that every
-/// connection that was busy once holds for as long as it is pooled.
-const RESTING_FLIGHTS: usize = 64;
+/// Flights for which there is room though none is under way: as many as most peers give credit for.
+/// More would be memory that every connection that was busy once holds for as long as it is pooled.
+const RESTING_FLIGHTS: usize = 128;
 
 /// They are in the order of departure.
 ///
