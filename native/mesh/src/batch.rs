@@ -113,8 +113,7 @@ impl Batch {
         }
         let kept = self.joined_bytes() - rest.len();
         self.sealed().truncate(kept);
-        self.load.messages -= load.messages;
-        self.load.bytes -= load.bytes;
+        self.load -= load;
         let buffer = Buffer::Sealed(rest);
         (load.messages > 0).then_some(Self { buffer, load, returns: self.returns })
     }

@@ -89,8 +89,7 @@ impl Budget {
 
     /// Whether there is room for that at this moment.
     pub(crate) fn has_room_beyond(&self, load: Load) -> bool {
-        let (used, limit) = (self.used() + load, self.limit_beyond(load));
-        used.messages <= limit.messages && used.bytes <= limit.bytes
+        (self.used() + load).is_within(self.limit_beyond(load))
     }
 
     fn limit_beyond(&self, load: Load) -> Load {
@@ -105,8 +104,7 @@ impl Budget {
     }
 
     fn try_accept_within(&self, load: Load, limit: Load) -> bool {
-        let Load { messages, bytes } = self.accepted.add(load).beyond(self.settled.total());
-        let fits = messages <= limit.messages && bytes <= limit.bytes;
+        let fits = self.accepted.add(load).beyond(self.settled.total()).is_within(limit);
         if !fits {
             self.accepted.subtract(load);
         }

@@ -270,6 +270,13 @@ pub struct Load {
     pub bytes: usize,
 }
 
+impl Load {
+    /// Whether neither is more than that of `limit`.
+    pub(crate) fn is_within(self, limit: Self) -> bool {
+        self.messages <= limit.messages && self.bytes <= limit.bytes
+    }
+}
+
 impl AddAssign for Load {
     fn add_assign(&mut self, more: Self) {
         self.messages += more.messages;

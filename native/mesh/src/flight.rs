@@ -125,16 +125,8 @@ impl Flight {
         keeps: bool,
         stream: Outgoing,
     ) -> Self {
-        let mut load = Load::default();
-        let mut encoder = Encoder::new(kind == Kind::Large);
-        for entry in &mut entries {
-            load += entry.load();
-            match entry {
-                Entry::Batch(batch) => encoder.add_batch(batch.seal()),
-                Entry::Single(message) => encoder.add(message.data.clone()),
-            }
-        }
-        let chunks = Chunks::Many(encoder.finish());
+        let load = total(&entries);
+        let chunks = Chunks::Many(encoded(kind, &mut entries));
         Self { kind, load, number, cargo: Cargo::Entries(entries), keeps, chunks, stream }
     }
 
@@ -205,7 +197,7 @@ impl Landing {
         let (mut unsent, given_up): (Vec<_>, Vec<_>) =
             unsent.into_iter().partition(Entry::stay_behind);
         sent.extend(given_up);
-        let load = sent.iter().fold(Load::default(), |load, entry| load + entry.load());
+        let load = total(&sent);
         if may_return {
             sent.iter_mut().for_each(Entry::turn_back);
             sent.append(&mut unsent);
@@ -245,6 +237,22 @@ fn receipt(entry: Entry) -> Option<Receipt> {
         Entry::Batch(_) => None,
         Entry::Single(message) => message.into_receipt(),
     }
+}
+
+fn total(entries: &[Entry]) -> Load {
+    entries.iter().fold(Load::default(), |load, entry| load + entry.load())
+}
+
+/// Messages to one of ours as they travel.
+fn encoded(kind: Kind, entries: &mut [Entry]) -> Vec<Bytes> {
+    let mut encoder = Encoder::new(kind == Kind::Large);
+    for entry in entries {
+        match entry {
+            Entry::Batch(batch) => encoder.add_batch(batch.seal()),
+            Entry::Single(message) => encoder.add(message.data.clone()),
+        }
+    }
+    encoder.finish()
 }
 
 /// Parts messages of which something may have been sent from those of which nothing was: they are
@@ -315,17 +323,6 @@ mod tests {
         messages
     }
 
-    fn written(kind: Kind, entries: &mut [Entry]) -> usize {
-        let mut encoder = Encoder::new(kind == Kind::Large);
-        for entry in entries {
-            match entry {
-                Entry::Batch(batch) => encoder.add_batch(batch.seal()),
-                Entry::Single(message) => encoder.add(message.data.clone()),
-            }
-        }
-        encoder.finish().iter().map(Bytes::len).sum()
-    }
-
     proptest! {
         #[test]
         fn messages_of_which_nothing_was_sent_are_told_from_those_before_them(
@@ -333,22 +330,21 @@ mod tests {
             place in any::<prop::sample::Index>(),
         ) {
             let mut all = entries(&sizes);
-            let total = written(Kind::Piece, &mut all);
-            let unwritten = place.index(total + 1);
+            let written: usize = encoded(Kind::Piece, &mut all).iter().map(Bytes::len).sum();
+            let unwritten = place.index(written + 1);
             // What is behind the first byte of the stream and those of the messages before it.
             let mut begin = 1;
             let mut sent_count = 0;
             for (size, _) in &sizes {
-                if begin < total - unwritten || unwritten == 0 {
+                if begin < written - unwritten || unwritten == 0 {
                     sent_count += 1;
                 }
                 begin += joined_bytes(*size);
             }
-            prop_assert_eq!(begin, total);
-            let load = all.iter().fold(Load::default(), |load, entry| load + entry.load());
+            prop_assert_eq!(begin, written);
+            let load = total(&all);
             let (sent, unsent) = part(Kind::Piece, all, unwritten);
-            let parts = sent.iter().chain(&unsent);
-            prop_assert_eq!(load, parts.fold(Load::default(), |load, entry| load + entry.load()));
+            prop_assert_eq!(load, total(&sent) + total(&unsent));
             let (sent, unsent) = (messages(sent), messages(unsent));
             prop_assert_eq!(sent.len(), sent_count);
             let whole: Vec<_> = sent.into_iter().chain(unsent).collect();

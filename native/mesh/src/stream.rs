@@ -58,14 +58,9 @@ impl Stream {
     /// A sender that waited has gone, and its turn was dropped: its message need not stay in line
     /// until somebody comes after it.
     pub fn note_gone(&self) {
-        match &*self.0 {
-            // Also after somebody has closed the handle.
-            Kind::Messages(stream) => stream.connection.outbox().note_gone(),
-            Kind::Bytes(stream) => {
-                if let Some(outbox) = stream.outbox() {
-                    outbox.note_gone();
-                }
-            }
+        // Also after somebody has closed the handle.
+        if let Some(outbox) = self.any_outbox() {
+            outbox.note_gone();
         }
     }
 
@@ -142,11 +137,18 @@ impl Stream {
 
     fn outbox(&self) -> Result<&Outbox, Error> {
         match &*self.0 {
-            Kind::Messages(stream) if stream.is_open.load(Ordering::Acquire) => {
-                Ok(stream.connection.outbox())
+            Kind::Messages(stream) if !stream.is_open.load(Ordering::Acquire) => {
+                Err(Error::StreamClosed)
             }
-            Kind::Messages(_) => Err(Error::StreamClosed),
-            Kind::Bytes(stream) => stream.outbox().ok_or(Error::StreamClosed),
+            _ => self.any_outbox().ok_or(Error::StreamClosed),
+        }
+    }
+
+    /// Also that of a handle that is closed.
+    fn any_outbox(&self) -> Option<&Outbox> {
+        match &*self.0 {
+            Kind::Messages(stream) => Some(stream.connection.outbox()),
+            Kind::Bytes(stream) => stream.outbox(),
         }
     }
 }
