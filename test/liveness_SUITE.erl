@@ -28,6 +28,8 @@
     a_rested_connection_to_a_dead_peer_is_replaced_before_it_is_handed_out/1,
     a_message_waits_until_a_rested_connection_has_been_checked/1,
     a_message_waits_for_a_peer_that_the_network_says_is_gone/1,
+    a_message_waits_for_a_peer_that_the_network_says_is_gone_when_another_is_under_way/1,
+    a_dial_that_its_connection_does_not_outlive_is_counted/1,
     without_an_ack_timeout_only_the_idle_timeout_tells/1,
     who_vanishes_is_noticed_long_before_the_idle_timeout/1,
     noticing_takes_as_long_as_is_printed/1
@@ -60,6 +62,8 @@ all() ->
         a_rested_connection_to_a_dead_peer_is_replaced_before_it_is_handed_out,
         a_message_waits_until_a_rested_connection_has_been_checked,
         a_message_waits_for_a_peer_that_the_network_says_is_gone,
+        a_message_waits_for_a_peer_that_the_network_says_is_gone_when_another_is_under_way,
+        a_dial_that_its_connection_does_not_outlive_is_counted,
         without_an_ack_timeout_only_the_idle_timeout_tells,
         who_vanishes_is_noticed_long_before_the_idle_timeout
     ].
@@ -413,6 +417,39 @@ a_message_waits_for_a_peer_that_the_network_says_is_gone(_Config) ->
     [ok = mesh_ct:send(Pool, Peer, mesh_peer:frame(N, 8)) || N <- lists:seq(0, 99)],
     ?assertMatch(#{distinct := 100}, mesh_peer:wait(Successor, messages, 100)),
     ?assertEqual({#{dead => 1}, 0}, {mesh_ct:stat(closes), mesh_ct:stat(messages_unconfirmed)}).
+
+a_message_waits_for_a_peer_that_the_network_says_is_gone_when_another_is_under_way(_Config) ->
+    %% It is the packet of the first message that the network answers, long before the pool would
+    %% have noticed the silence. What comes after it need not go the same way.
+    Pool = mesh_ct:start_pool(#{ack_timeout_ms => 20_000}),
+    Peer = mesh_ct:start_peer(),
+    _ = mesh_ct:connect(Pool, Peer),
+    ok = mesh_peer:kill(Peer),
+    ok = mesh_ct:send(Pool, Peer, mesh_peer:frame(0, 8)),
+    mesh_load:eventually(1, fun() -> mesh_ct:stat(probes) end, 5_000),
+    Frames = [mesh_peer:frame(N, 8) || N <- lists:seq(1, 100)],
+    [ok = mesh_ct:send(Pool, Peer, Frame) || Frame <- Frames],
+    Successor = mesh_ct:start_peer(["--port", integer_to_list(mesh_peer:port(Peer))]),
+    ?assertMatch(#{distinct := 100}, mesh_peer:wait(Successor, messages, 100)),
+    ?assertMatch(
+        #{messages_delivered := 100, messages_unconfirmed := 1},
+        mesh_load:assert_accounted(Pool, 101)
+    ).
+
+a_dial_that_its_connection_does_not_outlive_is_counted(_Config) ->
+    %% Dials and what became of them must add up, or an operator looks for those that are missing.
+    Pool = mesh_ct:start_pool(#{
+        ack_timeout_ms => 200, connect_timeout_ms => 60_000, linger_ms => 100
+    }),
+    Peer = mesh_ct:start_peer(),
+    _ = mesh_ct:connect(Pool, Peer),
+    mesh_load:pause(Peer),
+    ok = mesh_ct:send(Pool, Peer, mesh_peer:frame(0, 8)),
+    mesh_ct:poll_until(fun() -> mesh_ct:stat(suspicions) =:= 1 end),
+    ok = ?POOL:remove_connection(Pool, mesh_ct:node_id(Peer)),
+    mesh_ct:poll_until(fun() -> mesh_ct:stat(tasks) =:= 0 end),
+    ?assertEqual({2, 1}, {mesh_ct:stat(dials), mesh_ct:stat(connections_opened)}),
+    ?assertEqual(#{cancelled => 1}, mesh_ct:stat(dial_failures)).
 
 without_an_ack_timeout_only_the_idle_timeout_tells(_Config) ->
     %% Who asks for it gets what QUIC does by itself.

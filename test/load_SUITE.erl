@@ -17,6 +17,8 @@
     all_waiters_are_answered_before_a_server_that_stops_is_gone/1,
     a_waiter_that_dies_or_times_out_disturbs_no_one/1,
     a_peer_that_hoards_credits_gets_every_message/1,
+    a_peer_that_grants_no_stream_is_not_dialled_over_and_over/1,
+    messages_wait_for_no_stream_that_a_user_holds/1,
     a_slow_peer_holds_up_only_its_own_queue/1,
     a_peer_s_queue_is_bounded_in_messages/1,
     a_peer_s_queue_is_bounded_in_bytes/1,
@@ -31,6 +33,8 @@
 -export([stop_with_waiters/2]).
 
 -define(POOL, macula_gateway_mesh).
+%% Connections of one peer that linger once they have been replaced, at most.
+-define(LINGERING, 64).
 
 suite() -> [{timetrap, {minutes, 2}}].
 
@@ -47,6 +51,8 @@ all() ->
         all_waiters_are_answered_before_a_server_that_stops_is_gone,
         a_waiter_that_dies_or_times_out_disturbs_no_one,
         a_peer_that_hoards_credits_gets_every_message,
+        a_peer_that_grants_no_stream_is_not_dialled_over_and_over,
+        messages_wait_for_no_stream_that_a_user_holds,
         a_slow_peer_holds_up_only_its_own_queue,
         a_peer_s_queue_is_bounded_in_messages,
         a_peer_s_queue_is_bounded_in_bytes,
@@ -315,6 +321,52 @@ a_peer_that_hoards_credits_gets_every_message(_Config) ->
         ?assertMatch(#{max_streams_per_connection := 100}, mesh_peer:stats(Peer)),
         mesh_load:await_peers([Peer], connections_closed, 19),
         ?assertMatch(#{connections_open := 1, close_codes := #{0 := 19}}, mesh_peer:stats(Peer))
+    end).
+
+a_peer_that_grants_no_stream_is_not_dialled_over_and_over(_Config) ->
+    %% Some servers grant none unless they are told to. On another connection there would be none
+    %% either, so the message is given up, and whoever sends the next one finds the peer backed off.
+    Args = ["--bidi-streams", "0"],
+    mesh_load:with(#{linger_ms => 300}, [Args], fun(Pool, [Peer]) ->
+        Address = mesh_peer:address(Peer),
+        mesh_load:send_frames(Pool, <<"barren">>, Address, lists:seq(0, 9)),
+        #{messages_dropped := Dropped} = mesh_load:assert_accounted(Pool, 10),
+        ?assertEqual(#{no_stream_credit => 10}, Dropped),
+        mesh_load:eventually(1, fun() -> mesh_load:stat(Pool, failing) end),
+        ?assertMatch(
+            {error, no_stream_credit},
+            ?POOL:send(Pool, <<"barren">>, Address, <<"confirmed">>, 20_000)
+        ),
+        ?assertEqual(2, mesh_load:stat(Pool, dials)),
+        ?assertMatch(#{connections_opened := 2, messages := 0}, mesh_peer:stats(Peer))
+    end).
+
+messages_wait_for_no_stream_that_a_user_holds(_Config) ->
+    %% A user may keep one stream on each connection that has been replaced, for requests that are
+    %% never answered, say: more than may linger. Messages go on.
+    Args = ["--mode", "hoard", "--bidi-streams", "2"],
+    mesh_load:with(#{linger_ms => 60_000}, [Args], fun(Pool, [Peer]) ->
+        Address = mesh_peer:address(Peer),
+        {ok, _} = ?POOL:get_or_create_connection(Pool, <<"hoard">>, Address),
+        {ok, #{connection := Connection}} = ?POOL:get_connection_info(Pool, <<"hoard">>),
+        Send = fun(N) ->
+            Frame = mesh_peer:frame(N, 8),
+            ok = ?POOL:send(Pool, <<"hoard">>, Address, Frame, 20_000)
+        end,
+        Held = [
+            begin
+                %% Two streams make a connection full.
+                Send(N),
+                {ok, Stream} = macula_quic:open_stream(Connection),
+                ok = macula_quic:send(Stream, <<"held">>),
+                Stream
+            end
+         || N <- lists:seq(1, ?LINGERING + 1)
+        ],
+        lists:foreach(Send, lists:seq(?LINGERING + 2, ?LINGERING + 11)),
+        _ = mesh_peer:wait(Peer, distinct, ?LINGERING + 11),
+        lists:foreach(fun macula_quic:close/1, Held),
+        ok = ?POOL:remove_connection(Pool, <<"hoard">>)
     end).
 
 a_slow_peer_holds_up_only_its_own_queue(_Config) ->

@@ -15,6 +15,7 @@
     a_message_beyond_the_receivers_limit_closes_the_connection/1,
     a_passive_receiver_reads_one_message_at_a_time/1,
     an_unread_stream_holds_the_sender/1,
+    a_small_window_holds_nothing_up/1,
     every_message_is_accounted_for/1,
     what_had_arrived_when_the_connection_closed_is_delivered/1
 ]).
@@ -36,6 +37,7 @@ all() ->
         a_message_beyond_the_receivers_limit_closes_the_connection,
         a_passive_receiver_reads_one_message_at_a_time,
         an_unread_stream_holds_the_sender,
+        a_small_window_holds_nothing_up,
         every_message_is_accounted_for,
         what_had_arrived_when_the_connection_closed_is_delivered
     ].
@@ -163,6 +165,20 @@ an_unread_stream_holds_the_sender(Config) ->
     ?assert(Accepted * byte_size(Chunk) < 64 * 1024 * 1024),
     ok = macula_quic:setopt(Receiver, active, true),
     [?assertEqual(Chunk, next(Receiver)) || _ <- lists:seq(1, Accepted)].
+
+a_small_window_holds_nothing_up(Config) ->
+    %% The least that a listener may grant. Messages are read in their order, so no part of it may
+    %% go to those that are not read yet: it would never open again.
+    Options = [{receive_window_bytes, 65_536} | proplists:get_value(files, Config)],
+    {ok, Small} = macula_quic:listen({{127, 0, 0, 1}, 0}, Options),
+    {ok, Address} = macula_quic:sockname(Small),
+    {Sender, Receiver} = pair([{listener, Small}, {address, Address} | Config]),
+    Messages = [<<I:32, 0:(8 * 1_000)>> || I <- lists:seq(1, 4_000)],
+    %% All of them are queued before any is read.
+    [ok = macula_quic:async_send(Sender, Message) || Message <- Messages],
+    ok = macula_quic:setopt(Receiver, active, true),
+    [?assertEqual(Message, next(Receiver)) || Message <- Messages],
+    ok = macula_quic:close(Small).
 
 every_message_is_accounted_for(Config) ->
     %% An operator must be able to trust that nothing vanished.

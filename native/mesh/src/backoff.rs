@@ -7,9 +7,8 @@
 use std::time::{Duration, Instant};
 
 use lru::LruCache;
+use ring::digest::{SHA256, SHA256_OUTPUT_LEN, digest};
 use ring::rand::{SecureRandom, SystemRandom};
-
-use crate::mesh::NodeId;
 
 /// Nodes whose failures are remembered; beyond that, those not tried for the longest time are
 /// forgotten, and the next message dials them as if they were new.
@@ -21,19 +20,23 @@ const MAX_DOUBLINGS: u32 = 31;
 /// The part of a delay that is left to chance, as a divisor: half of it ("equal jitter").
 const JITTER: u32 = 2;
 
+/// What stands for a node, or an address: they may be of any length, and those of nodes long gone
+/// are none of the pool's connections, which are bounded.
+type Digest = [u8; SHA256_OUTPUT_LEN];
+
 /// Nodes whose last dial has failed.
 #[derive(Debug)]
 pub(crate) struct Backoff {
     least: Duration,
     greatest: Duration,
     /// Unbounded, since a bounded one sets all its memory aside at once.
-    failing: LruCache<NodeId, Failing>,
+    failing: LruCache<Digest, Failing>,
 }
 
 #[derive(Debug)]
 struct Failing {
     /// Where the node was dialled, as the caller gave it: somewhere else it may be found.
-    given: Box<[u8]>,
+    given: Digest,
     /// Failures in a row.
     failures: u32,
     until: Instant,
@@ -47,18 +50,20 @@ impl Backoff {
 
     /// When `node` may be dialled at the address `given`, if that is not now.
     pub(crate) fn until(&self, node: &[u8], given: &[u8], now: Instant) -> Option<Instant> {
-        let failing = self.failing.peek(node).filter(|failing| *failing.given == *given)?;
+        let failing = self.failing.peek(&of(node)).filter(|failing| failing.given == of(given))?;
         Some(failing.until).filter(|until| *until > now)
     }
 
     /// A dial of `node` has failed.
-    pub(crate) fn failed(&mut self, node: NodeId, given: Box<[u8]>, now: Instant) {
+    pub(crate) fn failed(&mut self, node: &[u8], given: &[u8], now: Instant) {
         self.failed_with(node, given, now, chance());
     }
 
     /// A dial of `node` has succeeded.
     pub(crate) fn succeeded(&mut self, node: &[u8]) {
-        self.failing.pop(node);
+        if !self.failing.is_empty() {
+            self.failing.pop(&of(node));
+        }
     }
 
     /// How many nodes are remembered.
@@ -72,10 +77,11 @@ impl Backoff {
     }
 
     /// `chance`: which part of what is left to it, in 1 / 2^32.
-    fn failed_with(&mut self, node: NodeId, given: Box<[u8]>, now: Instant, chance: u32) {
+    fn failed_with(&mut self, node: &[u8], given: &[u8], now: Instant, chance: u32) {
         if self.least.is_zero() {
             return;
         }
+        let (node, given) = (of(node), of(given));
         // A failure long after the last delay tells nothing about those before it.
         let row = self
             .failing
@@ -95,6 +101,12 @@ impl Backoff {
     }
 }
 
+fn of(bytes: &[u8]) -> Digest {
+    let mut sum = [0; SHA256_OUTPUT_LEN];
+    sum.copy_from_slice(digest(&SHA256, bytes).as_ref());
+    sum
+}
+
 /// Random bits; without any, the whole delay holds.
 fn chance() -> u32 {
     let mut bits = [0; 4];
@@ -111,18 +123,16 @@ mod tests {
     const LEAST: Duration = Duration::from_millis(100);
     const GREATEST: Duration = Duration::from_millis(1_000);
 
-    fn node(number: usize) -> NodeId {
-        number.to_be_bytes().into()
-    }
+    const HERE: &[u8] = b"here";
 
-    fn here() -> Box<[u8]> {
-        b"here".as_slice().into()
+    fn node(number: usize) -> [u8; size_of::<usize>()] {
+        number.to_be_bytes()
     }
 
     /// The delay after one more failure at `now`, which ends it.
     fn fail(backoff: &mut Backoff, now: &mut Instant, chance: u32) -> Duration {
-        backoff.failed_with(node(1), here(), *now, chance);
-        let until = backoff.until(&node(1), &here(), *now).expect("a delay");
+        backoff.failed_with(&node(1), HERE, *now, chance);
+        let until = backoff.until(&node(1), HERE, *now).expect("a delay");
         until - std::mem::replace(now, until)
     }
 
@@ -140,8 +150,8 @@ mod tests {
         assert_eq!(fail(&mut backoff, &mut now, u32::MAX), LEAST / 2);
         let random: Vec<_> = (0..64)
             .map(|number| {
-                backoff.failed(node(number), here(), now);
-                backoff.until(&node(number), &here(), now).expect("a delay") - now
+                backoff.failed(&node(number), HERE, now);
+                backoff.until(&node(number), HERE, now).expect("a delay") - now
             })
             .collect();
         assert!(random.iter().all(|delay| (LEAST / 2..=GREATEST).contains(delay)));
@@ -154,7 +164,7 @@ mod tests {
         fail(&mut backoff, &mut now, 0);
         fail(&mut backoff, &mut now, 0);
         backoff.succeeded(&node(1));
-        assert_eq!((backoff.until(&node(1), &here(), now), backoff.failing()), (None, 0));
+        assert_eq!((backoff.until(&node(1), HERE, now), backoff.failing()), (None, 0));
         assert_eq!(fail(&mut backoff, &mut now, 0), LEAST);
     }
 
@@ -170,8 +180,8 @@ mod tests {
     #[test]
     fn another_address_may_be_tried_at_once() {
         let (mut backoff, now) = (Backoff::new(LEAST, GREATEST), Instant::now());
-        backoff.failed(node(1), here(), now);
-        assert!(backoff.until(&node(1), &here(), now).is_some());
+        backoff.failed(&node(1), HERE, now);
+        assert!(backoff.until(&node(1), HERE, now).is_some());
         assert_eq!(backoff.until(&node(1), b"there", now), None);
     }
 
@@ -179,29 +189,29 @@ mod tests {
     fn only_so_many_nodes_are_remembered_the_last_ones() {
         let (mut backoff, now) = (Backoff::new(LEAST, GREATEST), Instant::now());
         for number in 0..=MAX_FAILING {
-            backoff.failed(node(number), here(), now);
+            backoff.failed(&node(number), HERE, now);
         }
         assert_eq!(backoff.failing(), MAX_FAILING);
-        assert_eq!(backoff.until(&node(0), &here(), now), None);
-        assert!(backoff.until(&node(1), &here(), now).is_some());
+        assert_eq!(backoff.until(&node(0), HERE, now), None);
+        assert!(backoff.until(&node(1), HERE, now).is_some());
     }
 
     #[test]
     fn nodes_whose_failures_tell_nothing_any_more_are_forgotten_with_the_next_ones() {
         let (mut backoff, now) = (Backoff::new(LEAST, GREATEST), Instant::now());
         for number in 0..10 {
-            backoff.failed(node(number), here(), now);
+            backoff.failed(&node(number), HERE, now);
         }
-        backoff.failed(node(10), here(), now + LEAST + 2 * GREATEST);
+        backoff.failed(&node(10), HERE, now + LEAST + 2 * GREATEST);
         assert_eq!(backoff.failing(), 11 - MOST_FORGOTTEN);
-        backoff.failed(node(10), here(), now + LEAST + 2 * GREATEST);
+        backoff.failed(&node(10), HERE, now + LEAST + 2 * GREATEST);
         assert_eq!(backoff.failing(), 1);
     }
 
     #[test]
     fn with_no_least_delay_there_is_none() {
         let (mut backoff, now) = (Backoff::new(Duration::ZERO, GREATEST), Instant::now());
-        backoff.failed(node(1), here(), now);
-        assert_eq!((backoff.until(&node(1), &here(), now), backoff.failing()), (None, 0));
+        backoff.failed(&node(1), HERE, now);
+        assert_eq!((backoff.until(&node(1), HERE, now), backoff.failing()), (None, 0));
     }
 }

@@ -182,7 +182,7 @@ struct Writer {
 impl Drop for Writer {
     /// However its task ends: who waits for room would wait for ever.
     fn drop(&mut self) {
-        self.outbox.close(Error::Cancelled, |_| {});
+        self.outbox.close(Error::Cancelled);
     }
 }
 
@@ -209,7 +209,7 @@ impl Writer {
                 (SendEnd::Reset, Error::StreamClosed)
             }
         };
-        outbox.close(refusal, |_| {});
+        outbox.close(refusal);
         self.ended.send_replace(Some(end));
     }
 }
@@ -240,7 +240,7 @@ fn chunks(outbox: &Outbox) -> (Load, Vec<Bytes>) {
     let mut load = Load::default();
     let mut chunks = Vec::new();
     let mut joined = BytesMut::new();
-    for entry in outbox.take_piece(WRITE_BYTES, WRITE_BYTES) {
+    for entry in outbox.take_piece(WRITE_BYTES, WRITE_BYTES, false) {
         load += entry.load();
         match entry {
             Entry::Batch(mut batch) => {

@@ -307,6 +307,7 @@ pub(crate) fn size(value: u64) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::settings::Transport;
 
     #[test]
     fn every_option_takes_its_bounds_and_refuses_what_lies_beyond() {
@@ -331,6 +332,26 @@ mod tests {
         let mut config = Config::default();
         assert_eq!(config.settle(true), Ok(()));
         assert_eq!(config, Config::default());
+    }
+
+    fn grouped(number: u64) -> String {
+        match number {
+            0..1_000 => number.to_string(),
+            _ => format!("{},{:03}", grouped(number / 1_000), number % 1_000),
+        }
+    }
+
+    #[test]
+    fn the_readme_tells_every_default_and_every_bound() {
+        let readme = include_str!("../../../README.md");
+        let tables = readme.split_once("### Of `macula_quic:listen/2`").expect("two tables");
+        for (table, options) in [(tables.0, Config::OPTIONS), (tables.1, Transport::OPTIONS)] {
+            for Bounds { key, default, min, max } in options {
+                let [default, min, max] = [*default, *min, *max].map(grouped);
+                let row = format!("| `{key}` | {default} | {min} to {max} |");
+                assert!(table.contains(&row), "{row}");
+            }
+        }
     }
 
     #[test]

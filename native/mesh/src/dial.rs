@@ -77,16 +77,8 @@ impl Dialer {
         node: &[u8],
     ) -> Result<quinn::Connection, Error> {
         let deadline = Instant::now() + self.timeout;
-        let dialled = timeout_at(deadline, self.attempt(address)).await;
-        let connection = dialled.unwrap_or(Err(Error::ConnectTimeout))?;
-        if let Verification::Key(rule) = self.settings.verification {
-            // Before anything is sent: whoever it is, it learns nothing from us.
-            if let Err(fault) = rule.check_server(&connection, node) {
-                farewell::close(&connection, IMPOSTOR);
-                return Err(fault.into());
-            }
-        }
-        Ok(connection)
+        let dialled = timeout_at(deadline, self.attempt(address, node)).await;
+        dialled.unwrap_or(Err(Error::ConnectTimeout))
     }
 
     /// Whether who answers has to prove anything.
@@ -130,14 +122,15 @@ impl Dialer {
         std::iter::once(&self.endpoint).chain(&self.more_endpoints).map(|endpoint| &**endpoint)
     }
 
-    async fn attempt(&self, address: &Address) -> Result<quinn::Connection, Error> {
-        let _turn = self.turns.acquire().await.map_err(|_| Error::Cancelled)?;
+    async fn attempt(&self, address: &Address, node: &[u8]) -> Result<quinn::Connection, Error> {
+        // Before its turn: who waits for a name server keeps nobody from dialling an address.
         let addresses = self.resolver.resolve(address).await?;
+        let _turn = self.turns.acquire().await.map_err(|_| Error::Cancelled)?;
         let server_name = match &self.settings.server_name {
             Some(name) => name.clone(),
             None => address.server_name(),
         };
-        self.race(addresses, &server_name).await
+        self.race(addresses, &server_name, node).await
     }
 
     /// The configuration of one dial: each learns for itself why it was refused.
@@ -149,17 +142,36 @@ impl Dialer {
         Ok(client)
     }
 
+    /// A connection to `node` at one of its addresses.
+    async fn connect(
+        &self,
+        config: ClientConfig,
+        address: SocketAddr,
+        server_name: &str,
+        node: &[u8],
+    ) -> Result<quinn::Connection, Error> {
+        let connection = self.endpoint(address).connect(config, address, server_name).await?;
+        if let Verification::Key(rule) = self.settings.verification {
+            // Before anything is sent: whoever it is, it learns nothing from us.
+            if let Err(fault) = rule.check_server(&connection, node) {
+                farewell::close(&connection, IMPOSTOR);
+                return Err(fault.into());
+            }
+        }
+        Ok(connection)
+    }
+
     /// The first connection that any of `addresses` gives, each tried a little after the one
     /// before it, or at once when that one has failed.
     async fn race(
         &self,
         addresses: Vec<SocketAddr>,
         server_name: &str,
+        node: &[u8],
     ) -> Result<quinn::Connection, Error> {
         let verdict = Verdict::default();
         let config = self.client_config(verdict.clone())?;
-        let connect =
-            |address| self.endpoint(address).connect(config.clone(), address, server_name);
+        let connect = |address| self.connect(config.clone(), address, server_name, node);
         let mut addresses = addresses.into_iter();
         let mut attempts = FuturesUnordered::new();
         let mut last = Error::NameNotFound;
@@ -182,14 +194,17 @@ impl Dialer {
 #[allow(clippy::disallowed_methods, reason = "tokio's test macro blocks, on a thread of the test")]
 mod tests {
     use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
+    use std::pin::pin;
     use std::sync::atomic::{AtomicUsize, Ordering};
 
+    use futures_util::FutureExt;
     use quinn::crypto::rustls::QuicServerConfig;
     use rustls::pki_types::PrivatePkcs8KeyDer;
     use tokio::time::timeout;
 
     use super::*;
     use crate::broken::break_socket;
+    use crate::verify::{KeyRule, PeerIdentity};
 
     fn dialer(connect_timeout_ms: u64) -> Dialer {
         dialer_with(connect_timeout_ms, || {})
@@ -242,7 +257,7 @@ mod tests {
         let peer = peer();
         let (_socket, silent) = silent();
         let live = peer.local_addr().expect("an address");
-        let connection = dialer(60_000).race(vec![silent, live], "peer").await;
+        let connection = dialer(60_000).race(vec![silent, live], "peer", &[]).await;
         assert_eq!(connection.expect("a connection").remote_address().port(), live.port());
     }
 
@@ -260,6 +275,58 @@ mod tests {
         let peer = peer();
         let live = Address::from(peer.local_addr().expect("an address"));
         assert_eq!(dialer.dial(&live, &[]).await.err(), Some(Error::ConnectTimeout));
+    }
+
+    #[tokio::test]
+    async fn who_has_no_turn_is_not_dialled() {
+        let dialer = dialer(60_000);
+        let (peer, (_socket, silent)) = (peer(), silent());
+        let live = Address::from(peer.local_addr().expect("an address"));
+        let silent = Address::from(silent);
+        let mut first = pin!(dialer.dial(&silent, &[]));
+        assert!(first.as_mut().now_or_never().is_none());
+        assert_eq!(dialer.turns.available_permits(), 0);
+        let mut second = pin!(dialer.dial(&live, &[]));
+        // It would take a few milliseconds.
+        let early = timeout(Duration::from_millis(50), async {
+            tokio::select! {
+                _ = &mut first => unreachable!("nobody answers"),
+                _ = &mut second => {}
+            }
+        });
+        assert!(early.await.is_err(), "two at once");
+        assert_eq!(peer.open_connections(), 0);
+        first.set(dialer.dial(&silent, &[]));
+        assert!(second.await.is_ok());
+    }
+
+    #[tokio::test]
+    async fn who_waits_for_a_name_has_no_turn() {
+        let dialer = dialer(60_000);
+        // As many as look names up at once: none of them ends.
+        let _lookups = dialer.resolver.turns();
+        let (named, peer) = (Address::new("localhost", 1).expect("a name"), peer());
+        let mut first = pin!(dialer.dial(&named, &[]));
+        assert!(first.as_mut().now_or_never().is_none());
+        let live = Address::from(peer.local_addr().expect("an address"));
+        assert!(dialer.dial(&live, &[]).await.is_ok());
+        assert!(first.now_or_never().is_none());
+    }
+
+    #[tokio::test]
+    async fn another_node_at_one_address_does_not_hide_the_right_one_at_the_next() {
+        let (wrong, right) = (peer(), peer());
+        let addresses = [&wrong, &right].map(|peer| peer.local_addr().expect("an address"));
+        let any = dialer(60_000).dial(&addresses[1].into(), &[]).await.expect("a connection");
+        let hash = PeerIdentity::of(&any).expect("a certificate").spki_sha256;
+        let verification = Verification::Key(KeyRule::SpkiSha256(hash));
+        let settings = Settings { verification, ..Settings::default() };
+        let endpoint = Arc::new(Endpoint::new(65_536, || {}));
+        let patience = Duration::from_secs(60);
+        let dialer =
+            Dialer::new(endpoint, Resolver::new(), settings, 1, patience).expect("a dialer");
+        let dialled = dialer.race(addresses.to_vec(), "peer", &[]).await.expect("the right one");
+        assert_eq!(canonical(dialled.remote_address()), addresses[1]);
     }
 
     #[tokio::test]
@@ -307,7 +374,8 @@ mod tests {
             (0..200).map(|n| SocketAddr::from(([127, 0, 0, n + 1], port))).collect();
         addresses.push(live);
         let dialer = dialer(60_000);
-        let connection = timeout(Duration::from_secs(20), dialer.race(addresses, "peer")).await;
+        let connection =
+            timeout(Duration::from_secs(20), dialer.race(addresses, "peer", &[])).await;
         let connection = connection.expect("no head starts").expect("a connection");
         assert_eq!(connection.remote_address().port(), live.port());
     }

@@ -1,6 +1,7 @@
 //! Messages under way over one QUIC connection: from the queue to the peer's acknowledgement.
 
 use bytes::Bytes;
+use tokio::sync::OwnedSemaphorePermit;
 
 use crate::Error;
 use crate::byte_stream::Outgoing;
@@ -43,6 +44,8 @@ pub(crate) struct Flight {
     keeps: bool,
     /// What is still to be handed to the stack.
     chunks: Chunks,
+    /// Given back once all is handed to the stack.
+    pen: Option<OwnedSemaphorePermit>,
     stream: Outgoing,
 }
 
@@ -114,7 +117,7 @@ impl Flight {
         let load = message.load();
         let chunks = Chunks::One([message.data.clone()]);
         let cargo = Cargo::Message(message);
-        Self { kind: Kind::Single, load, number, cargo, keeps, chunks, stream }
+        Self { kind: Kind::Single, load, number, cargo, keeps, chunks, pen: None, stream }
     }
 
     /// Messages to one of ours. `keeps`: as above.
@@ -127,7 +130,14 @@ impl Flight {
     ) -> Self {
         let load = total(&entries);
         let chunks = Chunks::Many(encoded(kind, &mut entries));
-        Self { kind, load, number, cargo: Cargo::Entries(entries), keeps, chunks, stream }
+        let cargo = Cargo::Entries(entries);
+        Self { kind, load, number, cargo, keeps, chunks, pen: None, stream }
+    }
+
+    /// Keeps others from being written meanwhile.
+    pub(crate) fn written_with(self, pen: Option<OwnedSemaphorePermit>) -> Self {
+        let pen = pen.filter(|_| self.kind == Kind::Piece);
+        Self { pen, ..self }
     }
 
     /// Takes the messages all the way: written, finished, and acknowledged whole.
@@ -164,6 +174,7 @@ impl Flight {
 
     /// All is written.
     fn depart(&mut self) {
+        self.pen = None;
         self.stream.finish();
         if !self.keeps {
             self.cargo = Cargo::Receipts(self.cargo.take().into_receipts());

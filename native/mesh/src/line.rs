@@ -1,28 +1,29 @@
 //! The senders that wait for room in an outbox, in their order. Plain data.
 
-use std::collections::VecDeque;
+use std::collections::BTreeMap;
 
 use tokio::sync::oneshot;
 
 use crate::Error;
 use crate::config::Load;
 use crate::message::{Message, Undelivered};
-use crate::outbox::RESTING_ENTRIES;
 
 /// Senders that may wait for room at one peer. Each is a process that waits, so this is reached
 /// only by a leak of such processes.
 const MOST: usize = 65_536;
-/// Senders that may have gone and still be in line: what they left is memory that no bound counts.
-const FEW: usize = 8;
+/// Senders that are looked at with each that comes or goes. More than one, so that those who have
+/// gone leave faster than others come: what they left is memory that no bound counts. Few, since a
+/// caller's thread does it.
+const LOOKS: usize = 16;
 
 #[derive(Debug)]
 pub(crate) struct Line {
-    waiting: VecDeque<Waiting>,
-    /// How many more may come before those are taken out whose senders have gone: no more than were
-    /// there then, so that each costs a look or two.
-    until_sweep: usize,
-    /// At most how many of those in line have gone since the last sweep.
-    gone: usize,
+    /// By the order in which they came.
+    waiting: BTreeMap<u64, Waiting>,
+    /// How many have come.
+    came: u64,
+    /// From where on a sender is looked at next, whether he has gone.
+    look: u64,
 }
 
 /// One sender, and the message for which there is no room yet.
@@ -35,58 +36,54 @@ pub(crate) struct Waiting {
 
 impl Line {
     pub(crate) fn new() -> Self {
-        Self { waiting: VecDeque::new(), until_sweep: FEW, gone: 0 }
+        Self { waiting: BTreeMap::new(), came: 0, look: 0 }
     }
 
     /// Puts a sender behind the others; his message comes back if there are too many.
     pub(crate) fn push(&mut self, sender: Waiting) -> Result<(), Message> {
-        if self.until_sweep == 0 {
-            self.sweep();
-        }
-        self.until_sweep -= 1;
+        self.part_with_gone();
         if self.waiting.len() >= MOST {
             return Err(sender.message);
         }
-        self.waiting.push_back(sender);
+        self.waiting.insert(self.came, sender);
+        self.came += 1;
         Ok(())
     }
 
-    /// A sender has gone, who may have been in line. Once half of them are known to have, they are
-    /// taken out: nobody may come after them.
+    /// A sender has gone, who may have been in line: nobody may come after him.
     pub(crate) fn note_gone(&mut self) {
-        self.gone += 1;
-        if self.gone * 2 >= self.waiting.len() {
-            self.sweep();
-        }
+        self.part_with_gone();
     }
 
-    fn sweep(&mut self) {
-        self.waiting.retain(Waiting::is_wanted);
-        self.until_sweep = self.waiting.len().max(FEW);
-        self.gone = 0;
+    /// Looks at some senders, in turn; those who have gone leave.
+    fn part_with_gone(&mut self) {
+        for _ in 0..LOOKS {
+            let Some((&place, sender)) = self.waiting.range(self.look..).next() else {
+                self.look = 0;
+                break;
+            };
+            self.look = place + 1;
+            if !sender.is_wanted() {
+                self.waiting.remove(&place);
+            }
+        }
     }
 
     /// What the first one's message counts for; those before him whose senders have gone were never
     /// accepted, and leave.
     pub(crate) fn first(&mut self) -> Option<Load> {
-        while self.waiting.front().is_some_and(|first| !first.is_wanted()) {
-            self.pop();
+        loop {
+            let first = self.waiting.first_entry()?;
+            if first.get().is_wanted() {
+                return Some(first.get().message.load());
+            }
+            first.remove();
         }
-        self.waiting.front().map(|first| first.message.load())
     }
 
     /// Takes the first one out.
     pub(crate) fn pop(&mut self) -> Option<Waiting> {
-        let first = self.waiting.pop_front();
-        self.until_sweep = self.until_sweep.min(self.waiting.len().max(FEW));
-        first
-    }
-
-    /// Gives back the room that many needed, once nobody waits.
-    pub(crate) fn rest(&mut self) {
-        if self.waiting.is_empty() && self.waiting.capacity() > RESTING_ENTRIES {
-            self.waiting = VecDeque::new();
-        }
+        self.waiting.pop_first().map(|(_, first)| first)
     }
 
     /// Whether nobody waits, or is not known to have gone.
@@ -98,7 +95,7 @@ impl Line {
     /// number of those who wait for what becomes of it; the others have not given it out of hand.
     pub(crate) fn close(self, reason: &Error, count: impl FnOnce(usize)) {
         let wanted = |waiting: &Waiting| waiting.is_wanted() && waiting.message.set_off();
-        let turned_away: Vec<_> = self.waiting.into_iter().filter(wanted).collect();
+        let turned_away: Vec<_> = self.waiting.into_values().filter(wanted).collect();
         count(turned_away.iter().filter(|waiting| waiting.turn.is_none()).count());
         for Waiting { message, turn } in turned_away {
             if let Some(turn) = turn {
@@ -136,13 +133,6 @@ impl Waiting {
 }
 
 #[cfg(test)]
-impl Line {
-    pub(crate) fn capacity(&self) -> usize {
-        self.waiting.capacity()
-    }
-}
-
-#[cfg(test)]
 mod tests {
     use bytes::Bytes;
 
@@ -161,7 +151,7 @@ mod tests {
             let (withdrawn, confirmation) = Message::confirmed(Bytes::new());
             assert!(line.push(Waiting::for_fate(withdrawn)).is_ok());
             assert!(confirmation.withdraw(Error::SendTimeout).is_some());
-            assert!(line.waiting.len() <= 2 * FEW);
+            assert!(line.waiting.len() <= LOOKS);
         }
         assert_eq!(line.first(), Some(Load { messages: 1, bytes: stays.len() }));
         assert_eq!(line.pop().map(|first| first.let_in().data), Some(stays));
@@ -207,7 +197,7 @@ mod tests {
         }
         for _ in 0..MOST {
             assert!(line.push(waiting().0).is_ok());
-            assert!(line.waiting.len() <= 2 * FEW);
+            assert!(line.waiting.len() <= LOOKS);
         }
         drop(told);
     }

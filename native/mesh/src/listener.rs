@@ -253,9 +253,13 @@ impl Inner {
     }
 
     fn place(&self, index: usize, endpoint: Option<quinn::Endpoint>) {
-        if let Some(door) = lock(&self.doors).get_mut(index) {
-            door.endpoint = endpoint;
+        let mut doors = lock(&self.doors);
+        let Some(door) = doors.get_mut(index) else { return };
+        if let Some(endpoint) = &endpoint {
+            // The certificate may have changed while it was bound, when it was at no door.
+            endpoint.set_server_config(Some(lock(&self.server).clone()));
         }
+        door.endpoint = endpoint;
     }
 
     async fn rebuild(&self, address: SocketAddr) -> quinn::Endpoint {
@@ -435,6 +439,30 @@ mod tests {
         assert_eq!(told.recv().await, Some(ListenerEvent::SocketLost(address)));
         assert_eq!(told.recv().await, Some(ListenerEvent::SocketRebuilt(address)));
         assert_eq!(listener.local_addresses(), vec![address]);
+    }
+
+    #[tokio::test]
+    async fn a_certificate_that_comes_while_a_socket_is_bound_anew_is_shown_by_it() {
+        let settings = Settings { identity: Some(identity()), ..Settings::default() };
+        let place = Place::At(vec![(Ipv4Addr::LOCALHOST, 0).into()]);
+        let runtime = tokio::runtime::Handle::current();
+        let listener =
+            Listener::bind(&place, settings, runtime.clone(), |_| {}).expect("a listener");
+        let inner = &listener.0;
+        let fresh = inner.rebuild((Ipv4Addr::LOCALHOST, 0).into()).await;
+        let address = fresh.local_addr().expect("an address");
+        let certified = rcgen::generate_simple_self_signed(["next".into()]).expect("a certificate");
+        let shown = certified.cert.der().to_vec();
+        let next = Identity::from_der(vec![shown.clone()], certified.signing_key.serialize_der());
+        listener.set_identity(next.expect("an identity")).expect("another certificate");
+        // On this one thread, nobody has come to the door yet.
+        lock(&inner.doors).first_mut().expect("a door").address = address;
+        inner.place(0, Some(fresh));
+        let client = Client::new(runtime);
+        let patience = Duration::from_secs(60);
+        let dialled = client.connect(&address.into(), Settings::default(), patience).await;
+        let identity = dialled.expect("a connection").facts().identity.clone();
+        assert_eq!(identity.expect("its certificate").certificate, shown);
     }
 
     /// Whoever knew a socket that has died says more only to hear that it is not known any more.

@@ -162,6 +162,18 @@ enum Cause {
     None,
 }
 
+/// Why a wait is over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Woken {
+    /// It is time for a look.
+    InTime,
+    /// It has been for long, so the silence was perhaps our own: this process has been standing still,
+    /// or had no processor.
+    Late,
+    /// The network says that nobody is there.
+    Hint,
+}
+
 type Dial<'a> = Pin<Box<dyn Future<Output = Result<quinn::Connection, Error>> + Send + 'a>>;
 
 impl<'a> Vigil<'a> {
@@ -248,9 +260,13 @@ impl<'a> Vigil<'a> {
     }
 
     async fn while_listening(&mut self) -> Option<News> {
-        let is_late = self.awake().await;
-        if self.has_heard() || is_late {
+        let woken = self.awake().await;
+        if self.has_heard() || woken == Woken::Late {
             self.since = Instant::now();
+        }
+        if woken == Woken::Hint {
+            self.ask(true);
+            return Some(News::Changed);
         }
         if self.since.elapsed() >= self.patience / 2 {
             self.ask(false);
@@ -263,16 +279,24 @@ impl<'a> Vigil<'a> {
     }
 
     async fn while_asked(&mut self, gap: Duration, holds: bool) -> Option<News> {
-        let is_late = self.awake().await;
+        let woken = self.awake().await;
         if self.has_heard() {
             self.listen();
             return holds.then_some(News::Changed);
         }
-        if is_late {
-            // It was we who were not there.
-            self.since = Instant::now();
-            self.ask(holds);
-            return None;
+        match woken {
+            Woken::InTime => {}
+            Woken::Late => {
+                // It was we who were not there.
+                self.since = Instant::now();
+                self.ask(holds);
+                return None;
+            }
+            // It has been asked, but more was to be sent meanwhile.
+            Woken::Hint => {
+                self.stage = Stage::Asked { gap, holds: true };
+                return (!holds).then_some(News::Changed);
+            }
         }
         if self.since.elapsed() >= self.patience {
             self.suspect();
@@ -305,6 +329,7 @@ impl<'a> Vigil<'a> {
             }
             Some(Err(error)) => {
                 self.context.scope.stats.dial_failures.add(&error, 1);
+                self.stage = Stage::Resting;
                 Some(News::Dead(None))
             }
             None => {
@@ -334,11 +359,17 @@ impl<'a> Vigil<'a> {
 
     /// It answers after all. The dial, or the connection that it gave, is dropped, and so closed.
     fn recover(&mut self) -> News {
-        let stats = &self.context.scope.stats;
-        stats.recoveries.add(1);
-        stats.dial_failures.add(&Error::Cancelled, 1);
+        self.context.scope.stats.recoveries.add(1);
+        self.give_up_dial();
         self.listen();
         News::Changed
+    }
+
+    /// Counts a dial, or the connection that it gave, that is about to be dropped.
+    fn give_up_dial(&self) {
+        if matches!(self.stage, Stage::Suspect(_) | Stage::LastWord { fresh: Some(_), .. }) {
+            self.context.scope.stats.dial_failures.add(&Error::Cancelled, 1);
+        }
     }
 
     /// The peer owes us nothing.
@@ -379,12 +410,17 @@ impl<'a> Vigil<'a> {
         self.timer.as_mut().reset(Instant::now() + time.max(FIRST_LOOK));
     }
 
-    /// Waits for the time of the next look. `true`: it is long over, so the silence was perhaps our
-    /// own: this process has been standing still, or had no processor.
-    async fn awake(&mut self) -> bool {
+    /// Waits for the time of the next look, or for a hint.
+    async fn awake(&mut self) -> Woken {
         let due = self.timer.deadline();
-        self.timer.as_mut().await;
-        due.elapsed() >= self.patience / 2
+        tokio::select! {
+            biased;
+            () = self.hints.given() => Woken::Hint,
+            () = &mut self.timer => match due.elapsed() >= self.patience / 2 {
+                true => Woken::Late,
+                false => Woken::InTime,
+            },
+        }
     }
 
     /// Whether anything has come since the last time that this was asked.
@@ -395,6 +431,13 @@ impl<'a> Vigil<'a> {
             self.pulse.beat();
         }
         has_heard
+    }
+}
+
+impl Drop for Vigil<'_> {
+    /// The connection may end in another way meanwhile.
+    fn drop(&mut self) {
+        self.give_up_dial();
     }
 }
 

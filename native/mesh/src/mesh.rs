@@ -30,8 +30,8 @@ use crate::tls::{ALPN, Identity};
 use crate::verify::Verification;
 use crate::{Config, Error};
 
-/// Who a peer is: any bytes; 32 in practice.
-pub type NodeId = Box<[u8]>;
+/// Who a peer is: any bytes; 32 in practice. Shared by all that is kept of one connection.
+pub type NodeId = Arc<[u8]>;
 
 /// How often a message looks for another slot when the one that it found closes under it.
 const SEND_ATTEMPTS: usize = 3;
@@ -274,31 +274,32 @@ impl<T: Handles> Mesh<T> {
             // Locked: a slot that ends now must know that its messages are to go nowhere else.
             match &slot {
                 Slot::Ready(resident) => resident.connection.outbox().drain(Error::Removed),
-                Slot::Dialing(dial) => dial.give_up(Error::Removed),
+                Slot::Dialing(dial) => dial.outbox.drain(Error::Removed),
                 Slot::Vacant => return false,
             }
             slot
         };
-        drop(slot);
-        self.0.context.scope.stats.removals.add(1);
+        let Context { scope, .. } = &*self.0.context;
+        scope.stats.removals.add(1);
+        if let Slot::Dialing(dial) = slot {
+            // As many as wait are to be woken: nothing for a caller's thread.
+            scope.tasks.detach(async move { dial.give_up(Error::Removed) });
+        }
         true
     }
 
     /// What is known of the connection to `node`. This is no use of it.
     pub fn info(&self, node: &[u8]) -> Option<Info<T>> {
-        let card = {
-            let slots = self.0.lock();
-            slots.pool.peek(node).filter(|resident| resident.is_alive())?.card()
-        };
+        let card = self.0.lock().pool.peek(node)?.card();
         card.info()
     }
 
     /// What is known of each connection, the most recently used first.
     pub fn list(&self) -> Vec<(NodeId, Info<T>)> {
+        // Others wait for the lock: no more than is needed is looked at, and nothing is made.
         let cards: Vec<_> = {
             let slots = self.0.lock();
-            let alive = slots.pool.iter().filter(|(_, resident)| resident.is_alive());
-            alive.map(|(node, resident)| (node.clone(), resident.card())).collect()
+            slots.pool.iter().map(|(node, resident)| (node.clone(), resident.card())).collect()
         };
         cards.into_iter().filter_map(|(node, card)| Some((node, card.info()?))).collect()
     }
@@ -315,11 +316,13 @@ impl<T: Handles> Mesh<T> {
     pub fn set_limit(&self, limit: u64) -> Result<(), BadOption> {
         let mut config = Config::default();
         config.set("max_mesh_connections", limit)?;
-        let victims = self.0.lock().pool.set_limit(config.max_connections());
-        for (_, victim) in victims {
+        self.0.lock().pool.set_limit(config.max_connections());
+        loop {
+            // Locked for each anew: they may be very many, and others wait.
+            let victim = self.0.lock().pool.part_with_one();
+            let Some((_, victim)) = victim else { return Ok(()) };
             self.0.evict(&victim);
         }
-        Ok(())
     }
 
     /// The pool's figures.

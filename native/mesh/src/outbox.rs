@@ -6,7 +6,7 @@
 use std::collections::VecDeque;
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use tokio::sync::{Notify, oneshot};
 use tokio::time::{Instant, timeout_at};
@@ -33,7 +33,7 @@ const LOW_BYTES: usize = 256 * 1024;
 const FREE_PART: usize = 4;
 /// Entries for which there is room though none is queued. More would be memory that every
 /// connection with a long queue once holds for as long as it is pooled, and that no bound counts.
-pub(crate) const RESTING_ENTRIES: usize = 64;
+const RESTING_ENTRIES: usize = 64;
 
 /// How much one outbox may hold.
 #[derive(Clone, Copy, Debug)]
@@ -72,6 +72,8 @@ pub(crate) struct Remains {
     pub(crate) queued: VecDeque<Entry>,
     /// How many were taken out and never settled.
     pub(crate) taken: usize,
+    /// Those who wait for room, to be told.
+    pub(crate) line: Line,
     /// To be dropped when all of them have been counted.
     pub(crate) reservation: Reservation,
 }
@@ -102,6 +104,9 @@ struct State {
     /// Accepted and neither acknowledged nor dropped: what is queued and what is in flight.
     outstanding: Load,
     phase: Phase,
+    /// Who has taken over what was left. Not kept alive: a forgotten handle would keep all that come
+    /// after it.
+    heir: Weak<Outbox>,
 }
 
 impl State {
@@ -110,7 +115,6 @@ impl State {
         if self.queue.capacity() > RESTING_ENTRIES {
             self.queue = VecDeque::new();
         }
-        self.line.rest();
     }
 
     fn push_front(&mut self, entry: Entry) {
@@ -139,6 +143,7 @@ impl Outbox {
             line: Line::new(),
             outstanding: Load::default(),
             phase: Phase::Open,
+            heir: Weak::new(),
         };
         Self {
             state: Mutex::new(state),
@@ -159,23 +164,26 @@ impl Outbox {
         Ok(())
     }
 
-    /// Takes over the unsent messages of another outbox, which were accepted there, with their room
-    /// in the pool, up to this peer's limits, and returns those that found no room here.
-    pub(crate) fn inherit(
+    /// Leaves the unsent messages that it had when it ended to `heir`, with their room in the pool, up
+    /// to the peer's limits there, and returns those that found no room.
+    pub(crate) fn bequeath(
         &self,
+        heir: &Arc<Self>,
         entries: VecDeque<Entry>,
         reservation: &mut Reservation,
     ) -> VecDeque<Entry> {
         let mut refused = VecDeque::new();
-        let mut state = self.lock();
+        let mut state = heir.lock();
         for entry in entries {
-            if self.takes_over(&state, entry.load()) {
+            if heir.takes_over(&state, entry.load()) {
                 reservation.transfer(entry.load());
-                self.enqueue(&mut state, entry);
+                heir.enqueue(&mut state, entry);
             } else {
                 refused.push_back(entry);
             }
         }
+        drop(state);
+        self.lock().heir = Arc::downgrade(heir);
         refused
     }
 
@@ -227,10 +235,21 @@ impl Outbox {
         self.lock().line.note_gone();
     }
 
-    /// One message in the queue, or in line for it, was withdrawn by its sender. Once half of them
-    /// are, they are taken out.
+    /// One message in the queue, or in line for it, was withdrawn by its sender, or in that of an heir.
+    /// Once half of them are, they are taken out.
     pub(crate) fn note_withdrawal(&self) {
+        let mut heir = self.note_own_withdrawal();
+        while let Some(outbox) = heir {
+            heir = outbox.note_own_withdrawal();
+        }
+    }
+
+    /// As above, but leaves it to the heir if there is one.
+    fn note_own_withdrawal(&self) -> Option<Arc<Self>> {
         let mut state = self.lock();
+        if let Some(heir) = state.heir.upgrade() {
+            return Some(heir);
+        }
         state.line.note_gone();
         state.withdrawn += 1;
         if state.withdrawn * 2 >= state.queue.len() {
@@ -243,6 +262,7 @@ impl Outbox {
                 self.release(&mut state, entry.load());
             }
         }
+        None
     }
 
     /// Takes the oldest queued message out; it stays outstanding until it is settled. With it comes
@@ -307,8 +327,14 @@ impl Outbox {
     }
 
     /// Takes the oldest queued messages out, to travel together; the oldest alone if it is large.
-    /// They stay outstanding until they are settled. `large_bytes`: which are.
-    pub(crate) fn take_piece(&self, large_bytes: usize, most_bytes: usize) -> Vec<Entry> {
+    /// They stay outstanding until they are settled. `large_bytes`: which are. `only_large`: nothing
+    /// else is taken.
+    pub(crate) fn take_piece(
+        &self,
+        large_bytes: usize,
+        most_bytes: usize,
+        only_large: bool,
+    ) -> Vec<Entry> {
         let mut state = self.lock();
         let mut piece = Vec::new();
         let mut bytes = 0;
@@ -316,6 +342,9 @@ impl Outbox {
             let (next, returns) = (front.load().bytes, front.returns());
             // A batch is never that large: it stops growing before.
             let is_large = next >= large_bytes;
+            if only_large && !is_large {
+                break;
+            }
             let fits = !is_large && bytes + next <= most_bytes;
             // What has come back so often shares its fate with no other.
             if piece.first().is_some_and(|first: &Entry| !fits || first.returns() != returns) {
@@ -394,20 +423,23 @@ impl Outbox {
         }
     }
 
-    /// Ends the outbox: those who wait for room are told `reason`, and counted by `count` as by
-    /// [`Line::close`]; what was left is returned. A draining outbox keeps the reason of its draining.
-    pub(crate) fn close(&self, reason: Error, count: impl FnOnce(usize)) -> Remains {
+    /// Ends the outbox: those who wait for room are told `reason`. A draining outbox keeps the reason
+    /// of its draining.
+    pub(crate) fn close(&self, reason: Error) {
+        self.end(reason.clone()).line.close(&reason, |_| {});
+    }
+
+    /// As [`Outbox::close`], but returns what was left. Those who wait for room are still to be told:
+    /// they may be very many, and who calls may have locked what others need.
+    pub(crate) fn end(&self, reason: Error) -> Remains {
         let mut state = self.lock();
-        if matches!(state.phase, Phase::Closed(_)) {
-            let reservation = Reservation::of(&self.budget, Load::default());
-            return Remains { queued: VecDeque::new(), taken: 0, reservation };
-        }
         self.is_open.store(false, Ordering::Release);
-        if state.phase == Phase::Open {
-            state.phase = Phase::Closed(reason.clone());
-        } else if let Phase::Draining(first) = state.phase.clone() {
-            state.phase = Phase::Closed(first);
+        match state.phase.clone() {
+            Phase::Open => state.phase = Phase::Closed(reason),
+            Phase::Draining(first) => state.phase = Phase::Closed(first),
+            Phase::Closed(_) => {}
         }
+        // Nothing of an outbox that is closed already.
         let load = std::mem::take(&mut state.outstanding);
         let reservation = Reservation::of(&self.budget, load);
         let queued = std::mem::take(&mut state.queue);
@@ -415,8 +447,7 @@ impl Outbox {
         let line = std::mem::replace(&mut state.line, Line::new());
         drop(state);
         self.farewell.notify_waiters();
-        line.close(&reason, count);
-        Remains { taken: load.messages.saturating_sub(left.messages), queued, reservation }
+        Remains { queued, taken: load.messages.saturating_sub(left.messages), line, reservation }
     }
 
     /// Whether nothing is queued, in flight, or waiting.
@@ -594,7 +625,7 @@ impl Outbox {
 
 impl Drop for Outbox {
     fn drop(&mut self) {
-        self.close(Error::Cancelled, |_| {});
+        self.close(Error::Cancelled);
     }
 }
 
@@ -733,7 +764,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_queue_that_was_long_and_the_line_before_it_leave_no_room_behind() {
+    async fn a_queue_that_was_long_leaves_no_room_behind() {
         let (many, bytes) = (1_000, 1_000 * SMALL_BYTES);
         let roomy = Load { messages: 2 * many, bytes: 2 * bytes };
         let (outbox, _) = outbox(roomy, bytes, roomy);
@@ -746,21 +777,20 @@ mod tests {
             outbox.settle(message.load());
         }
         assert_eq!(outbox.next().now_or_never(), None);
-        let state = outbox.lock();
-        assert_eq!((state.queue.capacity(), state.line.capacity()), (0, 0));
+        assert_eq!(outbox.lock().queue.capacity(), 0);
     }
 
     #[test]
     fn what_has_come_back_does_not_travel_with_what_has_not() {
         let (outbox, _) = outbox(ROOMY, 1_000, ROOMY);
         assert_eq!(outbox.push(message(1)), Ok(()));
-        let mut piece = outbox.take_piece(1_000, 1_000);
+        let mut piece = outbox.take_piece(1_000, 1_000, false);
         piece.iter_mut().for_each(Entry::turn_back);
         outbox.restore(piece.into_iter());
         assert_eq!(outbox.push(message(2)), Ok(()));
         let loads = |piece: Vec<Entry>| piece.iter().map(|e| e.load().bytes).collect::<Vec<_>>();
-        assert_eq!(loads(outbox.take_piece(1_000, 1_000)), vec![1]);
-        assert_eq!(loads(outbox.take_piece(1_000, 1_000)), vec![2]);
+        assert_eq!(loads(outbox.take_piece(1_000, 1_000, false)), vec![1]);
+        assert_eq!(loads(outbox.take_piece(1_000, 1_000, false)), vec![2]);
     }
 
     #[test]
@@ -798,13 +828,16 @@ mod tests {
             panic!("the fourth message must wait");
         };
         assert!(outbox.take().is_some());
-        let remains = outbox.close(Error::Reset, |_| {});
-        assert_eq!((count(&remains.queued), remains.taken), (2, 1));
+        let Remains { queued, taken, line, reservation } = outbox.end(Error::Reset);
+        assert_eq!((count(&queued), taken), (2, 1));
+        // Not while who has ended it may have locked something.
+        assert!(turn.try_recv().is_err());
+        line.close(&Error::Reset, |_| {});
         assert_eq!(turn.try_recv(), Ok(Err(Error::Reset)));
         // The task may still settle what it had taken.
         outbox.settle(Load { messages: 1, bytes: 1 });
         assert_eq!(budget.used(), Load { messages: 3, bytes: 3 });
-        drop(remains);
+        drop(reservation);
         assert_eq!(budget.used(), Load::default());
         assert_eq!(outbox.push(message(1)), Err(Error::Reset));
     }
@@ -821,13 +854,29 @@ mod tests {
             let (message, _) = Message::confirmed(Bytes::from(vec![0; bytes]));
             assert!(lost.deliver(message).is_ok());
         }
-        let Remains { queued, taken: _, mut reservation } = lost.close(Error::Reset, |_| {});
-        let refused = heir.inherit(queued, &mut reservation);
+        let Remains { queued, mut reservation, .. } = lost.end(Error::Reset);
+        let heir = Arc::new(heir);
+        let refused = lost.bequeath(&heir, queued, &mut reservation);
         assert_eq!(count(&refused), 1);
         assert_eq!(budget.used(), Load { messages: 3, bytes: 600 });
         drop(reservation);
         assert_eq!(budget.used(), Load { messages: 2, bytes: 500 });
         assert_eq!(heir.outstanding(), budget.used());
+    }
+
+    #[test]
+    fn what_is_withdrawn_after_it_went_to_another_outbox_gives_its_room_back_there() {
+        let (lost, budget) = outbox(ROOMY, 1_000, ROOMY);
+        let heir = Arc::new(Outbox::new(lost.limits, budget.clone()));
+        let (message, confirmation) = Message::confirmed(Bytes::from_static(b"lost"));
+        assert!(lost.deliver(message).is_ok());
+        let Remains { queued, mut reservation, .. } = lost.end(Error::Reset);
+        assert_eq!(count(&lost.bequeath(&heir, queued, &mut reservation)), 0);
+        assert!(confirmation.withdraw(Error::SendTimeout).is_some());
+        // All that its sender knows is where it was.
+        lost.note_withdrawal();
+        assert_eq!(budget.used(), Load::default());
+        assert!(heir.is_idle());
     }
 
     #[test]
@@ -838,7 +887,7 @@ mod tests {
         }
         assert_eq!(outbox.next_bytes(), Some(3));
         assert_eq!(outbox.take().map(|(m, _)| m.len()), Some(3));
-        let piece = outbox.take_piece(1_000, 1_000);
+        let piece = outbox.take_piece(1_000, 1_000, false);
         assert_eq!(piece.len(), 1);
         assert_eq!(piece[0].load(), Load { messages: 2, bytes: 5 });
         outbox.restore(piece.into_iter());
@@ -857,7 +906,7 @@ mod tests {
         assert!(confirmation.withdraw(Error::SendTimeout).is_some());
         outbox.note_withdrawal();
         assert_eq!(outbox.push(message(1)), Ok(()));
-        assert_eq!(outbox.take_piece(100, 100)[0].load(), Load { messages: 2, bytes: 2 });
+        assert_eq!(outbox.take_piece(100, 100, false)[0].load(), Load { messages: 2, bytes: 2 });
         assert_eq!(budget.used(), Load { messages: 2, bytes: 2 });
     }
 

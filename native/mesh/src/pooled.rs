@@ -131,6 +131,8 @@ enum End {
     Drained,
     /// No stream credit comes back.
     Exhausted,
+    /// There never was any.
+    Barren,
     /// The peer is dead, or was: another connection to it takes this one's place.
     Superseded(quinn::Connection),
 }
@@ -337,6 +339,7 @@ impl PooledConnection {
                     continue;
                 }
                 End::Drained => break,
+                End::Barren => return Error::NoCredit,
                 End::Exhausted => {}
             }
             let stats = &self.0.context.scope.stats;
@@ -401,8 +404,8 @@ impl PooledConnection {
         let users = users.filter(|users| !users.streams.is_empty());
         let place = match &users {
             None => places.clone().acquire_owned().await.ok(),
-            // Messages do not wait for users.
-            Some(_) => places.clone().try_acquire_owned().ok(),
+            // It may stay for long, and messages do not wait for users.
+            Some(_) => None,
         };
         let linger = self.0.context.scope.linger.max(CLOSE_GRACE);
         let pooled = self.clone();
@@ -487,7 +490,9 @@ impl PooledConnection {
                     Ok(Turn::Send(flight)) => flights.push(flight.fly().boxed()),
                     Ok(Turn::Nothing) => {}
                     Ok(Turn::Drained) => is_drained = true,
-                    Ok(Turn::NoCredit) if sender.is_exhausted() => return End::Exhausted,
+                    Ok(Turn::NoCredit) if sender.is_exhausted() => {
+                        return if sender.is_barren() { End::Barren } else { End::Exhausted };
+                    }
                     Ok(Turn::NoCredit) => {}
                     Err(error) => break (error, None),
                 },

@@ -1,5 +1,6 @@
 //! A slot that is ready: its connection, its stream, and the handles by which callers know them.
 
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use crate::pool;
@@ -56,9 +57,8 @@ pub struct Info<T: Handles> {
 pub(crate) struct Resident<T: Handles> {
     pub(crate) connection: PooledConnection,
     stream: Stream,
-    connection_handle: T::Connection,
-    pub(crate) stream_handle: T::Stream,
-    given: Box<[u8]>,
+    /// The last field is of this stream.
+    card: Arc<Card<T>>,
     /// Notes that a stream of the connection was used.
     usage: Usage,
 }
@@ -66,14 +66,13 @@ pub(crate) struct Resident<T: Handles> {
 impl<T: Handles> Resident<T> {
     pub(crate) fn new(connection: PooledConnection, given: Box<[u8]>, usage: Usage) -> Self {
         let stream = Stream::messages(connection.clone(), usage.clone());
-        Self {
+        let card = Arc::new(Card {
+            connection: connection.clone(),
             connection_handle: T::connection(connection.clone()),
-            stream_handle: T::stream(stream.clone()),
-            connection,
-            stream,
             given,
-            usage,
-        }
+            stream_handle: T::stream(stream.clone()),
+        });
+        Self { connection, stream, card, usage }
     }
 
     /// Uses the connection; its stream is made anew if somebody has closed it.
@@ -81,10 +80,19 @@ impl<T: Handles> Resident<T> {
     pub(crate) fn checkout(&mut self, now: u64) -> T::Stream {
         if !self.stream.is_open() {
             self.stream = Stream::messages(self.connection.clone(), self.usage.clone());
-            self.stream_handle = T::stream(self.stream.clone());
+            self.card = Arc::new(Card {
+                connection: self.connection.clone(),
+                connection_handle: self.card.connection_handle.clone(),
+                given: self.card.given.clone(),
+                stream_handle: T::stream(self.stream.clone()),
+            });
         }
         self.connection.note_use(now);
-        self.stream_handle.clone()
+        self.stream_handle()
+    }
+
+    pub(crate) fn stream_handle(&self) -> T::Stream {
+        self.card.stream_handle.clone()
     }
 
     pub(crate) fn is_alive(&self) -> bool {
@@ -92,31 +100,30 @@ impl<T: Handles> Resident<T> {
     }
 
     /// All of [`Info`] but the figures, for which a connection's own lock is needed.
-    pub(crate) fn card(&self) -> Card<T> {
-        Card {
-            connection: self.connection.clone(),
-            connection_handle: self.connection_handle.clone(),
-            stream_handle: self.stream_handle.clone(),
-            given: self.given.clone(),
-        }
+    pub(crate) fn card(&self) -> Arc<Card<T>> {
+        self.card.clone()
     }
 }
 
-/// What is taken down of a slot under the pool's lock.
+/// What is told of a slot.
 pub(crate) struct Card<T: Handles> {
     connection: PooledConnection,
     connection_handle: T::Connection,
-    stream_handle: T::Stream,
     given: Box<[u8]>,
+    stream_handle: T::Stream,
 }
 
 impl<T: Handles> Card<T> {
-    pub(crate) fn info(self) -> Option<Info<T>> {
+    /// `None`: the connection takes nothing more, or has ended.
+    pub(crate) fn info(&self) -> Option<Info<T>> {
+        if !self.connection.outbox().is_open() {
+            return None;
+        }
         Some(Info {
             figures: self.connection.info()?,
-            connection: self.connection_handle,
-            stream: self.stream_handle,
-            given: self.given,
+            connection: self.connection_handle.clone(),
+            stream: self.stream_handle.clone(),
+            given: self.given.clone(),
             last_used: self.connection.last_used(),
         })
     }

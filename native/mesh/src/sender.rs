@@ -2,10 +2,12 @@
 //! message gets a stream of its own, to one of ours many share one.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures_util::FutureExt;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout};
 
 use crate::Error;
@@ -67,6 +69,8 @@ pub(crate) struct Sender<'a> {
     given_bytes: usize,
     /// Until when messages may pile up, since they come in a stream.
     piles_until: Option<Instant>,
+    /// None before the first piece.
+    pen: Option<Arc<Semaphore>>,
     departed: u64,
     aloft: Aloft,
     /// What has survived the connection, by its place in the order of departure.
@@ -96,6 +100,7 @@ impl<'a> Sender<'a> {
             next_bytes: None,
             given_bytes: 0,
             piles_until: None,
+            pen: None,
             departed: 0,
             aloft: Aloft::default(),
             stranded: BTreeMap::new(),
@@ -105,6 +110,11 @@ impl<'a> Sender<'a> {
     /// Whether nothing is under way.
     pub(crate) fn is_resting(&self) -> bool {
         self.aloft.is_none()
+    }
+
+    /// Whether the peer grants no stream at all: it would not on another connection either.
+    pub(crate) fn is_barren(&self) -> bool {
+        self.granted == 0
     }
 
     /// Whether the peer has never returned stream credit, and all that it granted is used up. One
@@ -138,8 +148,11 @@ impl<'a> Sender<'a> {
         if let Some(deadline) = self.piles_until {
             Box::pin(self.outbox.pile(PILE_BYTES, deadline)).await;
         }
+        let is_large = self.outbox.next_bytes().is_some_and(|bytes| bytes >= LARGE_BYTES);
+        let pen = if is_large { None } else { Some(self.pen().await?) };
         let send = self.carrier.open_uni().await?;
-        let piece = self.outbox.take_piece(LARGE_BYTES, PIECE_BYTES);
+        // With no pen, nothing but a large one, which may have been withdrawn.
+        let piece = self.outbox.take_piece(LARGE_BYTES, PIECE_BYTES, pen.is_none());
         let messages: usize = piece.iter().map(|entry| entry.load().messages).sum();
         self.piles_until = (messages >= STREAM_MESSAGES).then(|| Instant::now() + PILE_TIME);
         let is_large = piece.first().is_some_and(|first| first.load().bytes >= LARGE_BYTES);
@@ -149,7 +162,15 @@ impl<'a> Sender<'a> {
             return Ok(Turn::Nothing); // Their senders have withdrawn all of them.
         }
         let number = self.departure(kind);
-        Ok(Turn::Send(Flight::joined(kind, number, piece, self.keeps(), stream)))
+        let flight = Flight::joined(kind, number, piece, self.keeps(), stream);
+        Ok(Turn::Send(flight.written_with(pen)))
+    }
+
+    /// What only one piece at a time is written with. The peer reads pieces one after the other: were
+    /// those behind given a part of a small window of its own, it would never open again.
+    async fn pen(&mut self) -> Result<OwnedSemaphorePermit, Error> {
+        let pen = self.pen.get_or_insert_with(|| Arc::new(Semaphore::new(1))).clone();
+        pen.acquire_owned().await.map_err(|_| Error::Cancelled)
     }
 
     /// One message on a stream of its own.

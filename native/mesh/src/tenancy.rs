@@ -66,7 +66,7 @@ impl<T: Handles> Tenancy<T> {
             }
             drop(outcome);
             self.end = connection.serve(&self.target.address, &self.node).await;
-            if self.end == Error::Dead {
+            if matches!(self.end, Error::Dead | Error::NoCredit) {
                 // It was dialled in vain, too.
                 self.note_failure();
             }
@@ -92,8 +92,7 @@ impl<T: Handles> Tenancy<T> {
     }
 
     fn note_failure(&self) {
-        let (node, given) = (self.node.clone(), self.target.given.clone());
-        self.shared.lock().backoff.failed(node, given, Instant::now());
+        self.shared.lock().backoff.failed(&self.node, &self.target.given, Instant::now());
     }
 
     /// Resolves when nobody wants the dial any more: its slot was removed, and no message waits
@@ -122,7 +121,7 @@ impl<T: Handles> Tenancy<T> {
     /// Makes the slot ready. `None`: it was removed during the dial, and its outbox only drains.
     fn move_in(&self, connection: PooledConnection) -> Option<T::Stream> {
         let resident = Resident::<T>::new(connection, self.target.given.clone(), self.usage());
-        let stream = resident.stream_handle.clone();
+        let stream = resident.stream_handle();
         let admitted = self.shared.lock().pool.admit(&self.node, self.ticket, resident);
         if let Some((_, victim)) = admitted.ok()? {
             self.shared.evict(&victim);
@@ -144,10 +143,7 @@ impl<T: Handles> Drop for Tenancy<T> {
             Some(reason) if self.end == Error::Cancelled => reason,
             _ => &self.end,
         };
-        let stats = &self.shared.context.scope.stats;
-        let turned_away = |count| stats.dropped.add(cause, count);
-        let Remains { queued, taken, mut reservation } =
-            self.outbox.close(cause.clone(), turned_away);
+        let Remains { queued, taken, line, mut reservation } = self.outbox.end(cause.clone());
         let is_wanted = refusal != Some(Error::Removed) && queued.iter().any(Entry::is_wanted);
         // A peer that closes each connection before it has taken anything gets one retry.
         let deserves_another = |connection: &PooledConnection| {
@@ -160,9 +156,11 @@ impl<T: Handles> Drop for Tenancy<T> {
             None
         };
         drop(slots);
+        let stats = &self.shared.context.scope.stats;
+        line.close(cause, |count| stats.dropped.add(cause, count));
         stats.unconfirmed.add(taken);
         let left = match heir {
-            Some(heir) => heir.inherit(queued, &mut reservation),
+            Some(heir) => self.outbox.bequeath(&heir, queued, &mut reservation),
             None => queued,
         };
         let undelivered = match self.connection {
