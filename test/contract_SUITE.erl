@@ -41,6 +41,8 @@ all() ->
         stop_takes_names_and_pids,
         % Certificates
         starts_without_a_certificate_when_the_files_do_not_exist,
+        a_path_that_says_nothing_is_as_none_given,
+        takes_a_file_whose_name_is_no_utf_8,
         tells_what_is_wrong_with_a_certificate_file,
         tells_what_is_wrong_with_a_key_file,
         presents_the_certificate_of_its_options,
@@ -79,6 +81,7 @@ all() ->
         a_removed_dial_is_told_as_such,
         a_dial_of_a_stopping_pool_is_told_as_such,
         too_many_dials_are_refused,
+        only_so_many_dials_are_under_way_at_once,
         a_caller_of_a_very_slow_dial_exits_after_10_seconds,
         % Messages
         send_async_is_ok_at_once_whatever_happens,
@@ -243,7 +246,7 @@ refuses_a_keep_alive_that_comes_after_the_idle_timeout(_Config) ->
 
 refuses_file_names_that_are_none(_Config) ->
     % A wrong type in the configuration is told as every other one.
-    Bad = [42, 1.5, {a, b}, #{}, [a | b], ["a", foo], self(), "", <<>>],
+    Bad = [42, 1.5, {a, b}, #{}, [a | b], ["a", foo], self(), none],
     [
         ?assertEqual(
             {error, {bad_option, Key, Value}},
@@ -307,6 +310,36 @@ starts_without_a_certificate_when_the_files_do_not_exist(_Config) ->
      || {warning, #{path := Path}} <- mesh_ct:flush()
     ]),
     ?assertEqual(none, presented(Pool, Peer)).
+
+a_path_that_says_nothing_is_as_none_given(Config) ->
+    % Of a variable that is not set, configurations make an empty string, and those of Elixir `nil'.
+    {_, _, Der} = Identity = identity(Config, environment),
+    set_environment(Identity),
+    Peer = mesh_ct:start_peer(),
+    [
+        begin
+            ok = application:set_env(macula, tls_certfile, None),
+            {ok, Pool} = ?POOL:start_link(#{cert_file => None, key_file => None}),
+            ?assertEqual({certificate, Der}, presented(Pool, Peer)),
+            ok = ?POOL:stop(Pool)
+        end
+     || None <- [undefined, nil, "", <<>>]
+    ].
+
+takes_a_file_whose_name_is_no_utf_8(Config) ->
+    % A name is bytes to the system, and was made by who knows whom.
+    {Cert, Key, Der} = identity(Config, options),
+    Other = filename:join(iolist_to_binary(?config(priv_dir, Config)), <<"caf", 233, ".pem">>),
+    {ok, _} = file:copy(Cert, Other),
+    Peer = mesh_ct:start_peer(),
+    Pool = mesh_ct:start_pool(#{cert_file => Other, key_file => Key}),
+    ?assertEqual({certificate, Der}, presented(Pool, Peer)),
+    ok = file:write_file(Other, <<>>),
+    ok = ?POOL:stop(Pool),
+    ?assertEqual(
+        {error, {bad_certificate, Other, no_certificate}},
+        ?POOL:start_link(#{cert_file => Other, key_file => Key})
+    ).
 
 tells_what_is_wrong_with_a_certificate_file(Config) ->
     % An operator has to know which file to mend, and how.
@@ -829,6 +862,20 @@ too_many_dials_are_refused(_Config) ->
     ),
     ok = ?POOL:send_async(Pool, <<"second">>, Silent, <<"m">>),
     ?assertEqual(#{too_many_dials => 1}, mesh_ct:stat(messages_dropped)).
+
+only_so_many_dials_are_under_way_at_once(_Config) ->
+    % A node that comes back to a mesh that has gone must not flood the network with its dials.
+    Peer = mesh_ct:start_peer(),
+    Pool = mesh_ct:start_pool(#{connect_timeout_ms => ?LONG_MS, max_concurrent_dials => 1}),
+    Silent = mesh_peer:silent(),
+    ok = ?POOL:send_async(Pool, <<"silent">>, Silent, <<"m">>),
+    Second = mesh_ct:start_task(fun() -> mesh_ct:connect(Pool, Peer) end),
+    mesh_ct:poll_until(fun() -> mesh_ct:stat(dialing) =:= 2 end),
+    % Nothing is to happen, so nothing can be waited for: a dial takes some milliseconds.
+    timer:sleep(100),
+    ?assertMatch(#{connections_opened := 0}, mesh_peer:stats(Peer)),
+    ok = ?POOL:remove_connection(Pool, <<"silent">>),
+    ?assert(is_reference(mesh_ct:await(Second))).
 
 a_caller_of_a_very_slow_dial_exits_after_10_seconds(_Config) ->
     % Callers of nodes catch this exit; the pool itself must not notice.

@@ -29,6 +29,7 @@ all() ->
         what_nobody_waits_for_any_more_is_not_read,
         a_timed_out_recv_loses_no_data,
         a_reader_that_has_died_takes_no_data,
+        a_read_does_not_look_through_what_is_in_the_mailbox,
         readers_of_one_stream_are_served_in_turn,
         readers_that_give_up_now_and_then_lose_nothing,
         the_end_of_a_stream_is_told_to_all_its_readers,
@@ -254,6 +255,32 @@ outcome(Reading) ->
         {Reading, Result} -> Result
     after ?WAIT_MS -> error(nothing_was_read)
     end.
+
+%% A server with much to do must not pay for all of it with each thing it reads. To look at one
+%% message is a reduction.
+a_read_does_not_look_through_what_is_in_the_mailbox(_Config) ->
+    {Client, Server} = quic_ct:pair(),
+    {Near, Far} = quic_ct:streams(Client, Server),
+    Listener = quic_ct:listen(),
+    Waiting = 200_000,
+    Many = lists:seq(1, Waiting),
+    Calls = [
+        fun() -> {error, timeout} = macula_quic:recv(Far, 0) end,
+        fun() -> {error, timeout} = macula_quic:accept(Listener, 0) end,
+        fun() -> {error, timeout} = macula_quic:accept_stream(Server, 0) end
+    ],
+    [self() ! N || N <- Many],
+    ok = macula_quic:send(Near, <<"data">>),
+    {ok, <<"data">>} = macula_quic:recv(Far, ?WAIT_MS),
+    Costs = [reductions(Call) || Call <- Calls],
+    [?assert(Cost < Waiting div 10, Costs) || Cost <- Costs],
+    Many = [receive N when is_integer(N) -> N end || _ <- Many].
+
+reductions(Work) ->
+    {reductions, Before} = process_info(self(), reductions),
+    Work(),
+    {reductions, After} = process_info(self(), reductions),
+    After - Before.
 
 %% Whoever holds a stream may read it.
 readers_of_one_stream_are_served_in_turn(_Config) ->

@@ -14,7 +14,7 @@
 %% `cacertfile' and `verify_hostname'.
 -spec pool(map()) -> {ok, map()} | {error, {bad_option, atom(), term()}}.
 pool(Given) when is_map(Given) ->
-    Options = maps:filter(fun(Key, Value) -> {Key, Value} =/= {cacertfile, undefined} end, Given),
+    Options = maps:filter(fun is_said/2, Given),
     Files = maps:with([cert_file, key_file, cacertfile], Options),
     case [Option || {_, Path} = Option <- maps:to_list(Files), not is_path(Path)] of
         [] ->
@@ -109,10 +109,21 @@ named(Option, Options, Variable, Parameter) ->
         variable(Variable),
         application:get_env(macula, Parameter, undefined)
     ],
-    case [Path || Path <- Places, Path =/= undefined] of
+    case lists:filter(fun is_given/1, Places) of
         [Path | _] -> Path;
         [] -> undefined
     end.
+
+%% Whether an option is more than a place for one. Whom to trust is not guessed from an empty name.
+-spec is_said(term(), term()) -> boolean().
+is_said(Key, Path) when Key =:= cert_file; Key =:= key_file -> is_given(Path);
+is_said(cacertfile, undefined) -> false;
+is_said(_Key, _Value) -> true.
+
+%% Configurations say in several ways that a path is none: those of Elixir with `nil', an unset
+%% variable that was copied into one with nothing.
+-spec is_given(term()) -> boolean().
+is_given(Path) -> not lists:member(Path, [undefined, nil, "", <<>>]).
 
 -spec variable(os:env_var_name()) -> undefined | string().
 variable(Name) ->
@@ -123,7 +134,6 @@ variable(Name) ->
     end.
 
 -spec is_path(term()) -> boolean().
-is_path(undefined) -> true;
 is_path(Path) when is_binary(Path) -> Path =/= <<>>;
 is_path(Path) -> io_lib:printable_unicode_list(Path) andalso Path =/= [].
 
@@ -132,11 +142,16 @@ is_path(Path) -> io_lib:printable_unicode_list(Path) andalso Path =/= [].
 existing(Cert, Key, Missing) ->
     case [Path || Path <- [Cert, Key], not filelib:is_file(Path)] of
         [] ->
-            {unicode:characters_to_binary(Cert), unicode:characters_to_binary(Key)};
+            {bytes(Cert), bytes(Key)};
         Absent ->
             lists:foreach(Missing, Absent),
             undefined
     end.
+
+%% A binary is taken as it is: not every file's name is UTF-8.
+-spec bytes(file:name_all()) -> binary().
+bytes(Path) when is_binary(Path) -> Path;
+bytes(Path) -> unicode:characters_to_binary(Path).
 
 -spec alone(file:name_all()) -> undefined.
 alone(Path) ->

@@ -164,7 +164,7 @@ listen(Place, Options) ->
 -spec accept(listener(), timeout()) ->
     {ok, connection()} | {error, timeout | cancelled | accept_error()}.
 accept(Listener, Timeout) when ?IS_TIMEOUT(Timeout) ->
-    {Id, Token} = request(),
+    {Id, Token} = {request_id(), make_ref()},
     ok = macula_gateway_mesh_nif:listener_accept(Listener, Id, Token),
     Cancel = fun() -> macula_gateway_mesh_nif:listener_cancel_accept(Listener, Id) end,
     await(mesh_accepted, Token, Timeout, Cancel).
@@ -228,7 +228,7 @@ handshake(Connection) ->
 -spec accept_stream(connection(), timeout()) ->
     {ok, stream()} | {error, timeout | cancelled | not_accepting | accept_error()}.
 accept_stream(Connection, Timeout) when ?IS_TIMEOUT(Timeout) ->
-    {Id, Token} = request(),
+    {Id, Token} = {request_id(), make_ref()},
     case macula_gateway_mesh_nif:connection_accept_stream(Connection, Id, Token) of
         ok ->
             Cancel = fun() -> macula_gateway_mesh_nif:connection_cancel_accept(Connection, Id) end,
@@ -307,7 +307,7 @@ async_send(Stream, Data) ->
 %% longest.
 -spec recv(stream(), timeout()) -> {ok, binary()} | {error, recv_error()}.
 recv(Stream, Timeout) when ?IS_TIMEOUT(Timeout) ->
-    {Id, Token} = request(),
+    {Id, Token} = {request_id(), make_ref()},
     case macula_gateway_mesh_nif:stream_receive(Stream, Id, Token) of
         wait ->
             Since = erlang:monotonic_time(millisecond),
@@ -459,10 +459,11 @@ select(Keys, Traffic) ->
         [Unknown | _] -> {error, {unknown_key, Unknown}}
     end.
 
-%% A request that can be taken back by its number, and the token of its answer.
--spec request() -> {pos_integer(), reference()}.
-request() ->
-    {erlang:unique_integer([positive]), make_ref()}.
+%% By which a request can be taken back. The token of its answer is made in the function that asks:
+%% else the compiler would not see that what is in the mailbox by then need not be looked through.
+-spec request_id() -> pos_integer().
+request_id() ->
+    erlang:unique_integer([positive]).
 
 %% No timeout is needed: the native side answers each request once, also when what it was made to
 %% has ended.

@@ -89,6 +89,11 @@
     end
 ).
 
+%% What a process can wait for (in milliseconds), checked before anything is done.
+-define(IS_TIMEOUT(Ms),
+    (Ms =:= infinity orelse (is_integer(Ms) andalso Ms >= 0 andalso Ms < 1 bsl 32))
+).
+
 %% What `active' may be, checked before a stream is taken for it.
 -define(IS_MODE(Mode),
     (is_boolean(Mode) orelse Mode =:= once orelse
@@ -152,7 +157,8 @@ async_accept(Listener, Opts) ->
     {ok, connection_handle()} | error() | {error, transport_down, transport_down()}.
 connect(Host, Port, Opts, Timeout) ->
     case options(Opts) of
-        {ok, Options} -> connected(macula_quic:connect(Host, Port, Options, dial_ms(Timeout)));
+        {ok, Options} ->
+            connected(?KNOWN(macula_quic:connect(Host, Port, Options, dial_ms(Timeout))));
         {error, Reason} -> {error, Reason}
     end.
 
@@ -205,11 +211,13 @@ shutdown_connection(Conn, Flags, Code) ->
 %% gets `{error, timeout}'. The peer is told the code, also with the flag 1 (silent).
 -spec shutdown_connection(connection_handle(), non_neg_integer(), non_neg_integer(), timeout()) ->
     ok | error().
-shutdown_connection(Conn, Flags, Code, Timeout) ->
+shutdown_connection(Conn, Flags, Code, Timeout) when ?IS_TIMEOUT(Timeout) ->
     case async_shutdown_connection(Conn, Flags, Code) of
         ok -> take(closed, Conn, Timeout);
         {error, Reason} -> {error, Reason}
-    end.
+    end;
+shutdown_connection(_Conn, _Flags, _Code, _Timeout) ->
+    {error, badarg}.
 
 %% @doc The owner gets `{quic, closed, Connection, _}'. `{error, closed}' when it is over already.
 -spec async_shutdown_connection(connection_handle(), non_neg_integer(), non_neg_integer()) ->
@@ -282,8 +290,10 @@ send(Stream, Data) ->
 %% for the peer's acknowledgement. Of the flags, FIN is obeyed, and the hints how to send are
 %% ignored.
 -spec send(stream_handle(), iodata(), non_neg_integer()) -> {ok, non_neg_integer()} | error().
-send(Stream, Data, Flags) ->
-    sent(fun macula_quic:send/2, Stream, Data, Flags band bnot ?QUICER_SEND_FLAG_SYNC).
+send(Stream, Data, Flags) when is_integer(Flags) ->
+    sent(fun macula_quic:send/2, Stream, Data, Flags band bnot ?QUICER_SEND_FLAG_SYNC);
+send(_Stream, _Data, _Flags) ->
+    {error, not_supported}.
 
 -spec async_send(stream_handle(), iodata()) -> {ok, non_neg_integer()} | error().
 async_send(Stream, Data) ->
@@ -363,11 +373,13 @@ shutdown_stream(Stream, Flags, Code) ->
 %% `{error, timeout}', which without a time given is after 5 s (the C library waits for ever).
 -spec shutdown_stream(stream_handle(), non_neg_integer(), non_neg_integer(), timeout()) ->
     ok | error().
-shutdown_stream(Stream, Flags, Code, Timeout) ->
+shutdown_stream(Stream, Flags, Code, Timeout) when ?IS_TIMEOUT(Timeout) ->
     case async_shutdown_stream(Stream, Flags, Code) of
         ok -> take(stream_closed, Stream, Timeout);
         {error, Reason} -> {error, Reason}
-    end.
+    end;
+shutdown_stream(_Stream, _Flags, _Code, _Timeout) ->
+    {error, badarg}.
 
 -spec async_shutdown_stream(stream_handle()) -> ok | error().
 async_shutdown_stream(Stream) ->
@@ -457,6 +469,8 @@ dial_ms(Timeout) -> Timeout.
     {ok, connection_handle()} | error() | {error, transport_down, transport_down()}.
 connected({ok, Conn}) ->
     {ok, Conn};
+connected({error, badarg}) ->
+    {error, badarg};
 connected({error, {Kind, _}} = Refused) when
     Kind =:= bad_address; Kind =:= unknown_option; Kind =:= bad_options
 ->
@@ -520,13 +534,12 @@ unwanted(Stream, Refused) ->
 -spec sent(Send, stream_handle(), iodata(), non_neg_integer()) ->
     {ok, non_neg_integer()} | error()
 when
-    Send :: fun((stream_handle(), binary()) -> ok | error()).
+    Send :: fun((stream_handle(), iodata()) -> ok | error()).
 sent(Send, Stream, Data, Flags) when
     Flags band bnot (?SEND_HINTS bor ?QUIC_SEND_FLAG_FIN) =:= 0
 ->
-    Binary = iolist_to_binary(Data),
-    case ?KNOWN(Send(Stream, Binary)) of
-        ok -> finished(Stream, byte_size(Binary), Flags band ?QUIC_SEND_FLAG_FIN);
+    case ?KNOWN(Send(Stream, Data)) of
+        ok -> finished(Stream, iolist_size(Data), Flags band ?QUIC_SEND_FLAG_FIN);
         {error, Reason} -> {error, Reason}
     end;
 sent(_Send, _Stream, _Data, _Flags) ->

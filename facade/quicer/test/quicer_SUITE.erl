@@ -381,9 +381,19 @@ answers_badarg_to_what_is_of_no_use(Config) ->
         quicer:accept_stream(Server, [], -1),
         quicer:getstat(Client, [send_cnt | recv_cnt]),
         quicer:async_shutdown_connection(Client, 0, -1),
-        quicer:async_shutdown_connection(Client, 0, abnormal)
+        quicer:async_shutdown_connection(Client, 0, abnormal),
+        quicer:connect("localhost", 1, [], soon),
+        quicer:connect("localhost", 1, [], -1),
+        quicer:send(Stream, no_data),
+        quicer:async_send(Stream, [no_data]),
+        quicer:shutdown_stream(Stream, 1, 0, -1),
+        quicer:shutdown_connection(Client, 0, 0, soon)
     ],
-    ?assertEqual([{error, badarg} || _ <- Answers], Answers).
+    ?assertEqual([{error, badarg} || _ <- Answers], Answers),
+    Flags = [quicer:send(Stream, <<>>, fin), quicer:async_send(Stream, <<>>, fin)],
+    ?assertEqual([{error, not_supported}, {error, not_supported}], Flags),
+    %% And nothing has been done.
+    ?assertEqual({ok, 4}, quicer:send(Stream, <<"data">>)).
 
 %% A stream that is taken and closed for a mistake in the options is a request lost.
 takes_no_stream_for_options_of_no_use(Config) ->

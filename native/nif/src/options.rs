@@ -1,11 +1,13 @@
 //! The options of a pool, from the map that a node's supervisor hands down. The map is the whole
 //! configuration of the node, so keys that are not ours are none of our business.
 
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
 use mesh::{BadCertificate, BadOption, Config, Redelivery, Verification};
 use rustler::types::map::MapIterator;
-use rustler::{Atom, Encoder, Env, NifResult, Term};
+use rustler::{Atom, Binary, Encoder, Env, NifResult, Term};
 
 use crate::runtime::MAX_WORKERS;
 use crate::{atoms, settings, terms};
@@ -102,8 +104,10 @@ fn certificate(value: Term<'_>) -> Option<Option<(PathBuf, PathBuf)>> {
     if atoms::undefined() == value {
         return Some(None);
     }
-    let (cert_file, key_file) = value.decode::<(&str, &str)>().ok()?;
-    Some(Some((cert_file.into(), key_file.into())))
+    let (cert_file, key_file) = value.decode::<(Binary<'_>, Binary<'_>)>().ok()?;
+    // Not every file's name is UTF-8.
+    let path = |name: &Binary<'_>| OsStr::from_bytes(name.as_slice()).into();
+    Some(Some((path(&cert_file), path(&key_file))))
 }
 
 fn bad_option<'a>(env: Env<'a>, key: Term<'a>, value: Term<'a>) -> Term<'a> {

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr};
+use std::os::unix::ffi::OsStrExt;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use mesh::{BadCertificate, CertificateFault, Error, Fault, Info};
@@ -10,8 +11,8 @@ use mesh::{ListenerStats, Refusal, Snapshot, Traffic, Undelivered};
 use rustler::types::tuple::make_tuple;
 use rustler::{Atom, Encoder, Env, NifResult, Term};
 
-use crate::atoms;
 use crate::resources::Resources;
+use crate::{atoms, events};
 
 /// `Reason` of `{error, Reason}`: an atom, or `{Atom, Detail}`.
 pub(crate) fn reason<'a>(env: Env<'a>, error: &Error) -> Term<'a> {
@@ -103,7 +104,7 @@ pub(crate) fn bad_certificate<'a>(env: Env<'a>, bad: &BadCertificate) -> Term<'a
         CertificateFault::InvalidKey => atoms::invalid_key(),
         CertificateFault::KeyMismatch => atoms::key_mismatch(),
     };
-    let path = bad.path.to_string_lossy().into_owned();
+    let path = events::binary(env, bad.path.as_os_str().as_bytes());
     (atoms::error(), (atoms::bad_certificate(), path, fault)).encode(env)
 }
 
