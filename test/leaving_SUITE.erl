@@ -28,16 +28,23 @@ all() ->
 stopping_the_application_lets_queued_messages_out(Config) ->
     %% The first half of an upgrade by hand.
     with_application(Config, #{linger_ms => 4_000}, [], fun(Vm, Peer) ->
-        ok = mesh_vm:call(Vm, mesh_load, send_frames, frames(Peer)),
-        ok = mesh_vm:call(Vm, application, stop, [mesh_vm_app]),
+        queue_for_a_peer_that_stands_still(Vm, Peer),
+        ok = peer:cast(Vm, application, stop, [mesh_vm_app]),
+        let_linger(Vm, Peer),
+        mesh_load:eventually(false, fun() ->
+            Applications = mesh_vm:call(Vm, application, which_applications, []),
+            lists:keymember(mesh_vm_app, 1, Applications)
+        end),
         assert_all_arrived(Peer)
     end).
 
 stopping_the_vm_lets_queued_messages_out(Config) ->
     %% What an init system does to a release: SIGTERM, which is init:stop/0.
     with_application(Config, #{linger_ms => 4_000}, [], fun(Vm, Peer) ->
-        ok = mesh_vm:call(Vm, mesh_load, send_frames, frames(Peer)),
-        ok = stop_and_wait(Vm),
+        queue_for_a_peer_that_stands_still(Vm, Peer),
+        Monitor = stop(Vm),
+        let_linger(Vm, Peer),
+        ok = await_end(Vm, Monitor),
         assert_all_arrived(Peer)
     end).
 
@@ -47,7 +54,7 @@ a_peer_that_takes_nothing_does_not_keep_the_vm_from_stopping_in_order(Config) ->
     %% five seconds, and what it has queued would take this peer for hours.
     with_application(Config, #{linger_ms => 500}, ["--mode", "slow:10"], fun(Vm, Peer) ->
         ok = mesh_vm:call(Vm, mesh_load, send_frames, frames(Peer)),
-        ok = stop_and_wait(Vm),
+        ok = await_end(Vm, stop(Vm)),
         mesh_load:await_peers([Peer], connections_open, 0),
         ?assertMatch(#{closed_by_timeout := 0}, mesh_peer:stats(Peer))
     end).
@@ -95,13 +102,29 @@ end_vm(Vm) ->
 frames(Peer) ->
     [?POOL, <<"node">>, mesh_peer:address(Peer), lists:seq(0, ?MESSAGES - 1)].
 
-stop_and_wait(Vm) ->
+stop(Vm) ->
     unlink(Vm),
     Monitor = monitor(process, Vm),
     ok = peer:cast(Vm, init, stop, []),
+    Monitor.
+
+await_end(Vm, Monitor) ->
     receive
         {'DOWN', Monitor, process, Vm, _} -> ok
     end.
+
+queue_for_a_peer_that_stands_still(Vm, Peer) ->
+    Connect = [?POOL, <<"node">>, mesh_peer:address(Peer)],
+    {ok, _} = mesh_vm:call(Vm, get_or_create_connection, Connect),
+    mesh_load:pause(Peer),
+    ok = mesh_vm:call(Vm, mesh_load, send_frames, frames(Peer)),
+    {ok, Stats} = mesh_vm:call(Vm, get_stats, [?POOL]),
+    ?assertMatch(#{outstanding_messages := ?MESSAGES}, Stats).
+
+%% The peer goes on once the server has begun to leave, and finds it there.
+let_linger(Vm, Peer) ->
+    mesh_load:eventually(await_closed, fun() -> mesh_vm:call(Vm, server_function, []) end),
+    mesh_load:resume(Peer).
 
 assert_all_arrived(Peer) ->
     mesh_load:await_peers([Peer], connections_closed, 1),

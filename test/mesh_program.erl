@@ -47,7 +47,7 @@ stop(#{owner := Owner}) ->
 
 %% Ends as a power cut would.
 kill(#{os_pid := OsPid} = Program) ->
-    _ = os:cmd("kill -9 " ++ integer_to_list(OsPid)),
+    signal("KILL", OsPid),
     stop(Program).
 
 %% The UDP port that it listens at.
@@ -76,37 +76,45 @@ own(Starter, Program, Args) ->
     {os_pid, OsPid} = erlang:port_info(Port, os_pid),
     {ready, Number} = answer(Port, ?START_MS),
     Starter ! {self(), ready, Number, OsPid},
-    serve(Port, Monitor).
+    serve(Port, OsPid, Monitor).
 
-serve(Port, Monitor) ->
+serve(Port, OsPid, Monitor) ->
     receive
         {command, From, Ref, Line} ->
             true = port_command(Port, [Line, $\n]),
             From ! {Ref, answer(Port, ?COMMAND_MS)},
-            serve(Port, Monitor);
+            serve(Port, OsPid, Monitor);
         stop ->
-            finish(Port);
+            finish(Port, OsPid);
         {'DOWN', Monitor, process, _, _} ->
-            finish(Port);
+            finish(Port, OsPid);
         {Port, {exit_status, _}} ->
             ok
     end.
 
-%% The program quits by itself when told so; one that was killed has gone already.
-finish(Port) ->
+%% The program quits by itself when told so, unless a failed test has left it standing still; one
+%% that was killed has gone already.
+finish(Port, OsPid) ->
     try port_command(Port, "quit\n") of
-        true -> await_exit(Port)
+        true ->
+            signal("CONT", OsPid),
+            await_exit(Port, OsPid)
     catch
         error:badarg -> ok
     end.
 
-await_exit(Port) ->
+await_exit(Port, OsPid) ->
     receive
         {Port, {exit_status, _}} -> ok;
-        {Port, {data, _}} -> await_exit(Port)
+        {Port, {data, _}} -> await_exit(Port, OsPid)
     after ?START_MS ->
+        signal("KILL", OsPid),
         exit(program_does_not_exit)
     end.
+
+signal(Name, OsPid) ->
+    _ = os:cmd(io_lib:format("kill -~s ~b", [Name, OsPid])),
+    ok.
 
 answer(Port, Ms) ->
     receive

@@ -7,7 +7,7 @@
 -export([with/1, with/2, start/0, pause/1, kill/1, call/3, call/4]).
 -export([os_pid/1, footprint/1, grown/2, memory_kib/1, exit_status/2]).
 -export([start_pool/1, stop_pool/0, kill_server/0, start_load/2, kill_caller/0, stop_load/0]).
--export([churn/0, collect_garbage/0, wait_for_word/1, init/1]).
+-export([churn/0, collect_garbage/0, server_function/0, wait_for_word/1, init/1]).
 
 -define(POOL, macula_gateway_mesh).
 -define(SUPERVISOR, mesh_vm_supervisor).
@@ -129,6 +129,12 @@ stop_pool() ->
     end.
 
 %% Returns once another server has taken the place of the killed one.
+%% What the server is about.
+server_function() ->
+    {current_function, {_Module, Function, _Arity}} =
+        process_info(whereis(?POOL), current_function),
+    Function.
+
 kill_server() ->
     Server = whereis(?POOL),
     exit(Server, kill),

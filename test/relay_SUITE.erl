@@ -128,7 +128,6 @@ a_rebinding_changes_the_port_that_the_server_sees(_Config) ->
 a_blackout_on_a_schedule_begins_and_ends(_Config) ->
     with_relay(9, fun(Relay, Client, Server) ->
         mesh_relay:later(Relay, 0, {set, both, #{blackout => true}}),
-        mesh_relay:later(Relay, 300, clear),
         Received = fun() ->
             ok = send(Client, mesh_relay:address(Relay), <<1:32>>),
             #{up := #{blacked_out := Dark, sent := Sent}} = mesh_relay:stats(Relay),
@@ -141,6 +140,7 @@ a_blackout_on_a_schedule_begins_and_ends(_Config) ->
             #{up := #{sent := After}} = mesh_relay:settled(Relay),
             {Dark, After > Before}
         end),
+        mesh_relay:later(Relay, 50, clear),
         mesh_load:eventually({true, true}, Received),
         {_, _} = take(Server)
     end).

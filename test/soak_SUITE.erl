@@ -5,8 +5,8 @@
 %% The bound, for each figure: the slope of Theil and Sen over the samples after the warm-up, times
 %% their time, is less than the figure's own noise in that time (four median absolute deviations
 %% from the line) or than its grain (what one step of it is worth: carriers of an allocator, a
-%% connection). The short form sends some 13,000 messages of 20 KB on average: were one in a
-%% hundred kept, that would be 26 MB, six times the grain.
+%% connection). The short form sends some 13,000 messages of 20 KB on average: were one in twenty
+%% kept, that would be 13 MB, three times the grain. An hour shows one in five thousand.
 -module(soak_SUITE).
 
 -include_lib("stdlib/include/assert.hrl").
