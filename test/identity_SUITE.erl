@@ -106,7 +106,7 @@ a_server_that_fails_is_refused_with_its_own_reason(Config) ->
             ?assertEqual({error, timeout}, macula_quic:accept(Listener, 50)),
             ?assertMatch(
                 #{connections := 0, refused := #{handshake_failed := 1}},
-                quic_ct:poll_until(fun() -> settled(Listener) end)
+                mesh_ct:poll_until(fun() -> settled(Listener) end)
             )
         end
      || {Name, Why} <- [
@@ -360,7 +360,7 @@ an_impostor_gets_no_message_of_the_pool(Config) ->
             {ok, #{messages_dropped := Counts}} = ?POOL:get_stats(Pool),
             lists:sum(maps:values(Counts)) =:= 3 andalso Counts
         end,
-        ?assertEqual(#{unverified => 3}, quic_ct:poll_until(Dropped))
+        ?assertEqual(#{unverified => 3}, mesh_ct:poll_until(Dropped))
     end),
     ?assertMatch(
         #{streams := 0, uni_streams := 0, close_codes := #{?IMPOSTOR := 1}},
@@ -408,7 +408,7 @@ a_node_without_its_certificates_key_gets_nothing_of_the_pool(Config) ->
                 {ok, #{messages_dropped := Counts}} = ?POOL:get_stats(Pool),
                 map_size(Counts) > 0 andalso Counts
             end,
-            ?assertEqual(#{unverified => 1}, quic_ct:poll_until(Dropped)),
+            ?assertEqual(#{unverified => 1}, mesh_ct:poll_until(Dropped)),
             ?assertMatch(#{connections_opened := 0, messages := 0}, mesh_peer:stats(Peer)),
             ok = mesh_peer:stop(Peer)
         end)

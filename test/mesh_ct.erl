@@ -5,7 +5,7 @@
 
 -behaviour(supervisor).
 
--export([begin_test/0, end_test/0]).
+-export([begin_test/0, end_test/0, forget_configuration/0]).
 -export([start_pool/0, start_pool/1, start_peer/0, start_peer/1, connect/2, send/3]).
 -export([start_task/1, await/1, is_waiting/1, poll_until/1]).
 -export([stat/1, node_id/1, flush/0]).
@@ -18,16 +18,22 @@
 
 %%% Around each test
 
-%% Nothing of the machine's own configuration may decide a test.
 begin_test() ->
     process_flag(trap_exit, true),
-    lists:foreach(fun os:unsetenv/1, [
-        "MACULA_TLS_CERTFILE", "MACULA_TLS_KEYFILE", "MACULA_TLS_MODE", "MACULA_TLS_CACERTFILE"
-    ]),
-    Keys = [tls_certfile, tls_keyfile, tls_mode, tls_cacertfile],
-    lists:foreach(fun(Key) -> application:unset_env(macula, Key) end, Keys),
+    forget_configuration(),
     undefined = whereis(?POOL),
     ok.
+
+%% Nothing of the machine's own configuration may decide a test.
+forget_configuration() ->
+    Keys = [tls_certfile, tls_keyfile, tls_mode, tls_cacertfile, tls_verify_hostname],
+    lists:foreach(
+        fun(Key) ->
+            os:unsetenv("MACULA_" ++ string:uppercase(atom_to_list(Key))),
+            application:unset_env(macula, Key)
+        end,
+        Keys
+    ).
 
 end_test() ->
     lists:foreach(fun(Ending) -> Ending() end, remembered()),

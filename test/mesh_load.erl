@@ -11,11 +11,14 @@
 -define(DEADLINE_MS, 50_000).
 -define(POLL_MS, 5).
 %% Causes of drops at the door only: these messages were never accepted.
--define(REFUSED, [send_queue_full, pool_queue_full, message_too_large, bad_address, backing_off]).
+-define(REFUSED, [
+    send_queue_full, pool_queue_full, message_too_large, bad_address, backing_off, too_many_dials
+]).
 
 %% Runs `Test(Pool, Peers)' with a pool of `Options' and a peer process for each element of
 %% `PeerArgs', none of which outlives it.
 with(Options, PeerArgs, Test) ->
+    mesh_ct:forget_configuration(),
     Peers = [mesh_peer:start(Args) || Args <- PeerArgs],
     {ok, Pool} = macula_gateway_mesh:start_link(Options),
     try

@@ -55,6 +55,7 @@ init_per_suite(Config) ->
 end_per_suite(_Config) -> ok.
 
 init_per_testcase(_Case, Config) ->
+    mesh_ct:forget_configuration(),
     Options = [{alpn, ["macula"]}, {max_frame_bytes, ?LIMIT} | proplists:get_value(files, Config)],
     {ok, Listener} = macula_quic:listen([{{127, 0, 0, 1}, 0}], Options),
     {ok, Address} = macula_quic:sockname(Listener),
@@ -145,7 +146,7 @@ a_message_beyond_the_receivers_limit_closes_the_connection(Config) ->
     after ?WAIT_MS -> ct:fail(not_told)
     end,
     Pool = proplists:get_value(pool, Config),
-    poll(fun() -> {ok, []} =:= macula_gateway_mesh:list_connections(Pool) end),
+    mesh_ct:poll_until(fun() -> {ok, []} =:= macula_gateway_mesh:list_connections(Pool) end),
     {ok, #{closes := Closes, messages_unconfirmed := 1}} = macula_gateway_mesh:get_stats(Pool),
     ?assertEqual(#{closed_by_peer => 1}, Closes).
 
@@ -191,7 +192,7 @@ every_message_is_accounted_for(Config) ->
      || I <- lists:seq(1, 1000)
     ],
     [next(Receiver) || _ <- lists:seq(1, 1000)],
-    poll(fun() ->
+    mesh_ct:poll_until(fun() ->
         {ok, Stats} = macula_gateway_mesh:get_stats(Pool),
         #{messages_accepted := A, messages_delivered := D, outstanding_messages := O} = Stats,
         A =:= D andalso O =:= 0
@@ -265,19 +266,6 @@ done({Pid, Monitor}) ->
     receive
         {'DOWN', Monitor, process, Pid, Reason} -> ?assertEqual(normal, Reason)
     after ?WAIT_MS -> ct:fail(still_sending)
-    end.
-
-poll(Condition) -> poll(Condition, erlang:monotonic_time(millisecond) + ?WAIT_MS).
-
-poll(Condition, Deadline) ->
-    case Condition() of
-        true ->
-            ok;
-        false ->
-            ?assert(erlang:monotonic_time(millisecond) < Deadline),
-            receive
-            after 10 -> poll(Condition, Deadline)
-            end
     end.
 
 certificate() ->

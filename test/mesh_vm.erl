@@ -34,6 +34,7 @@ with(More, Test) ->
 start() -> start(#{}).
 
 start(More) ->
+    mesh_ct:forget_configuration(),
     Options = #{connection => standard_io, args => code_paths(), wait_boot => ?CALL_MS},
     {ok, Vm, _Node} = peer:start_link(maps:merge(Options, More)),
     _ = put({?MODULE, Vm}, call(Vm, os, getpid, [])),

@@ -42,7 +42,7 @@ an_old_node_serves_everybody_once(_Config) ->
     Clients = [spawn_monitor(fun() -> run_client(Port, N) end) || N <- lists:seq(1, ?CLIENTS)],
     [?assertEqual(normal, ended(Client)) || Client <- Clients],
     Requests = ?CLIENTS * ?REQUESTS_PER_CLIENT,
-    Counts = quic_ct:poll_until(fun() -> counted(Node, ?NOTIFICATIONS) end),
+    Counts = mesh_ct:poll_until(fun() -> counted(Node, ?NOTIFICATIONS) end),
     {ok, Stats} = peer:call(Vm, macula_gateway_mesh, get_stats, [macula_gateway_mesh]),
     ct:pal("node: ~p~npool: ~p", [Counts, Stats]),
     ?assertMatch(#{requests := Requests, notifications := ?NOTIFICATIONS}, Counts),
@@ -64,7 +64,7 @@ an_old_sender_gets_its_credit_back_from_a_node_that_closes_nothing(_Config) ->
     Port = old_node:port(Node),
     {ok, Connection} = macula_quic:connect("127.0.0.1", Port, [{alpn, ["macula"]}], ?WAIT_MS),
     [send_old(Connection, notification(N)) || N <- lists:seq(1, Messages)],
-    _ = quic_ct:poll_until(fun() -> counted(Node, Messages) end),
+    _ = mesh_ct:poll_until(fun() -> counted(Node, Messages) end),
     Expected = #{notifications => Messages, streams => Messages, connections => 1},
     ?assertEqual(Expected, old_node:counts(Node)),
     ok = macula_quic:close(Connection),
@@ -99,7 +99,7 @@ notify(Port) ->
 %% A node does not know of queues; this one is polite enough not to overrun them.
 send_one(Pool, Address, N) ->
     ok = macula_gateway_mesh:send_async(Pool, <<7:256>>, Address, notification(N)),
-    N rem 1_000 =:= 0 andalso quic_ct:poll_until(fun() -> has_room(Pool) end).
+    N rem 1_000 =:= 0 andalso mesh_ct:poll_until(fun() -> has_room(Pool) end).
 
 has_room(Pool) ->
     {ok, #{outstanding_messages := Outstanding}} = macula_gateway_mesh:get_stats(Pool),

@@ -6,27 +6,18 @@
 -export([listen/0, listen/1, connect/1, connect/2, pair/0, pair/2, new_server/1]).
 -export([streams/2, streams/3, raw_streams/0, frame_streams/0, keep/1, forget/0]).
 -export([next/1, next/2, none/1, come/1, read/2]).
--export([agent/0, in/2, tell/2, give_up/1, poll_until/1, kill_socket/1]).
+-export([agent/0, in/2, tell/2, give_up/1, kill_socket/1]).
 -export([frame/1, frame/2]).
 
--define(POLL_MS, 5).
 %% Longer than anything takes on a busy machine: only a failing test ever waits for it.
 -define(DEADLINE_MS, 20_000).
 %% How long something that must not come is waited for.
 -define(SILENCE_MS, 60).
 -define(LOOPBACK, {127, 0, 0, 1}).
--define(VARIABLES, [
-    "MACULA_TLS_MODE",
-    "MACULA_TLS_CACERTFILE",
-    "MACULA_TLS_VERIFY_HOSTNAME",
-    "MACULA_TLS_CERTFILE",
-    "MACULA_TLS_KEYFILE"
-]).
 
-%% Nothing of the machine's own configuration may decide a test. What a test makes belongs to its
-%% process, and goes with it.
+%% What a test makes belongs to its process, and goes with it.
 begin_test() ->
-    lists:foreach(fun os:unsetenv/1, ?VARIABLES),
+    mesh_ct:forget_configuration(),
     process_flag(trap_exit, true),
     ok.
 
@@ -189,23 +180,6 @@ give_up(Agent) ->
     exit(Agent, kill),
     receive
         {'DOWN', Monitor, process, Agent, _} -> ok
-    end.
-
-%%% Waiting
-
-%% Waits until `Look' returns something else than `false', and returns that.
-poll_until(Look) ->
-    poll_until(Look, erlang:monotonic_time(millisecond) + ?DEADLINE_MS).
-
-poll_until(Look, Deadline) ->
-    case Look() of
-        false ->
-            erlang:monotonic_time(millisecond) < Deadline orelse error({never_true, Look}),
-            receive
-            after ?POLL_MS -> poll_until(Look, Deadline)
-            end;
-        Result ->
-            Result
     end.
 
 %%% Data

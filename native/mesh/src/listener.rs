@@ -3,12 +3,12 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use quinn::crypto::rustls::QuicServerConfig;
-use quinn::{Incoming, ServerConfig};
+use quinn::{Incoming, ServerConfig, TimeSource};
 use tokio::sync::watch;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use crate::address::canonical;
 use crate::broken::break_socket;
@@ -339,7 +339,21 @@ fn server_config(settings: &Settings) -> Result<ServerConfig, Error> {
     let quic = QuicServerConfig::try_from(tls).map_err(|_| Error::Cancelled)?;
     let mut server = ServerConfig::with_crypto(Arc::new(Screened(Arc::new(quic))));
     server.transport_config(Arc::new(settings.transport.quinn()));
+    server.time_source(Arc::new(Steady { wall: SystemTime::now(), since: Instant::now() }));
     Ok(server)
+}
+
+/// The clock for the age of Retry tokens (RFC 9000, section 8.1.3): the wall clock as it once was,
+/// and the time since, so that no client is turned away because somebody sets the clock.
+struct Steady {
+    wall: SystemTime,
+    since: Instant,
+}
+
+impl TimeSource for Steady {
+    fn now(&self) -> SystemTime {
+        self.wall + self.since.elapsed()
+    }
 }
 
 fn bind(

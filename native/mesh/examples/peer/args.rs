@@ -16,11 +16,11 @@ pub(crate) const USAGE: &str = "usage: peer [--mode MODE] [--address IP] [--port
 MODE: count | finish_first | echo | hoard | silent_streams | reset | close_after:N | \
 slow:BYTES_PER_SECOND | refuse";
 
-/// What nodes in the field grant (CONTRACT.md, "Wire").
+/// What nodes in the field grant, as v0.20.5 of macula does.
 const FIELD_BIDI_STREAMS: u32 = 100;
-/// What nodes in the field set (CONTRACT.md, "Wire").
+/// What nodes in the field set.
 const FIELD_IDLE_TIMEOUT_MS: u32 = 60_000;
-/// What nodes in the field set (CONTRACT.md, "Wire").
+/// What nodes in the field set.
 const FIELD_KEEP_ALIVE_MS: u32 = 20_000;
 /// The ALPN name that every node in the field understands.
 const FIELD_ALPN: &str = "macula";

@@ -21,9 +21,9 @@ use crate::tally::{Ending, Tally};
 use crate::tls;
 
 /// What is asked of the kernel, in each direction; it may grant less. The system's usual 208 KiB
-/// loses thousands of packets under load (LIMITS.md).
+/// loses thousands of packets under load.
 const SOCKET_BUFFER_BYTES: usize = 4 * 1024 * 1024;
-/// What nodes in the field grant (CONTRACT.md, "Wire").
+/// What nodes in the field grant.
 const UNI_STREAMS: VarInt = VarInt::from_u32(3);
 /// Small, so that a slow reader soon holds up the sender: per stream, and over all of a connection.
 const SLOW_WINDOW_BYTES: VarInt = VarInt::from_u32(64 * 1024);
