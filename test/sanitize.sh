@@ -21,9 +21,10 @@ reports=$work/reports
 case $tool in
     address)
         slower=5 seconds=1800
-        suites=${*:-term_fuzz binary quic_stream quic_owner stream delivery fault}
+        suites=${*:-term_fuzz binary quic_stream quic_owner stream delivery fault
+            mesh_protocol liveness contract options identity quic quic_listener}
         ;;
-    valgrind) slower=30 seconds=3000 suites=${*:-quic_frame} ;;
+    valgrind) slower=30 seconds=3000 suites=${*:-quic_frame delivery} ;;
     *) echo "usage: $0 address|valgrind [SUITE...]" >&2 && exit 2 ;;
 esac
 
@@ -34,7 +35,7 @@ fail() {
 
 # The library as the tool wants it, with these options of cargo.
 build() {
-    target=x86_64-unknown-linux-gnu
+    target=$(rustc -vV | sed -n 's/^host: //p')
     if [ "$tool" = address ]; then
         # Sanitizers are unstable, and the toolchain is not to be another one for that.
         export RUSTC_BOOTSTRAP=1

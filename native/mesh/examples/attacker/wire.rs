@@ -17,9 +17,10 @@ use quinn_proto::{ConnectionId, TransportError};
 
 /// The first byte of a packet with a long header (RFC 9000, section 17.2), ...
 const LONG_HEADER: u8 = 0x80;
-/// ... and of a Handshake packet, without its last four bits.
-const HANDSHAKE: u8 = 0xe0;
-const KIND: u8 = 0xf0;
+/// ... and of a Handshake packet: what tells it from others, but not the fixed bit, which quinn
+/// leaves to chance (RFC 9287).
+const HANDSHAKE: u8 = 0xa0;
+const KIND: u8 = 0xb0;
 /// PADDING and PING (RFC 9000, sections 19.1 and 19.2).
 const PADDING: u8 = 0x00;
 const PING: u8 = 0x01;
