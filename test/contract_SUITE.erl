@@ -560,8 +560,12 @@ only_so_many_dials_are_under_way_at_once(_Config) ->
     % A node that comes back to a mesh that has gone must not flood the network with its dials.
     Peer = mesh_ct:start_peer(),
     Pool = mesh_ct:start_pool(#{connect_timeout_ms => ?LONG_MS, max_concurrent_dials => 1}),
-    Silent = mesh_peer:silent(),
-    ok = ?POOL:send_async(Pool, <<"silent">>, Silent, <<"m">>),
+    {ok, Socket} = gen_udp:open(0, [binary, {ip, {127, 0, 0, 1}}, {active, true}]),
+    {ok, Port} = inet:port(Socket),
+    ok = ?POOL:send_async(Pool, <<"silent">>, {{127, 0, 0, 1}, Port}, <<"m">>),
+    receive
+        {udp, Socket, _, _, _FirstPacket} -> ok
+    end,
     Second = mesh_ct:start_task(fun() -> mesh_ct:connect(Pool, Peer) end),
     mesh_ct:poll_until(fun() -> mesh_ct:stat(dialing) =:= 2 end),
     % Nothing is to happen, so nothing can be waited for: a dial takes some milliseconds.

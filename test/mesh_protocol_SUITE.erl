@@ -174,11 +174,15 @@ a_small_window_holds_nothing_up(Config) ->
     {ok, Small} = macula_quic:listen({{127, 0, 0, 1}, 0}, Options),
     {ok, Address} = macula_quic:sockname(Small),
     {Sender, Receiver} = pair([{listener, Small}, {address, Address} | Config]),
-    Messages = [<<I:32, 0:(8 * 1_000)>> || I <- lists:seq(1, 4_000)],
+    Ordered = [<<I:32, 0:(8 * 1_000)>> || I <- lists:seq(1, 2_000)],
+    Large = fun(I) -> [<<I:32, 0:(8 * 150_000)>> || I rem 200 =:= 0] end,
+    Messages = [M || {I, M1} <- lists:enumerate(Ordered), M <- [M1 | Large(I)]],
     %% All of them are queued before any is read.
     [ok = macula_quic:async_send(Sender, Message) || Message <- Messages],
     ok = macula_quic:setopt(Receiver, active, true),
-    [?assertEqual(Message, next(Receiver)) || Message <- Messages],
+    Received = [next(Receiver) || _ <- Messages],
+    ?assertEqual(Ordered, [M || M <- Received, byte_size(M) < 2_000]),
+    ?assertEqual(lists:sort(Messages), lists:sort(Received)),
     ok = macula_quic:close(Small).
 
 every_message_is_accounted_for(Config) ->

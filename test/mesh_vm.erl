@@ -129,13 +129,13 @@ stop_pool() ->
         {'DOWN', Monitor, process, _, _} -> ok
     end.
 
-%% Returns once another server has taken the place of the killed one.
 %% What the server is about.
 server_function() ->
     {current_function, {_Module, Function, _Arity}} =
         process_info(whereis(?POOL), current_function),
     Function.
 
+%% Returns once another server has taken the place of the killed one.
 kill_server() ->
     Server = whereis(?POOL),
     exit(Server, kill),

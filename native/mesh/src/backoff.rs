@@ -54,16 +54,17 @@ impl Backoff {
         Some(failing.until).filter(|until| *until > now)
     }
 
-    /// A dial of `node` has failed.
-    pub(crate) fn failed(&mut self, node: &[u8], given: &[u8], now: Instant) {
-        self.failed_with(node, given, now, chance());
+    /// A dial of `node` has failed, `before` it so many in a row that are forgotten here.
+    pub(crate) fn failed(&mut self, node: &[u8], given: &[u8], now: Instant, before: u32) {
+        self.failed_with(node, given, now, before, chance());
     }
 
-    /// A dial of `node` has succeeded.
-    pub(crate) fn succeeded(&mut self, node: &[u8]) {
-        if !self.failing.is_empty() {
-            self.failing.pop(&of(node));
+    /// A dial of `node` has succeeded; returns how many had failed in a row, which are forgotten.
+    pub(crate) fn succeeded(&mut self, node: &[u8]) -> u32 {
+        if self.failing.is_empty() {
+            return 0;
         }
+        self.failing.pop(&of(node)).map_or(0, |failing| failing.failures)
     }
 
     /// How many nodes are remembered.
@@ -77,7 +78,7 @@ impl Backoff {
     }
 
     /// `chance`: which part of what is left to it, in 1 / 2^32.
-    fn failed_with(&mut self, node: &[u8], given: &[u8], now: Instant, chance: u32) {
+    fn failed_with(&mut self, node: &[u8], given: &[u8], now: Instant, before: u32, chance: u32) {
         if self.least.is_zero() {
             return;
         }
@@ -87,7 +88,7 @@ impl Backoff {
             .failing
             .peek(&node)
             .filter(|last| last.given == given && now < last.until + self.greatest)
-            .map_or(0, |last| last.failures);
+            .map_or(before, |last| last.failures);
         let delay = self.least.saturating_mul(1 << row.min(MAX_DOUBLINGS)).min(self.greatest);
         let random = delay / JITTER;
         let spared = random.mul_f64(f64::from(chance) / f64::from(u32::MAX));
@@ -131,7 +132,7 @@ mod tests {
 
     /// The delay after one more failure at `now`, which ends it.
     fn fail(backoff: &mut Backoff, now: &mut Instant, chance: u32) -> Duration {
-        backoff.failed_with(&node(1), HERE, *now, chance);
+        backoff.failed_with(&node(1), HERE, *now, 0, chance);
         let until = backoff.until(&node(1), HERE, *now).expect("a delay");
         until - std::mem::replace(now, until)
     }
@@ -150,7 +151,7 @@ mod tests {
         assert_eq!(fail(&mut backoff, &mut now, u32::MAX), LEAST / 2);
         let random: Vec<_> = (0..64)
             .map(|number| {
-                backoff.failed(&node(number), HERE, now);
+                backoff.failed(&node(number), HERE, now, 0);
                 backoff.until(&node(number), HERE, now).expect("a delay") - now
             })
             .collect();
@@ -163,9 +164,21 @@ mod tests {
         let (mut backoff, mut now) = (Backoff::new(LEAST, GREATEST), Instant::now());
         fail(&mut backoff, &mut now, 0);
         fail(&mut backoff, &mut now, 0);
-        backoff.succeeded(&node(1));
+        assert_eq!(backoff.succeeded(&node(1)), 2);
         assert_eq!((backoff.until(&node(1), HERE, now), backoff.failing()), (None, 0));
         assert_eq!(fail(&mut backoff, &mut now, 0), LEAST);
+        assert_eq!(backoff.succeeded(&node(2)), 0);
+    }
+
+    #[test]
+    fn a_success_that_was_in_vain_does_not() {
+        let (mut backoff, mut now) = (Backoff::new(LEAST, GREATEST), Instant::now());
+        for number in 0..3 {
+            fail(&mut backoff, &mut now, 0);
+            assert_eq!(backoff.succeeded(&node(1)), 1);
+            backoff.failed_with(&node(1), HERE, now, number, 0);
+            assert_eq!(backoff.succeeded(&node(1)), number + 1);
+        }
     }
 
     #[test]
@@ -180,7 +193,7 @@ mod tests {
     #[test]
     fn another_address_may_be_tried_at_once() {
         let (mut backoff, now) = (Backoff::new(LEAST, GREATEST), Instant::now());
-        backoff.failed(&node(1), HERE, now);
+        backoff.failed(&node(1), HERE, now, 0);
         assert!(backoff.until(&node(1), HERE, now).is_some());
         assert_eq!(backoff.until(&node(1), b"there", now), None);
     }
@@ -189,7 +202,7 @@ mod tests {
     fn only_so_many_nodes_are_remembered_the_last_ones() {
         let (mut backoff, now) = (Backoff::new(LEAST, GREATEST), Instant::now());
         for number in 0..=MAX_FAILING {
-            backoff.failed(&node(number), HERE, now);
+            backoff.failed(&node(number), HERE, now, 0);
         }
         assert_eq!(backoff.failing(), MAX_FAILING);
         assert_eq!(backoff.until(&node(0), HERE, now), None);
@@ -200,18 +213,18 @@ mod tests {
     fn nodes_whose_failures_tell_nothing_any_more_are_forgotten_with_the_next_ones() {
         let (mut backoff, now) = (Backoff::new(LEAST, GREATEST), Instant::now());
         for number in 0..10 {
-            backoff.failed(&node(number), HERE, now);
+            backoff.failed(&node(number), HERE, now, 0);
         }
-        backoff.failed(&node(10), HERE, now + LEAST + 2 * GREATEST);
+        backoff.failed(&node(10), HERE, now + LEAST + 2 * GREATEST, 0);
         assert_eq!(backoff.failing(), 11 - MOST_FORGOTTEN);
-        backoff.failed(&node(10), HERE, now + LEAST + 2 * GREATEST);
+        backoff.failed(&node(10), HERE, now + LEAST + 2 * GREATEST, 0);
         assert_eq!(backoff.failing(), 1);
     }
 
     #[test]
     fn with_no_least_delay_there_is_none() {
         let (mut backoff, now) = (Backoff::new(Duration::ZERO, GREATEST), Instant::now());
-        backoff.failed(&node(1), HERE, now);
+        backoff.failed(&node(1), HERE, now, 0);
         assert_eq!((backoff.until(&node(1), HERE, now), backoff.failing()), (None, 0));
     }
 }

@@ -240,7 +240,7 @@ fn chunks(outbox: &Outbox) -> (Load, Vec<Bytes>) {
     let mut load = Load::default();
     let mut chunks = Vec::new();
     let mut joined = BytesMut::new();
-    for entry in outbox.take_piece(WRITE_BYTES, WRITE_BYTES, false) {
+    for entry in outbox.take_piece(WRITE_BYTES, WRITE_BYTES) {
         load += entry.load();
         match entry {
             Entry::Batch(mut batch) => {

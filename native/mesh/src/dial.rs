@@ -77,8 +77,10 @@ impl Dialer {
         node: &[u8],
     ) -> Result<quinn::Connection, Error> {
         let deadline = Instant::now() + self.timeout;
-        let dialled = timeout_at(deadline, self.attempt(address, node)).await;
-        dialled.unwrap_or(Err(Error::ConnectTimeout))
+        let verdict = Verdict::default();
+        let dialled = timeout_at(deadline, self.attempt(address, node, &verdict)).await;
+        // That somebody else answered at one address says more than that nobody did at another.
+        dialled.unwrap_or_else(|_| Err(verdict.fault().map_or(Error::ConnectTimeout, Error::from)))
     }
 
     /// Whether who answers has to prove anything.
@@ -122,7 +124,12 @@ impl Dialer {
         std::iter::once(&self.endpoint).chain(&self.more_endpoints).map(|endpoint| &**endpoint)
     }
 
-    async fn attempt(&self, address: &Address, node: &[u8]) -> Result<quinn::Connection, Error> {
+    async fn attempt(
+        &self,
+        address: &Address,
+        node: &[u8],
+        verdict: &Verdict,
+    ) -> Result<quinn::Connection, Error> {
         // Before its turn: who waits for a name server keeps nobody from dialling an address.
         let addresses = self.resolver.resolve(address).await?;
         let _turn = self.turns.acquire().await.map_err(|_| Error::Cancelled)?;
@@ -130,7 +137,7 @@ impl Dialer {
             Some(name) => name.clone(),
             None => address.server_name(),
         };
-        self.race(addresses, &server_name, node).await
+        self.race(addresses, &server_name, node, verdict).await
     }
 
     /// The configuration of one dial: each learns for itself why it was refused.
@@ -142,19 +149,20 @@ impl Dialer {
         Ok(client)
     }
 
-    /// A connection to `node` at one of its addresses.
+    /// A connection to a node, of which this is the name and the id, at one of its addresses.
     async fn connect(
         &self,
         config: ClientConfig,
         address: SocketAddr,
-        server_name: &str,
-        node: &[u8],
+        (server_name, node): (&str, &[u8]),
+        verdict: &Verdict,
     ) -> Result<quinn::Connection, Error> {
         let connection = self.endpoint(address).connect(config, address, server_name).await?;
         if let Verification::Key(rule) = self.settings.verification {
             // Before anything is sent: whoever it is, it learns nothing from us.
             if let Err(fault) = rule.check_server(&connection, node) {
                 farewell::close(&connection, IMPOSTOR);
+                verdict.set(fault);
                 return Err(fault.into());
             }
         }
@@ -168,10 +176,10 @@ impl Dialer {
         addresses: Vec<SocketAddr>,
         server_name: &str,
         node: &[u8],
+        verdict: &Verdict,
     ) -> Result<quinn::Connection, Error> {
-        let verdict = Verdict::default();
         let config = self.client_config(verdict.clone())?;
-        let connect = |address| self.connect(config.clone(), address, server_name, node);
+        let connect = |address| self.connect(config.clone(), address, (server_name, node), verdict);
         let mut addresses = addresses.into_iter();
         let mut attempts = FuturesUnordered::new();
         let mut last = Error::NameNotFound;
@@ -257,7 +265,8 @@ mod tests {
         let peer = peer();
         let (_socket, silent) = silent();
         let live = peer.local_addr().expect("an address");
-        let connection = dialer(60_000).race(vec![silent, live], "peer", &[]).await;
+        let connection =
+            dialer(60_000).race(vec![silent, live], "peer", &[], &Verdict::default()).await;
         assert_eq!(connection.expect("a connection").remote_address().port(), live.port());
     }
 
@@ -325,7 +334,10 @@ mod tests {
         let patience = Duration::from_secs(60);
         let dialer =
             Dialer::new(endpoint, Resolver::new(), settings, 1, patience).expect("a dialer");
-        let dialled = dialer.race(addresses.to_vec(), "peer", &[]).await.expect("the right one");
+        let dialled = dialer
+            .race(addresses.to_vec(), "peer", &[], &Verdict::default())
+            .await
+            .expect("the right one");
         assert_eq!(canonical(dialled.remote_address()), addresses[1]);
     }
 
@@ -374,8 +386,11 @@ mod tests {
             (0..200).map(|n| SocketAddr::from(([127, 0, 0, n + 1], port))).collect();
         addresses.push(live);
         let dialer = dialer(60_000);
-        let connection =
-            timeout(Duration::from_secs(20), dialer.race(addresses, "peer", &[])).await;
+        let connection = timeout(
+            Duration::from_secs(20),
+            dialer.race(addresses, "peer", &[], &Verdict::default()),
+        )
+        .await;
         let connection = connection.expect("no head starts").expect("a connection");
         assert_eq!(connection.remote_address().port(), live.port());
     }

@@ -1,5 +1,7 @@
 //! Messages under way over one QUIC connection: from the queue to the peer's acknowledgement.
 
+use std::slice;
+
 use bytes::Bytes;
 use tokio::sync::OwnedSemaphorePermit;
 
@@ -44,7 +46,7 @@ pub(crate) struct Flight {
     keeps: bool,
     /// What is still to be handed to the stack.
     chunks: Chunks,
-    /// Given back once all is handed to the stack.
+    /// Given back once the next flight may be written.
     pen: Option<OwnedSemaphorePermit>,
     stream: Outgoing,
 }
@@ -120,24 +122,19 @@ impl Flight {
         Self { kind: Kind::Single, load, number, cargo, keeps, chunks, pen: None, stream }
     }
 
-    /// Messages to one of ours. `keeps`: as above.
+    /// Messages to one of ours. `keeps`: as above. `pen`: what only one flight is written with.
     pub(crate) fn joined(
         kind: Kind,
         number: u64,
         mut entries: Vec<Entry>,
         keeps: bool,
         stream: Outgoing,
+        pen: OwnedSemaphorePermit,
     ) -> Self {
         let load = total(&entries);
         let chunks = Chunks::Many(encoded(kind, &mut entries));
         let cargo = Cargo::Entries(entries);
-        Self { kind, load, number, cargo, keeps, chunks, pen: None, stream }
-    }
-
-    /// Keeps others from being written meanwhile.
-    pub(crate) fn written_with(self, pen: Option<OwnedSemaphorePermit>) -> Self {
-        let pen = pen.filter(|_| self.kind == Kind::Piece);
-        Self { pen, ..self }
+        Self { kind, load, number, cargo, keeps, chunks, pen: Some(pen), stream }
     }
 
     /// Takes the messages all the way: written, finished, and acknowledged whole.
@@ -146,7 +143,7 @@ impl Flight {
         let outcome = async {
             tokio::select! {
                 biased;
-                written = self.stream.write_chunks(self.chunks.as_mut()) => written?,
+                written = self.write() => written?,
                 // Of what the peer has stopped nothing more is sent, so nothing is acknowledged; with
                 // the send window full of it, quinn would never tell whoever writes.
                 error = lost => return Err(error),
@@ -156,6 +153,19 @@ impl Flight {
         };
         let outcome = outcome.await;
         self.land(outcome)
+    }
+
+    /// Hands all to the stack; the pen goes with the kind of a large message.
+    async fn write(&mut self) -> Result<(), Error> {
+        let chunks = self.chunks.as_mut();
+        match chunks.split_first_mut() {
+            Some((first, others)) if self.kind == Kind::Large => {
+                self.stream.write_chunks(slice::from_mut(first)).await?;
+                self.pen = None;
+                self.stream.write_chunks(others).await
+            }
+            _ => self.stream.write_chunks(chunks).await,
+        }
     }
 
     /// Resolves when the peer has acknowledged all of what is written, or never will.

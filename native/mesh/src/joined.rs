@@ -182,7 +182,7 @@ pub struct MessageReader {
     has_ended: bool,
     /// Streams whose kind is not known yet, or large messages on their way.
     opening: FuturesUnordered<BoxFuture<'static, Opened>>,
-    /// Ordered streams, by when they arrived; `None` while the kind is not known.
+    /// Ordered streams, by when they were opened; `None` while the kind is not known.
     ordered: BTreeMap<u64, Option<RecvStream>>,
     arrived: u64,
     current: Cutter,
@@ -195,10 +195,14 @@ pub struct MessageReader {
 enum Opened {
     /// The one of that number is ordered.
     Ordered(u64, RecvStream),
-    /// The one of that number has brought its message.
-    Alone(u64, Vec<Bytes>),
-    /// It was reset or lost: nothing comes of it.
+    /// The one of that number is to bring one large message.
+    Large(u64, RecvStream),
+    /// A large message is there.
+    Message(Vec<Bytes>),
+    /// The one of that number was reset or lost: nothing comes of it.
     Nothing(u64),
+    /// The same of a large message.
+    NoMessage,
     Breach(Breach),
 }
 
@@ -250,7 +254,7 @@ impl MessageReader {
                     Some(stream) => {
                         self.arrived += 1;
                         self.ordered.insert(self.arrived, None);
-                        self.opening.push(Box::pin(open(self.arrived, stream, max_bytes)));
+                        self.opening.push(Box::pin(open(self.arrived, stream)));
                     }
                     None => self.has_ended = true,
                 },
@@ -282,14 +286,18 @@ impl MessageReader {
                 self.ordered.insert(number, Some(stream));
                 None
             }
-            Opened::Alone(number, parts) => {
+            Opened::Large(number, stream) => {
+                // What is behind it need not wait until it is whole.
                 self.ordered.remove(&number);
-                Some(self.deliver(parts))
+                self.opening.push(Box::pin(read_large(stream, self.max_bytes)));
+                None
             }
+            Opened::Message(parts) => Some(self.deliver(parts)),
             Opened::Nothing(number) => {
                 self.ordered.remove(&number);
                 None
             }
+            Opened::NoMessage => None,
             Opened::Breach(breach) => Some(self.close(breach)),
         }
     }
@@ -328,8 +336,8 @@ async fn read_current(
     stream.read_chunk(usize::MAX, true).await
 }
 
-/// Reads the kind of a stream, and all of it if it carries one message.
-async fn open(number: u64, mut stream: RecvStream, max_bytes: usize) -> Opened {
+/// Reads the kind of a stream.
+async fn open(number: u64, mut stream: RecvStream) -> Opened {
     let kind = match stream.read_chunk(1, true).await {
         Ok(Some(chunk)) => chunk.bytes.first().copied(),
         Ok(None) => return Opened::Breach(Breach::Malformed),
@@ -337,19 +345,22 @@ async fn open(number: u64, mut stream: RecvStream, max_bytes: usize) -> Opened {
     };
     match kind {
         Some(ORDERED) => Opened::Ordered(number, stream),
-        Some(ALONE) => read_alone(number, stream, max_bytes).await,
+        Some(ALONE) => Opened::Large(number, stream),
         _ => Opened::Breach(Breach::UnknownKind),
     }
 }
 
-async fn read_alone(number: u64, mut stream: RecvStream, max_bytes: usize) -> Opened {
+/// Reads the one message of a stream.
+async fn read_large(mut stream: RecvStream, max_bytes: usize) -> Opened {
     let mut cutter = Cutter::new(max_bytes);
     let mut message = None;
     loop {
         match stream.read_chunk(usize::MAX, true).await {
             Ok(Some(chunk)) => cutter.push(chunk.bytes),
+            // Only the end of the stream was still to come.
+            Err(ReadError::ConnectionLost(_)) if message.is_some() => break,
             Ok(None) => break,
-            Err(_) => return Opened::Nothing(number),
+            Err(_) => return Opened::NoMessage,
         }
         if message.is_none() {
             match cutter.next() {
@@ -363,7 +374,7 @@ async fn read_alone(number: u64, mut stream: RecvStream, max_bytes: usize) -> Op
         }
     }
     match message {
-        Some(parts) if !cutter.is_within_message() => Opened::Alone(number, parts),
+        Some(parts) if !cutter.is_within_message() => Opened::Message(parts),
         _ => Opened::Breach(Breach::Malformed),
     }
 }

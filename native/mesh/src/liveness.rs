@@ -132,6 +132,8 @@ pub(crate) struct Vigil<'a> {
     received: u64,
     /// Since when we have been listening in vain.
     since: Instant,
+    /// When the peer last answered while messages were kept back.
+    answered: Option<Instant>,
     stage: Stage<'a>,
     timer: Pin<Box<Sleep>>,
 }
@@ -198,6 +200,7 @@ impl<'a> Vigil<'a> {
             patience: context.config.ack_timeout(),
             received: 0,
             since: Instant::now(),
+            answered: None,
             stage: Stage::Resting,
             timer: Box::pin(sleep(Duration::ZERO)),
         };
@@ -265,8 +268,9 @@ impl<'a> Vigil<'a> {
             self.since = Instant::now();
         }
         if woken == Woken::Hint {
-            self.ask(true);
-            return Some(News::Changed);
+            let holds = self.believes_hints();
+            self.ask(holds);
+            return holds.then_some(News::Changed);
         }
         if self.since.elapsed() >= self.patience / 2 {
             self.ask(false);
@@ -281,6 +285,9 @@ impl<'a> Vigil<'a> {
     async fn while_asked(&mut self, gap: Duration, holds: bool) -> Option<News> {
         let woken = self.awake().await;
         if self.has_heard() {
+            if holds {
+                self.answered = Some(Instant::now());
+            }
             self.listen();
             return holds.then_some(News::Changed);
         }
@@ -293,10 +300,11 @@ impl<'a> Vigil<'a> {
                 return None;
             }
             // It has been asked, but more was to be sent meanwhile.
-            Woken::Hint => {
+            Woken::Hint if !holds && self.believes_hints() => {
                 self.stage = Stage::Asked { gap, holds: true };
-                return (!holds).then_some(News::Changed);
+                return Some(News::Changed);
             }
+            Woken::Hint => return None,
         }
         if self.since.elapsed() >= self.patience {
             self.suspect();
@@ -363,6 +371,12 @@ impl<'a> Vigil<'a> {
         self.give_up_dial();
         self.listen();
         News::Changed
+    }
+
+    /// Whether a hint keeps messages back: not when the peer has just shown that one was wrong, or who
+    /// forges them could keep all back.
+    fn believes_hints(&self) -> bool {
+        self.answered.is_none_or(|answered| answered.elapsed() >= self.patience / LOOKS)
     }
 
     /// Counts a dial, or the connection that it gave, that is about to be dropped.

@@ -165,7 +165,7 @@ impl Outbox {
     }
 
     /// Leaves the unsent messages that it had when it ended to `heir`, with their room in the pool, up
-    /// to the peer's limits there, and returns those that found no room.
+    /// to the peer's limits there, and returns those that found no room, or are not wanted any more.
     pub(crate) fn bequeath(
         &self,
         heir: &Arc<Self>,
@@ -173,17 +173,17 @@ impl Outbox {
         reservation: &mut Reservation,
     ) -> VecDeque<Entry> {
         let mut refused = VecDeque::new();
+        // First: what is withdrawn from now on is told to the heir.
+        self.lock().heir = Arc::downgrade(heir);
         let mut state = heir.lock();
         for entry in entries {
-            if heir.takes_over(&state, entry.load()) {
+            if entry.is_wanted() && heir.takes_over(&state, entry.load()) {
                 reservation.transfer(entry.load());
                 heir.enqueue(&mut state, entry);
             } else {
                 refused.push_back(entry);
             }
         }
-        drop(state);
-        self.lock().heir = Arc::downgrade(heir);
         refused
     }
 
@@ -235,8 +235,8 @@ impl Outbox {
         self.lock().line.note_gone();
     }
 
-    /// One message in the queue, or in line for it, was withdrawn by its sender, or in that of an heir.
-    /// Once half of them are, they are taken out.
+    /// One message in the queue, or in line for it, was withdrawn by its sender, or in that of an heir
+    /// which is still there. Once half of them are, they are taken out.
     pub(crate) fn note_withdrawal(&self) {
         let mut heir = self.note_own_withdrawal();
         while let Some(outbox) = heir {
@@ -327,14 +327,8 @@ impl Outbox {
     }
 
     /// Takes the oldest queued messages out, to travel together; the oldest alone if it is large.
-    /// They stay outstanding until they are settled. `large_bytes`: which are. `only_large`: nothing
-    /// else is taken.
-    pub(crate) fn take_piece(
-        &self,
-        large_bytes: usize,
-        most_bytes: usize,
-        only_large: bool,
-    ) -> Vec<Entry> {
+    /// They stay outstanding until they are settled. `large_bytes`: which are.
+    pub(crate) fn take_piece(&self, large_bytes: usize, most_bytes: usize) -> Vec<Entry> {
         let mut state = self.lock();
         let mut piece = Vec::new();
         let mut bytes = 0;
@@ -342,9 +336,6 @@ impl Outbox {
             let (next, returns) = (front.load().bytes, front.returns());
             // A batch is never that large: it stops growing before.
             let is_large = next >= large_bytes;
-            if only_large && !is_large {
-                break;
-            }
             let fits = !is_large && bytes + next <= most_bytes;
             // What has come back so often shares its fate with no other.
             if piece.first().is_some_and(|first: &Entry| !fits || first.returns() != returns) {
@@ -784,13 +775,13 @@ mod tests {
     fn what_has_come_back_does_not_travel_with_what_has_not() {
         let (outbox, _) = outbox(ROOMY, 1_000, ROOMY);
         assert_eq!(outbox.push(message(1)), Ok(()));
-        let mut piece = outbox.take_piece(1_000, 1_000, false);
+        let mut piece = outbox.take_piece(1_000, 1_000);
         piece.iter_mut().for_each(Entry::turn_back);
         outbox.restore(piece.into_iter());
         assert_eq!(outbox.push(message(2)), Ok(()));
         let loads = |piece: Vec<Entry>| piece.iter().map(|e| e.load().bytes).collect::<Vec<_>>();
-        assert_eq!(loads(outbox.take_piece(1_000, 1_000, false)), vec![1]);
-        assert_eq!(loads(outbox.take_piece(1_000, 1_000, false)), vec![2]);
+        assert_eq!(loads(outbox.take_piece(1_000, 1_000)), vec![1]);
+        assert_eq!(loads(outbox.take_piece(1_000, 1_000)), vec![2]);
     }
 
     #[test]
@@ -887,7 +878,7 @@ mod tests {
         }
         assert_eq!(outbox.next_bytes(), Some(3));
         assert_eq!(outbox.take().map(|(m, _)| m.len()), Some(3));
-        let piece = outbox.take_piece(1_000, 1_000, false);
+        let piece = outbox.take_piece(1_000, 1_000);
         assert_eq!(piece.len(), 1);
         assert_eq!(piece[0].load(), Load { messages: 2, bytes: 5 });
         outbox.restore(piece.into_iter());
@@ -906,7 +897,7 @@ mod tests {
         assert!(confirmation.withdraw(Error::SendTimeout).is_some());
         outbox.note_withdrawal();
         assert_eq!(outbox.push(message(1)), Ok(()));
-        assert_eq!(outbox.take_piece(100, 100, false)[0].load(), Load { messages: 2, bytes: 2 });
+        assert_eq!(outbox.take_piece(100, 100)[0].load(), Load { messages: 2, bytes: 2 });
         assert_eq!(budget.used(), Load { messages: 2, bytes: 2 });
     }
 

@@ -40,13 +40,14 @@ const CLOSE_GRACE: Duration = Duration::from_millis(50);
 /// The least time to wait for credit from a peer known to return none: its transport may be late
 /// by the delayed acknowledgement of RFC 9000, section 13.2.1.
 const LEAST_PATIENCE: Duration = Duration::from_millis(5);
-/// Replaced connections of one peer that linger at once; the next one waits for a place.
+/// Replaced connections of one peer that linger at once, besides those on which users had streams;
+/// the next one waits for a place.
 const MAX_RETIRED: usize = 64;
 /// Packets filled in a row, of messages to a node of the field, before anything else is looked at:
 /// that costs as much as filling one.
 const PACKETS_AT_ONCE: usize = 16;
 /// How long credit may take that comes at all, from a peer that has given none back so far.
-const ROUND_TRIPS_FOR_CREDIT: u32 = 3;
+pub(crate) const ROUND_TRIPS_FOR_CREDIT: u32 = 3;
 /// Keep-alives sent within one idle timeout of the peer, so that one may be lost.
 const KEEP_ALIVES_PER_TIMEOUT: u32 = 3;
 /// The least time between two of them: a peer that names a shorter timeout has no connection from
@@ -89,6 +90,12 @@ struct Users {
     streams: TaskTracker,
     /// Cancelled when another carrier has taken its place.
     retired: CancellationToken,
+}
+
+impl Users {
+    fn are_there(&self) -> bool {
+        !self.streams.is_empty()
+    }
 }
 
 /// What all connections of a pool share.
@@ -314,6 +321,12 @@ impl PooledConnection {
         }
     }
 
+    /// Whether users have streams on the present carrier.
+    fn has_users(&self) -> bool {
+        let carrier = self.lock();
+        carrier.as_ref().and_then(|carrier| carrier.users.as_ref()).is_some_and(Users::are_there)
+    }
+
     /// Counts a stream of a user for as long as the lease lives.
     fn lease(&self, place: TaskTrackerToken) -> Lease {
         self.0.user_streams.fetch_add(1, Ordering::Relaxed);
@@ -401,7 +414,7 @@ impl PooledConnection {
     /// long as users have streams on it, it stays, unless the pooled connection ends before.
     async fn retire(&self, carrier: Option<Carrier>, places: &Arc<Semaphore>) {
         let Some(Carrier { connection, users }) = carrier else { return };
-        let users = users.filter(|users| !users.streams.is_empty());
+        let users = users.filter(Users::are_there);
         let place = match &users {
             None => places.clone().acquire_owned().await.ok(),
             // It may stay for long, and messages do not wait for users.
@@ -491,7 +504,8 @@ impl PooledConnection {
                     Ok(Turn::Nothing) => {}
                     Ok(Turn::Drained) => is_drained = true,
                     Ok(Turn::NoCredit) if sender.is_exhausted() => {
-                        return if sender.is_barren() { End::Barren } else { End::Exhausted };
+                        let is_barren = sender.is_barren() && !self.has_users();
+                        return if is_barren { End::Barren } else { End::Exhausted };
                     }
                     Ok(Turn::NoCredit) => {}
                     Err(error) => break (error, None),

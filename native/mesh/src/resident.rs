@@ -57,7 +57,7 @@ pub struct Info<T: Handles> {
 pub(crate) struct Resident<T: Handles> {
     pub(crate) connection: PooledConnection,
     stream: Stream,
-    /// The last field is of this stream.
+    /// Its stream handle is of `stream`.
     card: Arc<Card<T>>,
     /// Notes that a stream of the connection was used.
     usage: Usage,

@@ -20,7 +20,7 @@ use crate::handshake::PeerParameters;
 use crate::joined::{LARGE_BYTES, MESH_ALPN, PIECE_BYTES, STREAMS_PER_KIND};
 use crate::outbox::{Next, Outbox};
 use crate::packing::{Packing, give_way};
-use crate::pooled::Context;
+use crate::pooled::{Context, ROUND_TRIPS_FOR_CREDIT};
 use crate::stats::Stats;
 
 /// Messages of one connection that are on their way at once. More would cost a peer with much
@@ -93,7 +93,12 @@ impl<'a> Sender<'a> {
             has_delivered,
             speaks_mesh: peer.alpn == MESH_ALPN,
             granted: peer.bidi_streams,
-            patience,
+            // Who grants nothing in the handshake may do so behind it.
+            patience: if peer.bidi_streams == 0 {
+                patience.max(carrier.rtt() * ROUND_TRIPS_FOR_CREDIT)
+            } else {
+                patience
+            },
             redelivery: context.config.redelivery,
             credit: Credit::new(),
             packet: Packing::default(),
@@ -148,11 +153,9 @@ impl<'a> Sender<'a> {
         if let Some(deadline) = self.piles_until {
             Box::pin(self.outbox.pile(PILE_BYTES, deadline)).await;
         }
-        let is_large = self.outbox.next_bytes().is_some_and(|bytes| bytes >= LARGE_BYTES);
-        let pen = if is_large { None } else { Some(self.pen().await?) };
+        let pen = self.pen().await?;
         let send = self.carrier.open_uni().await?;
-        // With no pen, nothing but a large one, which may have been withdrawn.
-        let piece = self.outbox.take_piece(LARGE_BYTES, PIECE_BYTES, pen.is_none());
+        let piece = self.outbox.take_piece(LARGE_BYTES, PIECE_BYTES);
         let messages: usize = piece.iter().map(|entry| entry.load().messages).sum();
         self.piles_until = (messages >= STREAM_MESSAGES).then(|| Instant::now() + PILE_TIME);
         let is_large = piece.first().is_some_and(|first| first.load().bytes >= LARGE_BYTES);
@@ -162,12 +165,13 @@ impl<'a> Sender<'a> {
             return Ok(Turn::Nothing); // Their senders have withdrawn all of them.
         }
         let number = self.departure(kind);
-        let flight = Flight::joined(kind, number, piece, self.keeps(), stream);
-        Ok(Turn::Send(flight.written_with(pen)))
+        Ok(Turn::Send(Flight::joined(kind, number, piece, self.keeps(), stream, pen)))
     }
 
-    /// What only one piece at a time is written with. The peer reads pieces one after the other: were
-    /// those behind given a part of a small window of its own, it would never open again.
+    /// What only one flight at a time is written with: a piece all of it, a large message until the
+    /// peer can tell that it is one. The peer reads pieces one after the other, and nothing that is
+    /// behind a stream of which it does not know what it is: were such a stream, with a small window,
+    /// given a part of that before its turn, the window would never open again.
     async fn pen(&mut self) -> Result<OwnedSemaphorePermit, Error> {
         let pen = self.pen.get_or_insert_with(|| Arc::new(Semaphore::new(1))).clone();
         pen.acquire_owned().await.map_err(|_| Error::Cancelled)

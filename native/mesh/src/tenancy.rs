@@ -47,8 +47,8 @@ impl<T: Handles> Tenancy<T> {
                 dialled = self.dial() => dialled,
                 reason = self.abandoned(context.scope.linger) => Err(reason),
             };
-            let carrier = match dialled {
-                Ok(carrier) => carrier,
+            let (carrier, failures) = match dialled {
+                Ok(dialled) => dialled,
                 Err(error) => {
                     context.scope.stats.dial_failures.add(&error, 1);
                     self.end = error.clone();
@@ -68,13 +68,14 @@ impl<T: Handles> Tenancy<T> {
             self.end = connection.serve(&self.target.address, &self.node).await;
             if matches!(self.end, Error::Dead | Error::NoCredit) {
                 // It was dialled in vain, too.
-                self.note_failure();
+                self.note_failure(if connection.has_delivered() { 0 } else { failures });
             }
             context.scope.stats.closes.add(&self.end, 1);
         }
     }
 
-    async fn dial(&self) -> Result<quinn::Connection, Error> {
+    /// A connection, and how many dials in a row had failed before.
+    async fn dial(&self) -> Result<(quinn::Connection, u32), Error> {
         if let Some(not_before) = self.not_before {
             tokio::select! {
                 () = sleep_until(not_before.into()) => {}
@@ -83,16 +84,19 @@ impl<T: Handles> Tenancy<T> {
         }
         let Context { scope, dialer, .. } = &*self.shared.context;
         scope.stats.dials.add(1);
-        let outcome = dialer.dial(&self.target.address, &self.node).await;
-        match outcome {
-            Ok(_) => self.shared.lock().backoff.succeeded(&self.node),
-            Err(_) => self.note_failure(),
+        match dialer.dial(&self.target.address, &self.node).await {
+            Ok(carrier) => Ok((carrier, self.shared.lock().backoff.succeeded(&self.node))),
+            Err(error) => {
+                self.note_failure(0);
+                Err(error)
+            }
         }
-        outcome
     }
 
-    fn note_failure(&self) {
-        self.shared.lock().backoff.failed(&self.node, &self.target.given, Instant::now());
+    /// `before`: failures in a row that a dial which succeeded in vain has had forgotten.
+    fn note_failure(&self, before: u32) {
+        let (node, given) = (&self.node, &self.target.given);
+        self.shared.lock().backoff.failed(node, given, Instant::now(), before);
     }
 
     /// Resolves when nobody wants the dial any more: its slot was removed, and no message waits
@@ -156,13 +160,14 @@ impl<T: Handles> Drop for Tenancy<T> {
             None
         };
         drop(slots);
-        let stats = &self.shared.context.scope.stats;
-        line.close(cause, |count| stats.dropped.add(cause, count));
-        stats.unconfirmed.add(taken);
+        // Before anybody is told: whoever sends again comes behind what was accepted before.
         let left = match heir {
             Some(heir) => self.outbox.bequeath(&heir, queued, &mut reservation),
             None => queued,
         };
+        let stats = &self.shared.context.scope.stats;
+        line.close(cause, |count| stats.dropped.add(cause, count));
+        stats.unconfirmed.add(taken);
         let undelivered = match self.connection {
             Some(_) => Undelivered::NotSent,
             None => Undelivered::NotConnected,

@@ -162,13 +162,17 @@ impl Verdict {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    pub(crate) fn set(&self, fault: Fault) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(fault);
+    }
+
     fn note<T>(
         &self,
         outcome: Result<T, rustls::Error>,
         fault: impl FnOnce(&rustls::Error) -> Fault,
     ) -> Result<T, rustls::Error> {
         if let Err(error) = &outcome {
-            *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(fault(error));
+            self.set(fault(error));
         }
         outcome
     }

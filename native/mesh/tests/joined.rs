@@ -140,6 +140,32 @@ async fn ordered_streams_are_one_sequence_whenever_they_arrive() {
 }
 
 #[tokio::test]
+async fn a_large_message_on_its_way_holds_up_no_small_one() {
+    let (_listener, _endpoint, sender, receiver) = connect().await;
+    let mut large = sender.open_uni().await.expect("a stream");
+    large.write_all(&[1, 3, b'x', b'y']).await.expect("written");
+    send(&sender, &[0, 1, b'a']).await;
+    let mut reader = reader(&receiver).await;
+    assert_eq!(receive(&mut reader).await, b"a");
+    large.write_all(b"z").await.expect("written");
+    large.finish().expect("finished");
+    assert_eq!(receive(&mut reader).await, b"xyz");
+}
+
+#[tokio::test]
+async fn a_large_message_that_is_whole_is_delivered_though_its_stream_has_no_end() {
+    let (_listener, _endpoint, sender, receiver) = connect().await;
+    let mut large = sender.open_uni().await.expect("a stream");
+    large.write_all(&[1, 3, b'x', b'y', b'z']).await.expect("written");
+    // It has arrived when what was sent behind it is there.
+    send(&sender, &[0, 1, b'a']).await;
+    let mut reader = reader(&receiver).await;
+    assert_eq!(receive(&mut reader).await, b"a");
+    sender.close(7_u32.into(), b"");
+    assert_eq!(receive(&mut reader).await, b"xyz");
+}
+
+#[tokio::test]
 async fn a_stream_that_is_given_up_holds_up_no_other() {
     let (_listener, _endpoint, sender, receiver) = connect().await;
     let mut first = sender.open_uni().await.expect("a stream");
