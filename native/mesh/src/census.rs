@@ -1,7 +1,7 @@
 //! Who is in by a listener, who is on the way, and who else gets in. Plain data: no network.
 
 use std::collections::HashMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::settings::Transport;
@@ -13,6 +13,7 @@ pub(crate) struct Census(Arc<Mutex<Counts>>);
 #[derive(Debug, Default)]
 struct Counts {
     all: Visitors,
+    /// By [`origin`].
     by_address: HashMap<IpAddr, Visitors>,
 }
 
@@ -38,7 +39,7 @@ pub(crate) enum Refusal {
 #[derive(Debug)]
 pub(crate) struct Seat {
     census: Census,
-    ip: IpAddr,
+    origin: IpAddr,
     is_shaking_hands: bool,
 }
 
@@ -57,12 +58,13 @@ impl Census {
         waiting: usize,
         limits: &Transport,
     ) -> Result<Seat, Refusal> {
+        let origin = origin(ip);
         let mut counts = self.lock();
         let all = counts.all;
         if all.handshakes >= limits.retry_above_handshakes() && !is_proven {
             return Err(Refusal::Unproven);
         }
-        let here = counts.by_address.get(&ip).copied().unwrap_or_default();
+        let here = counts.by_address.get(&origin).copied().unwrap_or_default();
         let bounds = [
             ("max_handshakes", all.handshakes, limits.max_handshakes()),
             ("max_handshakes_per_address", here.handshakes, limits.max_handshakes_per_address()),
@@ -73,11 +75,11 @@ impl Census {
         if let Some((full, _, _)) = bounds.into_iter().find(|(_, count, most)| count >= most) {
             return Err(Refusal::Full(full));
         }
-        counts.change(ip, |visitors| {
+        counts.change(origin, |visitors| {
             visitors.handshakes += 1;
             visitors.connections += 1;
         });
-        Ok(Seat { census: self.clone(), ip, is_shaking_hands: true })
+        Ok(Seat { census: self.clone(), origin, is_shaking_hands: true })
     }
 
     /// A std mutex, because nothing awaits inside.
@@ -86,13 +88,25 @@ impl Census {
     }
 }
 
+/// What counts as one address: of IPv6 the network (/64, RFC 4291, section 2.5.1), of whose addresses
+/// one client has as many as it likes.
+fn origin(ip: IpAddr) -> IpAddr {
+    match ip {
+        IpAddr::V4(_) => ip,
+        IpAddr::V6(ip) => {
+            let [a, b, c, d, ..] = ip.segments();
+            Ipv6Addr::new(a, b, c, d, 0, 0, 0, 0).into()
+        }
+    }
+}
+
 impl Counts {
-    fn change(&mut self, ip: IpAddr, change: impl Fn(&mut Visitors)) {
+    fn change(&mut self, origin: IpAddr, change: impl Fn(&mut Visitors)) {
         change(&mut self.all);
-        let here = self.by_address.entry(ip).or_default();
+        let here = self.by_address.entry(origin).or_default();
         change(here);
         if here.connections == 0 {
-            self.by_address.remove(&ip);
+            self.by_address.remove(&origin);
         }
     }
 }
@@ -101,7 +115,7 @@ impl Seat {
     /// The handshake is over.
     pub(crate) fn shake_hands(&mut self) {
         if std::mem::replace(&mut self.is_shaking_hands, false) {
-            self.census.lock().change(self.ip, |visitors| visitors.handshakes -= 1);
+            self.census.lock().change(self.origin, |visitors| visitors.handshakes -= 1);
         }
     }
 }
@@ -109,7 +123,7 @@ impl Seat {
 impl Drop for Seat {
     fn drop(&mut self) {
         self.shake_hands();
-        self.census.lock().change(self.ip, |visitors| visitors.connections -= 1);
+        self.census.lock().change(self.origin, |visitors| visitors.connections -= 1);
     }
 }
 
@@ -161,6 +175,19 @@ mod tests {
         drop(seats);
         assert_eq!(census.all(), Visitors::default());
         assert!(census.lock().by_address.is_empty());
+    }
+
+    #[test]
+    fn all_addresses_of_one_network_of_ipv6_count_as_one() {
+        let limits = limits(&[("max_connections_per_address", 1)]);
+        let census = Census::default();
+        let admit = |ip: &str| census.admit(ip.parse().expect("an address"), true, 0, &limits);
+        let _seat = admit("2001:db8::1").expect("room");
+        let full = Some(Refusal::Full("max_connections_per_address"));
+        assert_eq!(refusal(admit("2001:db8::ffff:0:0:1")), full);
+        assert_eq!(refusal(admit("2001:db8:0:1::1")), None);
+        let _seat = admit("192.0.2.1").expect("room");
+        assert_eq!(refusal(admit("192.0.2.2")), None);
     }
 
     #[test]

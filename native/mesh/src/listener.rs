@@ -152,8 +152,13 @@ impl Listener {
     /// [`Error::Unverified`] when it is of no use.
     pub fn set_identity(&self, identity: Identity) -> Result<(), Error> {
         let settings = Settings { identity: Some(identity), ..self.0.settings.clone() };
-        let server = server_config(&settings)?;
-        *lock(&self.0.server) = server.clone();
+        let crypto = server_crypto(&settings)?;
+        let server = {
+            let mut server = lock(&self.0.server);
+            // The rest stays: who has been sent a Retry has a token of it.
+            server.crypto = crypto;
+            server.clone()
+        };
         for endpoint in lock(&self.0.doors).iter().filter_map(|door| door.endpoint.as_ref()) {
             endpoint.set_server_config(Some(server.clone()));
         }
@@ -334,10 +339,14 @@ impl std::fmt::Debug for Inner {
     }
 }
 
-fn server_config(settings: &Settings) -> Result<ServerConfig, Error> {
+fn server_crypto(settings: &Settings) -> Result<Arc<Screened>, Error> {
     let tls = tls::server_config(settings)?;
     let quic = QuicServerConfig::try_from(tls).map_err(|_| Error::Cancelled)?;
-    let mut server = ServerConfig::with_crypto(Arc::new(Screened(Arc::new(quic))));
+    Ok(Arc::new(Screened(Arc::new(quic))))
+}
+
+fn server_config(settings: &Settings) -> Result<ServerConfig, Error> {
+    let mut server = ServerConfig::with_crypto(server_crypto(settings)?);
     server.transport_config(Arc::new(settings.transport.quinn()));
     server.time_source(Arc::new(Steady { wall: SystemTime::now(), since: Instant::now() }));
     Ok(server)
