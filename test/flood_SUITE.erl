@@ -29,6 +29,7 @@ all() ->
         stop_sending_on_every_stream,
         stop_sending_again_and_again,
         bytes_with_holes_between_them,
+        bytes_among_packets_that_are_empty,
         more_holes_than_loss_can_make_end_the_connection,
         frames_that_come_byte_by_byte,
         frames_whose_end_never_comes,
@@ -83,6 +84,16 @@ bytes_with_holes_between_them(_Config) ->
     Pinned = 4 * (5 * ?WINDOW div 2 + ?STREAMS * ?PER_STREAM),
     Stats = flood(gaps, ["--connections", "4", "--count", "1000"], #{}, Pinned),
     ?assertMatch(#{outcome := #{closed := 0}, node := #{connections := N}} when N >= 4, Stats).
+
+%% What the kernel hands over at once must not be kept for the one byte in it.
+bytes_among_packets_that_are_empty(_Config) ->
+    Bytes = 20 * ?STREAMS * 5,
+    Args = ["--connections", "20", "--count", "5"],
+    Pinned = Bytes * 2_048 + 20 * ?PER_CONNECTION,
+    Stats = flood(sparse, Args, #{slack => 16 * ?MIB}, Pinned),
+    #{outcome := #{closed := 0, done := Packets}, peak := Peak} = Stats,
+    ?assertEqual(10 * Bytes, Packets),
+    ?assert(Peak < Packets * 1_200 div 2).
 
 %% More pieces than any loss explains end the connection.
 more_holes_than_loss_can_make_end_the_connection(_Config) ->

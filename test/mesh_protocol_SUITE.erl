@@ -174,9 +174,16 @@ a_small_window_holds_nothing_up(Config) ->
     {ok, Small} = macula_quic:listen({{127, 0, 0, 1}, 0}, Options),
     {ok, Address} = macula_quic:sockname(Small),
     {Sender, Receiver} = pair([{listener, Small}, {address, Address} | Config]),
-    Ordered = [<<I:32, 0:(8 * 1_000)>> || I <- lists:seq(1, 2_000)],
-    Large = fun(I) -> [<<I:32, 0:(8 * 150_000)>> || I rem 200 =:= 0] end,
-    Messages = [M || {I, M1} <- lists:enumerate(Ordered), M <- [M1 | Large(I)]],
+    Brief = fun(I) -> <<I:32, 0:(8 * 1_000)>> end,
+    Large = fun(I) -> <<I:32, 0:(8 * 150_000)>> end,
+    %% A large one, and another behind a small one, so that both are under way when many small ones
+    %% come.
+    Messages = lists:append([
+        [Large(2 * I), Brief(1_000 * I), Large(2 * I + 1)] ++
+            [Brief(N) || N <- lists:seq(1_000 * I + 1, 1_000 * I + 100)]
+     || I <- lists:seq(1, 10)
+    ]),
+    Ordered = [M || M <- Messages, byte_size(M) < 2_000],
     %% All of them are queued before any is read.
     [ok = macula_quic:async_send(Sender, Message) || Message <- Messages],
     ok = macula_quic:setopt(Receiver, active, true),

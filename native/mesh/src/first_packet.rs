@@ -14,6 +14,8 @@ use quinn_proto::coding::Codec;
 use quinn_proto::transport_parameters::TransportParameters;
 use quinn_proto::{ConnectionId, VarInt};
 
+use crate::unshared::Unshared;
+
 /// The frames that an Initial packet may hold (RFC 9000, sections 17.2.2 and 19).
 const PADDING: u64 = 0x00;
 const PING: u64 = 0x01;
@@ -55,7 +57,7 @@ impl crypto::ServerConfig for Screened {
         version: u32,
         params: &TransportParameters,
     ) -> Box<dyn Session> {
-        self.0.clone().start_session(version, params)
+        Box::new(Unshared(self.0.clone().start_session(version, params)))
     }
 }
 

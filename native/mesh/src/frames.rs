@@ -83,7 +83,6 @@ impl Frames {
                     self.place = None;
                     return Ok(Some(self.parts.take(whole)));
                 }
-                self.parts.compact();
                 if whole > SHORT_BYTES && self.place.is_none() {
                     self.place = Some(self.room.take(whole).ok_or(TooLong(length))?);
                 }

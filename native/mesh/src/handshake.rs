@@ -17,6 +17,8 @@ use quinn_proto::coding::Codec;
 use quinn_proto::transport_parameters::TransportParameters;
 use quinn_proto::{ConnectionId, TransportError, VarInt};
 
+use crate::unshared::Unshared;
+
 /// max_idle_timeout (RFC 9000, section 18.2), in milliseconds; 0 or absent: none.
 const MAX_IDLE_TIMEOUT: u64 = 0x01;
 /// initial_max_streams_bidi (RFC 9000, section 18.2).
@@ -82,7 +84,7 @@ impl crypto::ClientConfig for Observed {
         params: &TransportParameters,
     ) -> Result<Box<dyn Session>, ConnectError> {
         let session = self.0.clone().start_session(version, server_name, params)?;
-        Ok(Box::new(ObservedSession(session)))
+        Ok(Box::new(ObservedSession(Box::new(Unshared(session)))))
     }
 }
 

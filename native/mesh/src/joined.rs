@@ -145,7 +145,6 @@ impl Cutter {
             },
         };
         if self.parts.held() < expected {
-            self.parts.compact();
             return Ok(None);
         }
         self.expected = None;

@@ -64,6 +64,7 @@ mod tenancy;
 mod tls;
 mod trail;
 mod unfinished;
+mod unshared;
 mod verify;
 
 pub use address::Address;

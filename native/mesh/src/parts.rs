@@ -1,6 +1,6 @@
 //! Bytes of one stream that have arrived and were not delivered yet. A part keeps the memory alive
-//! in which it has come: that of all datagrams that the kernel gave us at once, of which a peer can
-//! fill the rest with padding. So few of them are kept, and the others are copied. Pure data.
+//! in which it has come, that of a packet, of which a peer can fill the rest with padding. So what is
+//! small is copied. Pure data.
 
 use std::collections::VecDeque;
 
@@ -8,16 +8,11 @@ use bytes::{Bytes, BytesMut};
 
 /// A part below this size is copied to those before it: a peer can send a byte in each packet.
 const CRUMB_BYTES: usize = 512;
-/// Parts of what waits that are kept as they came. As many as that are joined into one, once, so
-/// that what is short is never copied here.
-const MOST_LOOSE: usize = 16;
 
 /// Bytes in their order.
 #[derive(Debug, Default)]
 pub(crate) struct Parts {
     parts: VecDeque<Bytes>,
-    /// How many of the last parts are kept as they came.
-    loose: usize,
     /// What follows the parts.
     crumbs: BytesMut,
     held: usize,
@@ -37,15 +32,6 @@ impl Parts {
         }
         self.sweep_up();
         self.parts.push_back(data);
-        self.loose += 1;
-    }
-
-    /// What there is has to wait for more, and is kept in few parts. What goes out at once is never
-    /// copied.
-    pub(crate) fn compact(&mut self) {
-        if self.loose >= MOST_LOOSE {
-            self.join();
-        }
     }
 
     /// How many there are.
@@ -61,7 +47,7 @@ impl Parts {
     /// Takes all of them out.
     pub(crate) fn take_all(&mut self) -> Vec<Bytes> {
         self.sweep_up();
-        (self.loose, self.held) = (0, 0);
+        self.held = 0;
         self.parts.drain(..).collect()
     }
 
@@ -80,7 +66,6 @@ impl Parts {
                 self.parts.pop_front();
             }
         }
-        self.loose = self.loose.min(self.parts.len());
         taken
     }
 
@@ -89,17 +74,7 @@ impl Parts {
         if !self.crumbs.is_empty() {
             // All of their memory goes with them, as much as they have ever needed.
             self.parts.push_back(std::mem::take(&mut self.crumbs).freeze());
-            // A loose one may be before it, and only the last ones are joined.
-            self.loose += usize::from(self.loose > 0);
         }
-    }
-
-    fn join(&mut self) {
-        let loose = self.parts.split_off(self.parts.len() - self.loose);
-        let mut joined = BytesMut::with_capacity(loose.iter().map(Bytes::len).sum());
-        loose.iter().for_each(|part| joined.extend_from_slice(part));
-        self.parts.push_back(joined.freeze());
-        self.loose = 0;
     }
 }
 
@@ -134,13 +109,14 @@ mod tests {
             for ((size, fill), take) in sizes.iter().zip(0_u8..).zip(takes.iter().cycle()) {
                 let data = vec![fill; *size];
                 parts.push(arrived(&data, &counter));
-                parts.compact();
                 sent.extend(data);
-                prop_assert!(Arc::strong_count(&counter) <= 1 + MOST_LOOSE);
                 if take % 3 == 0 {
                     received.extend(parts.take(*take).concat());
                 }
                 prop_assert_eq!(parts.held(), sent.len() - received.len());
+                // Besides one that is there in part, and one that came first.
+                let kept = Arc::strong_count(&counter) - 1;
+                prop_assert!(kept <= 2 + parts.held() / CRUMB_BYTES, "{kept} of {}", parts.held());
                 prop_assert!(parts.bytes().eq(sent[received.len()..].iter().copied()));
             }
             received.extend(parts.take_all().concat());
@@ -154,23 +130,8 @@ mod tests {
         let mut parts = Parts::default();
         for _ in 0..10_000 {
             parts.push(Bytes::from_static(b"a crumb"));
-            parts.compact();
         }
         assert_eq!(parts.take_all().concat(), b"a crumb".repeat(10_000));
         assert_eq!(parts.crumbs.capacity(), 0);
-    }
-
-    #[test]
-    fn no_more_than_a_few_are_kept_as_they_came() {
-        let counter = Arc::new(());
-        let mut parts = Parts::default();
-        for size in
-            [1, CRUMB_BYTES, 1, CRUMB_BYTES - 1, 2 * CRUMB_BYTES].into_iter().cycle().take(900)
-        {
-            parts.push(arrived(&vec![0; size], &counter));
-            parts.compact();
-        }
-        assert!(Arc::strong_count(&counter) <= 1 + MOST_LOOSE);
-        assert!(parts.parts.len() < 200, "{} parts", parts.parts.len());
     }
 }

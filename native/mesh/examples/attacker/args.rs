@@ -8,7 +8,8 @@ use std::str::FromStr;
 pub(crate) const USAGE: &str =
     "usage: attacker --port P [--from IP] [--connections N] [--count N] \
 [--size BYTES] [--cert PEM --key PEM] [--corrupt-signature] ATTACK
-ATTACK: knock | unis | hellos | resets | stops | repeats | gaps | crumbs | frames | unread | deaf | stray";
+ATTACK: knock | unis | hellos | resets | stops | repeats | gaps | sparse | crumbs | \
+frames | unread | deaf | stray";
 
 /// What is done to the listener.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,6 +28,8 @@ pub(crate) enum Attack {
     Repeats,
     /// Single bytes with holes between them, on all streams at once.
     Gaps,
+    /// The same, each in a packet of its own, among others without data.
+    Sparse,
     /// Frames that arrive a byte at a time, each in a large packet of its own.
     Crumbs,
     /// Frames as long as is allowed, on all streams at once, whose last byte never comes.
@@ -102,6 +105,7 @@ impl FromStr for Attack {
             "stops" => Ok(Self::Stops),
             "repeats" => Ok(Self::Repeats),
             "gaps" => Ok(Self::Gaps),
+            "sparse" => Ok(Self::Sparse),
             "crumbs" => Ok(Self::Crumbs),
             "frames" => Ok(Self::Frames),
             "unread" => Ok(Self::Unread),

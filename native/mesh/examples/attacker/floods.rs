@@ -31,6 +31,8 @@ const FAR_STREAM: u64 = 1_000_000;
 const OWN_WINDOW: VarInt = VarInt::from_u32(64 * 1024);
 /// The error code of all that is given up.
 const CODE: VarInt = VarInt::from_u32(7);
+/// Packets without data for each that has some: quinn hands ten to the system at once.
+const EMPTY_BETWEEN: usize = 9;
 /// Bytes handed to quinn at once.
 const WRITE_BYTES: usize = 65_536;
 /// What a protocol frame begins with: version, type, flags, reserved.
@@ -134,6 +136,7 @@ impl Attacker {
         let pen = match attack {
             Attack::Repeats => Pen::Script(repeats(count)),
             Attack::Gaps => Pen::Script(gaps(count)),
+            Attack::Sparse => Pen::Script(sparse(count)),
             Attack::Crumbs => Pen::Script(crumbs(count)),
             Attack::Stray => Pen::Script(stray()),
             _ => Pen::Honest,
@@ -280,6 +283,17 @@ fn gaps(count: u64) -> Arc<Script> {
         streams.clone().into_iter().map(move |id| wire::stream(id, 2 * index + 1, &[0]))
     });
     Script::new(wire::packets(bytes))
+}
+
+/// The same bytes, each in a packet of its own, with [`EMPTY_BETWEEN`] that say nothing before the
+/// next: as many as leave here, and so arrive there, at once.
+fn sparse(count: u64) -> Arc<Script> {
+    let streams = all_streams();
+    let bytes = (0..count).flat_map(|index| {
+        streams.clone().into_iter().map(move |id| wire::stream(id, 2 * index + 1, &[0]))
+    });
+    let empty = vec![wire::nothing(); EMPTY_BETWEEN];
+    Script::new(bytes.flat_map(|byte| [vec![byte], empty.clone()].concat()))
 }
 
 /// `count` bytes of one long frame a stream, each byte in a packet of its own; and all again, for

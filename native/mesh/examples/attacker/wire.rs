@@ -80,6 +80,11 @@ pub(crate) fn stream(id: u64, offset: u64, data: &[u8]) -> Vec<u8> {
     frame
 }
 
+/// PING alone.
+pub(crate) fn nothing() -> Vec<u8> {
+    vec![PING]
+}
+
 pub(crate) fn stop_sending(id: u64, code: u64) -> Vec<u8> {
     integers([STOP_SENDING, id, code])
 }
@@ -98,7 +103,7 @@ impl Pen {
         match self {
             Self::Mute if is_handshake => payload.fill(PING),
             Self::Script(script) if !is_handshake && payload.len() >= PACKET_BYTES => {
-                let frames = script.lock().pop_front().unwrap_or_else(|| vec![PING]);
+                let frames = script.lock().pop_front().unwrap_or_else(nothing);
                 payload.fill(PADDING);
                 for (byte, said) in payload.iter_mut().zip(frames) {
                     *byte = said;
