@@ -151,7 +151,9 @@ existing(Cert, Key, Missing) ->
 %% A binary is taken as it is: not every file's name is UTF-8.
 -spec bytes(file:name_all()) -> binary().
 bytes(Path) when is_binary(Path) -> Path;
-bytes(Path) -> unicode:characters_to_binary(Path).
+bytes(Path) ->
+    <<Name/binary>> = unicode:characters_to_binary(Path),
+    Name.
 
 -spec alone(file:name_all()) -> undefined.
 alone(Path) ->

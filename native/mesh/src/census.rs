@@ -88,8 +88,8 @@ impl Census {
     }
 }
 
-/// What counts as one address: of IPv6 the network (/64, RFC 4291, section 2.5.1), of whose addresses
-/// one client has as many as it likes.
+/// What counts as one address: of IPv6 the network (/64, RFC 4291, section 2.5.1), of whose
+/// addresses one client has as many as it likes.
 fn origin(ip: IpAddr) -> IpAddr {
     match ip {
         IpAddr::V4(_) => ip,

@@ -1,6 +1,6 @@
 //! Bytes of one stream that have arrived and were not delivered yet. A part keeps the memory alive
-//! in which it has come, that of a packet, of which a peer can fill the rest with padding. So what is
-//! small is copied. Pure data.
+//! in which it has come, that of a packet, of which a peer can fill the rest with padding. So what
+//! is small is copied. Pure data.
 
 use std::collections::VecDeque;
 

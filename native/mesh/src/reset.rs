@@ -8,8 +8,8 @@
 //!
 //! The address is in them, since two listeners with one key would be an oracle for each other: who
 //! sends a packet of one to the other gets the reset that ends the connection (RFC 9000, section
-//! 21.11). Machines that share a key and listen at all their addresses still are one: docs/operations.md
-//! says so.
+//! 21.11). Machines that share a key and listen at all their addresses still are such an oracle for
+//! each other (docs/operations.md).
 
 use std::net::SocketAddr;
 use std::sync::Arc;

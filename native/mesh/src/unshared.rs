@@ -1,11 +1,11 @@
 //! Memory of its own for each packet that arrives.
 //!
-//! quinn takes what the kernel hands over at once, up to 64 KiB of a peer's datagrams, as one piece of
-//! memory, and what is not read yet of a packet keeps all of it. The rest may be padding: with one
-//! packet of data in each such piece, a peer would pin fifty times what flow control allows it, and
-//! with a byte in each, thousands of times. quinn counts what a packet takes by itself. Of all that
-//! sees a packet before its data is kept, only the keys are ours to choose; so these move what they
-//! have decrypted.
+//! quinn takes what the kernel hands over at once, up to 64 KiB of a peer's datagrams, as one piece
+//! of memory, and what is not read yet of a packet keeps all of it. The rest may be padding: with
+//! one packet of data in each such piece, a peer would pin fifty times what flow control allows it,
+//! and with a byte in each, thousands of times. quinn counts what a packet takes by itself. Of all
+//! that sees a packet before its data is kept, only the keys are ours to choose; so these move what
+//! they have decrypted.
 
 use std::any::Any;
 
