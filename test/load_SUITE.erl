@@ -329,8 +329,13 @@ a_peer_that_grants_no_stream_is_not_dialled_over_and_over(_Config) ->
     Args = ["--bidi-streams", "0"],
     mesh_load:with(#{linger_ms => 300}, [Args], fun(Pool, [Peer]) ->
         Address = mesh_peer:address(Peer),
+        {ok, _} = ?POOL:get_or_create_connection(Pool, <<"barren">>, Address),
+        {ok, #{connection := Connection}} = ?POOL:get_connection_info(Pool, <<"barren">>),
+        User = mesh_ct:start_task(fun() -> macula_quic:open_stream(Connection) end),
+        mesh_load:eventually(true, fun() -> mesh_ct:is_waiting(User) end),
         mesh_load:send_frames(Pool, <<"barren">>, Address, lists:seq(0, 9)),
         #{messages_dropped := Dropped} = mesh_load:assert_accounted(Pool, 10),
+        ?assertEqual({error, no_stream_credit}, mesh_ct:await(User)),
         ?assertEqual(#{no_stream_credit => 10}, Dropped),
         mesh_load:eventually(1, fun() -> mesh_load:stat(Pool, failing) end),
         ?assertMatch(

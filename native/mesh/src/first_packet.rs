@@ -14,7 +14,7 @@ use quinn_proto::coding::Codec;
 use quinn_proto::transport_parameters::TransportParameters;
 use quinn_proto::{ConnectionId, VarInt};
 
-use crate::unshared::Unshared;
+use crate::unshared::{Unshared, moved};
 
 /// The frames that an Initial packet may hold (RFC 9000, sections 17.2.2 and 19).
 const PADDING: u64 = 0x00;
@@ -43,8 +43,8 @@ impl crypto::ServerConfig for Screened {
         version: u32,
         dst_cid: &ConnectionId,
     ) -> Result<Keys, UnsupportedVersion> {
-        let Keys { header, packet: KeyPair { local, remote } } =
-            self.0.initial_keys(version, dst_cid)?;
+        let Keys { header, packet } = self.0.initial_keys(version, dst_cid)?;
+        let KeyPair { local, remote } = moved(packet);
         Ok(Keys { header, packet: KeyPair { local, remote: Box::new(FirstKey(remote)) } })
     }
 

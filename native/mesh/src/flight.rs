@@ -155,7 +155,8 @@ impl Flight {
         self.land(outcome)
     }
 
-    /// Hands all to the stack; the pen goes with the kind of a large message.
+    /// Hands all to the stack. The pen goes with the first chunk of a large message, which is its kind
+    /// and its length.
     async fn write(&mut self) -> Result<(), Error> {
         let chunks = self.chunks.as_mut();
         match chunks.split_first_mut() {

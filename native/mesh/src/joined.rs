@@ -200,8 +200,6 @@ enum Opened {
     Message(Vec<Bytes>),
     /// The one of that number was reset or lost: nothing comes of it.
     Nothing(u64),
-    /// The same of a large message.
-    NoMessage,
     Breach(Breach),
 }
 
@@ -288,7 +286,7 @@ impl MessageReader {
             Opened::Large(number, stream) => {
                 // What is behind it need not wait until it is whole.
                 self.ordered.remove(&number);
-                self.opening.push(Box::pin(read_large(stream, self.max_bytes)));
+                self.opening.push(Box::pin(read_large(number, stream, self.max_bytes)));
                 None
             }
             Opened::Message(parts) => Some(self.deliver(parts)),
@@ -296,7 +294,6 @@ impl MessageReader {
                 self.ordered.remove(&number);
                 None
             }
-            Opened::NoMessage => None,
             Opened::Breach(breach) => Some(self.close(breach)),
         }
     }
@@ -350,7 +347,7 @@ async fn open(number: u64, mut stream: RecvStream) -> Opened {
 }
 
 /// Reads the one message of a stream.
-async fn read_large(mut stream: RecvStream, max_bytes: usize) -> Opened {
+async fn read_large(number: u64, mut stream: RecvStream, max_bytes: usize) -> Opened {
     let mut cutter = Cutter::new(max_bytes);
     let mut message = None;
     loop {
@@ -359,7 +356,7 @@ async fn read_large(mut stream: RecvStream, max_bytes: usize) -> Opened {
             // Only the end of the stream was still to come.
             Err(ReadError::ConnectionLost(_)) if message.is_some() => break,
             Ok(None) => break,
-            Err(_) => return Opened::NoMessage,
+            Err(_) => return Opened::Nothing(number),
         }
         if message.is_none() {
             match cutter.next() {

@@ -40,8 +40,8 @@ const CLOSE_GRACE: Duration = Duration::from_millis(50);
 /// The least time to wait for credit from a peer known to return none: its transport may be late
 /// by the delayed acknowledgement of RFC 9000, section 13.2.1.
 const LEAST_PATIENCE: Duration = Duration::from_millis(5);
-/// Replaced connections of one peer that linger at once, besides those on which users had streams;
-/// the next one waits for a place.
+/// Replaced connections of one peer that linger at once; the next one waits for a place. One on
+/// which users had streams is closed after the last of them, if there is none then.
 const MAX_RETIRED: usize = 64;
 /// Packets filled in a row, of messages to a node of the field, before anything else is looked at:
 /// that costs as much as filling one.
@@ -90,12 +90,6 @@ struct Users {
     streams: TaskTracker,
     /// Cancelled when another carrier has taken its place.
     retired: CancellationToken,
-}
-
-impl Users {
-    fn are_there(&self) -> bool {
-        !self.streams.is_empty()
-    }
 }
 
 /// What all connections of a pool share.
@@ -321,12 +315,6 @@ impl PooledConnection {
         }
     }
 
-    /// Whether users have streams on the present carrier.
-    fn has_users(&self) -> bool {
-        let carrier = self.lock();
-        carrier.as_ref().and_then(|carrier| carrier.users.as_ref()).is_some_and(Users::are_there)
-    }
-
     /// Counts a stream of a user for as long as the lease lives.
     fn lease(&self, place: TaskTrackerToken) -> Lease {
         self.0.user_streams.fetch_add(1, Ordering::Relaxed);
@@ -414,21 +402,23 @@ impl PooledConnection {
     /// long as users have streams on it, it stays, unless the pooled connection ends before.
     async fn retire(&self, carrier: Option<Carrier>, places: &Arc<Semaphore>) {
         let Some(Carrier { connection, users }) = carrier else { return };
-        let users = users.filter(Users::are_there);
+        let users = users.filter(|users| !users.streams.is_empty());
         let place = match &users {
             None => places.clone().acquire_owned().await.ok(),
-            // It may stay for long, and messages do not wait for users.
+            // They may stay for long, and messages do not wait for them.
             Some(_) => None,
         };
+        let places = places.clone();
         let linger = self.0.context.scope.linger.max(CLOSE_GRACE);
         let pooled = self.clone();
         self.0.context.scope.tasks.spawn(async move {
-            let _place = place;
             let lingering = async {
                 if let Some(users) = users {
                     users.streams.wait().await;
                 }
-                sleep(linger).await;
+                if let Some(_place) = place.or_else(|| places.try_acquire_owned().ok()) {
+                    sleep(linger).await;
+                }
             };
             tokio::select! {
                 _ = connection.closed() => {}
@@ -504,7 +494,9 @@ impl PooledConnection {
                     Ok(Turn::Nothing) => {}
                     Ok(Turn::Drained) => is_drained = true,
                     Ok(Turn::NoCredit) if sender.is_exhausted() => {
-                        let is_barren = sender.is_barren() && !self.has_users();
+                        // A user who has a stream has had credit.
+                        let has_users = self.0.user_streams.load(Ordering::Relaxed) > 0;
+                        let is_barren = sender.is_barren() && !has_users;
                         return if is_barren { End::Barren } else { End::Exhausted };
                     }
                     Ok(Turn::NoCredit) => {}

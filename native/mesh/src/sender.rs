@@ -154,6 +154,10 @@ impl<'a> Sender<'a> {
             Box::pin(self.outbox.pile(PILE_BYTES, deadline)).await;
         }
         let pen = self.pen().await?;
+        if !self.may_fly() {
+            // What was next has been withdrawn, and what is next now is large.
+            return Ok(Turn::Nothing);
+        }
         let send = self.carrier.open_uni().await?;
         let piece = self.outbox.take_piece(LARGE_BYTES, PIECE_BYTES);
         let messages: usize = piece.iter().map(|entry| entry.load().messages).sum();

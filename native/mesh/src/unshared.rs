@@ -20,10 +20,13 @@ use quinn_proto::{ConnectionId, TransportError};
 /// A TLS session whose keys give each packet memory of its own.
 pub(crate) struct Unshared(pub(crate) Box<dyn Session>);
 
-/// A key that what it has decrypted is moved by.
+/// A key that moves what it has decrypted.
 struct Mover(Box<dyn PacketKey>);
 
-fn moved(KeyPair { local, remote }: KeyPair<Box<dyn PacketKey>>) -> KeyPair<Box<dyn PacketKey>> {
+/// What is read with these keys is moved.
+pub(crate) fn moved(
+    KeyPair { local, remote }: KeyPair<Box<dyn PacketKey>>,
+) -> KeyPair<Box<dyn PacketKey>> {
     KeyPair { local, remote: Box::new(Mover(remote)) }
 }
 
@@ -38,7 +41,8 @@ impl Session for Unshared {
     }
 
     fn initial_keys(&self, dst_cid: &ConnectionId, side: Side) -> Keys {
-        self.0.initial_keys(dst_cid, side)
+        let Keys { header, packet } = self.0.initial_keys(dst_cid, side);
+        Keys { header, packet: moved(packet) }
     }
 
     fn handshake_data(&self) -> Option<Box<dyn Any>> {
