@@ -137,7 +137,8 @@ vm -eval '
     %% What processes of the VM itself still name, of handles that tests have had.
     [erlang:garbage_collect(P) || P <- processes()],
     receive after 2000 -> ok end,
-    halt(case Result of {_, 0, {0, 0}} -> 0; _ -> 1 end).' -extra $suites >"$work/log" 2>&1 || {
+    %% Some skip themselves where the machine lacks what they need; none for what failed before it.
+    halt(case Result of {_, 0, {_, 0}} -> 0; _ -> 1 end).' -extra $suites >"$work/log" 2>&1 || {
     tail -n 60 "$work/log" >&2
     fail "tests failed; all of it is in $work/log"
 }
