@@ -350,7 +350,7 @@ messages_wait_for_no_stream_that_a_user_holds(_Config) ->
     %% A user may keep one stream on each connection that has been replaced, for requests that are
     %% never answered, say: more than may linger. Messages go on.
     Args = ["--mode", "hoard", "--bidi-streams", "2"],
-    mesh_load:with(#{linger_ms => 60_000}, [Args], fun(Pool, [Peer]) ->
+    mesh_load:with(#{linger_ms => 300}, [Args], fun(Pool, [Peer]) ->
         Address = mesh_peer:address(Peer),
         {ok, _} = ?POOL:get_or_create_connection(Pool, <<"hoard">>, Address),
         {ok, #{connection := Connection}} = ?POOL:get_connection_info(Pool, <<"hoard">>),

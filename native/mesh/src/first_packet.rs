@@ -9,12 +9,14 @@
 use std::sync::Arc;
 
 use bytes::{Buf, BytesMut};
+use quinn::Side;
 use quinn::crypto::{self, CryptoError, KeyPair, Keys, PacketKey, Session, UnsupportedVersion};
 use quinn_proto::coding::Codec;
 use quinn_proto::transport_parameters::TransportParameters;
 use quinn_proto::{ConnectionId, VarInt};
 
-use crate::unshared::{Unshared, moved};
+use crate::handshake::ObservedSession;
+use crate::unshared::moved;
 
 /// The frames that an Initial packet may hold (RFC 9000, sections 17.2.2 and 19).
 const PADDING: u64 = 0x00;
@@ -57,7 +59,8 @@ impl crypto::ServerConfig for Screened {
         version: u32,
         params: &TransportParameters,
     ) -> Box<dyn Session> {
-        Box::new(Unshared(self.0.clone().start_session(version, params)))
+        let session = self.0.clone().start_session(version, params);
+        Box::new(ObservedSession { session, side: Side::Server })
     }
 }
 

@@ -1,7 +1,7 @@
 //! What a peer's transport parameters say and quinn keeps to itself. A keep-alive must come
 //! before the *negotiated* idle timeout, and a peer that returns stream credit is told from one
 //! that never does by what it granted at first; so this wraps the TLS session, through which the
-//! parameters pass, and reads them.
+//! parameters pass, and reads them. From it come the keys, too: see `unshared.rs`.
 
 use std::any::Any;
 use std::sync::Arc;
@@ -17,7 +17,7 @@ use quinn_proto::coding::Codec;
 use quinn_proto::transport_parameters::TransportParameters;
 use quinn_proto::{ConnectionId, TransportError, VarInt};
 
-use crate::unshared::Unshared;
+use crate::unshared::moved;
 
 /// max_idle_timeout (RFC 9000, section 18.2), in milliseconds; 0 or absent: none.
 const MAX_IDLE_TIMEOUT: u64 = 0x01;
@@ -84,58 +84,69 @@ impl crypto::ClientConfig for Observed {
         params: &TransportParameters,
     ) -> Result<Box<dyn Session>, ConnectError> {
         let session = self.0.clone().start_session(version, server_name, params)?;
-        Ok(Box::new(ObservedSession(Box::new(Unshared(session)))))
+        Ok(Box::new(ObservedSession { session, side: Side::Client }))
     }
 }
 
-struct ObservedSession(Box<dyn Session>);
+/// A TLS session of either side.
+pub(crate) struct ObservedSession {
+    pub(crate) session: Box<dyn Session>,
+    /// Ours. Only of a server the parameters are wanted.
+    pub(crate) side: Side,
+}
 
 impl Session for ObservedSession {
     fn handshake_data(&self) -> Option<Box<dyn Any>> {
-        let parameters = self.0.transport_parameters().ok().flatten()?;
-        let tls = self.0.handshake_data().and_then(|data| data.downcast::<HandshakeData>().ok());
+        if self.side == Side::Server {
+            return self.session.handshake_data();
+        }
+        let parameters = self.session.transport_parameters().ok().flatten()?;
+        let tls =
+            self.session.handshake_data().and_then(|data| data.downcast::<HandshakeData>().ok());
         let alpn = tls.and_then(|data| data.protocol).unwrap_or_default();
         Some(Box::new(PeerParameters { alpn, ..PeerParameters::read(&parameters) }))
     }
 
     fn initial_keys(&self, dst_cid: &ConnectionId, side: Side) -> Keys {
-        self.0.initial_keys(dst_cid, side)
+        let Keys { header, packet } = self.session.initial_keys(dst_cid, side);
+        Keys { header, packet: moved(packet) }
     }
 
     fn peer_identity(&self) -> Option<Box<dyn Any>> {
-        self.0.peer_identity()
+        self.session.peer_identity()
     }
 
     fn early_crypto(&self) -> Option<(Box<dyn HeaderKey>, Box<dyn PacketKey>)> {
-        self.0.early_crypto()
+        self.session.early_crypto()
     }
 
     fn early_data_accepted(&self) -> Option<bool> {
-        self.0.early_data_accepted()
+        self.session.early_data_accepted()
     }
 
     fn is_handshaking(&self) -> bool {
-        self.0.is_handshaking()
+        self.session.is_handshaking()
     }
 
     fn read_handshake(&mut self, buf: &[u8]) -> Result<bool, TransportError> {
-        self.0.read_handshake(buf)
+        self.session.read_handshake(buf)
     }
 
     fn transport_parameters(&self) -> Result<Option<TransportParameters>, TransportError> {
-        self.0.transport_parameters()
+        self.session.transport_parameters()
     }
 
     fn write_handshake(&mut self, buf: &mut Vec<u8>) -> Option<Keys> {
-        self.0.write_handshake(buf)
+        let Keys { header, packet } = self.session.write_handshake(buf)?;
+        Some(Keys { header, packet: moved(packet) })
     }
 
     fn next_1rtt_keys(&mut self) -> Option<KeyPair<Box<dyn PacketKey>>> {
-        self.0.next_1rtt_keys()
+        self.session.next_1rtt_keys().map(moved)
     }
 
     fn is_valid_retry(&self, orig_dst_cid: &ConnectionId, header: &[u8], payload: &[u8]) -> bool {
-        self.0.is_valid_retry(orig_dst_cid, header, payload)
+        self.session.is_valid_retry(orig_dst_cid, header, payload)
     }
 
     fn export_keying_material(
@@ -144,6 +155,6 @@ impl Session for ObservedSession {
         label: &[u8],
         context: &[u8],
     ) -> Result<(), ExportKeyingMaterialError> {
-        self.0.export_keying_material(output, label, context)
+        self.session.export_keying_material(output, label, context)
     }
 }

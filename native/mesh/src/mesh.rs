@@ -519,7 +519,7 @@ impl<T: Handles> Shared<T> {
             connection: None,
             is_retry: occasion == Occasion::Remains,
             not_before,
-            urgent: dial.urgent.clone(),
+            urgent: Some(dial.urgent.clone()),
             end: Error::Cancelled,
         };
         self.context.scope.tasks.spawn(tenancy.run(dial.outcome.clone()));

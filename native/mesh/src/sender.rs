@@ -178,7 +178,11 @@ impl<'a> Sender<'a> {
     /// given a part of that before its turn, the window would never open again.
     async fn pen(&mut self) -> Result<OwnedSemaphorePermit, Error> {
         let pen = self.pen.get_or_insert_with(|| Arc::new(Semaphore::new(1))).clone();
-        pen.acquire_owned().await.map_err(|_| Error::Cancelled)
+        match pen.clone().try_acquire_owned() {
+            Ok(permit) => Ok(permit),
+            // In a box, as what is rare below.
+            Err(_) => Box::pin(pen.acquire_owned()).await.map_err(|_| Error::Cancelled),
+        }
     }
 
     /// One message on a stream of its own.

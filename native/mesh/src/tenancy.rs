@@ -29,8 +29,8 @@ pub(crate) struct Tenancy<T: Handles> {
     pub(crate) is_retry: bool,
     /// Until when the dial waits, after one that has failed.
     pub(crate) not_before: Option<Instant>,
-    /// Ends that wait.
-    pub(crate) urgent: Arc<Notify>,
+    /// Ends that wait. Nothing once it is over.
+    pub(crate) urgent: Option<Arc<Notify>>,
     /// Why it ended.
     pub(crate) end: Error,
 }
@@ -58,6 +58,7 @@ impl<T: Handles> Tenancy<T> {
                     return;
                 }
             };
+            self.urgent = None;
             context.scope.stats.connections.add(1);
             let connection = PooledConnection::new(carrier, self.outbox.clone(), context.clone());
             self.connection = Some(connection.clone());
@@ -76,10 +77,10 @@ impl<T: Handles> Tenancy<T> {
 
     /// A connection, and how many dials in a row had failed before.
     async fn dial(&self) -> Result<(quinn::Connection, u32), Error> {
-        if let Some(not_before) = self.not_before {
+        if let (Some(not_before), Some(urgent)) = (self.not_before, &self.urgent) {
             tokio::select! {
                 () = sleep_until(not_before.into()) => {}
-                () = self.urgent.notified() => {}
+                () = urgent.notified() => {}
             }
         }
         let Context { scope, dialer, .. } = &*self.shared.context;
