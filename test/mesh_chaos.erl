@@ -71,7 +71,7 @@ begin_test(Chaos, Vm, HasNames, Test) ->
         peer:stop(maps:get(listener, Final))
     after
         %% Peers, relays and the listener's VM end with this process.
-        ok = signal("CONT", mesh_vm:os_pid(Vm))
+        ok = mesh_program:signal("CONT", mesh_vm:os_pid(Vm))
     end.
 
 %% In a namespace, the VM sees our file in place of the system's names.
@@ -338,13 +338,9 @@ limit_descriptors(Vm, Soft) ->
     ?assertEqual("", os:cmd(lists:flatten(Command))).
 
 suspend(OsPid, Ms) ->
-    ok = signal("STOP", OsPid),
+    ok = mesh_program:signal("STOP", OsPid),
     timer:sleep(Ms),
-    signal("CONT", OsPid).
-
-signal(Name, OsPid) ->
-    _ = os:cmd(io_lib:format("kill -~s ~s", [Name, OsPid])),
-    ok.
+    mesh_program:signal("CONT", OsPid).
 
 %%% What must be true
 

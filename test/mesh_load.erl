@@ -53,14 +53,14 @@ seed() ->
 
 %% A peer that stands still answers nothing, and what is sent to it waits in its socket.
 pause(Peer) ->
-    signal(Peer, "STOP"),
+    mesh_program:signal("STOP", mesh_peer:os_pid(Peer)),
     await_standstill(integer_to_list(mesh_peer:os_pid(Peer))).
 
 %% A thread that is not running when the signal comes stops a little later.
 await_standstill(OsPid) ->
     eventually(["T"], fun() -> lists:usort(thread_states(OsPid)) end).
 
-resume(Peer) -> signal(Peer, "CONT").
+resume(Peer) -> mesh_program:signal("CONT", mesh_peer:os_pid(Peer)).
 
 %% Sends frames with these indices.
 send_frames(Pool, NodeId, Address, Indices) ->
@@ -143,10 +143,6 @@ poll_again(Expected, Actual, _Look, _Deadline, false) ->
 poll_again(Expected, _Actual, Look, Deadline, true) ->
     timer:sleep(?POLL_MS),
     poll(Expected, Look, Deadline).
-
-signal(Peer, Name) ->
-    _ = os:cmd(io_lib:format("kill -~s ~b", [Name, mesh_peer:os_pid(Peer)])),
-    ok.
 
 %% The third field of /proc/PID/task/TID/stat; the second, the name, is in parentheses.
 thread_states(OsPid) ->

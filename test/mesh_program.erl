@@ -2,7 +2,7 @@
 %%% program ends when the port to it closes; each handle is a process that owns the port.
 -module(mesh_program).
 
--export([peer/0, relay/0, start/2, stop/1, kill/1, command/2, port/1, os_pid/1]).
+-export([peer/0, relay/0, start/2, stop/1, kill/1, command/2, port/1, os_pid/1, signal/2]).
 
 -export_type([program/0]).
 
@@ -112,8 +112,11 @@ await_exit(Port, OsPid) ->
         exit(program_does_not_exit)
     end.
 
+%% Sends a signal to a process of this machine.
+signal(Name, OsPid) when is_integer(OsPid) ->
+    signal(Name, integer_to_list(OsPid));
 signal(Name, OsPid) ->
-    _ = os:cmd(io_lib:format("kill -~s ~b", [Name, OsPid])),
+    _ = os:cmd(io_lib:format("kill -~s ~s", [Name, OsPid])),
     ok.
 
 answer(Port, Ms) ->

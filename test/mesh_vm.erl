@@ -49,7 +49,7 @@ pause(Vm) ->
 kill(Vm) ->
     unlink(Vm),
     Monitor = monitor(process, Vm),
-    _ = os:cmd("kill -9 " ++ os_pid(Vm)),
+    ok = mesh_program:signal("KILL", os_pid(Vm)),
     receive
         {'DOWN', Monitor, process, Vm, _} -> ok
     end.
@@ -262,6 +262,6 @@ await_exit(Port) ->
         {Port, {data, _}} -> await_exit(Port)
     after ?STEP_MS ->
         {os_pid, OsPid} = erlang:port_info(Port, os_pid),
-        _ = os:cmd("kill -9 " ++ integer_to_list(OsPid)),
+        ok = mesh_program:signal("KILL", OsPid),
         error(never_exited)
     end.

@@ -8,15 +8,15 @@
 
 use std::sync::Arc;
 
-use bytes::{Buf, BytesMut};
+use bytes::Buf;
 use quinn::Side;
-use quinn::crypto::{self, CryptoError, KeyPair, Keys, PacketKey, Session, UnsupportedVersion};
+use quinn::crypto::{self, CryptoError, KeyPair, Keys, Session, UnsupportedVersion};
 use quinn_proto::coding::Codec;
 use quinn_proto::transport_parameters::TransportParameters;
 use quinn_proto::{ConnectionId, VarInt};
 
 use crate::handshake::ObservedSession;
-use crate::unshared::moved;
+use crate::unshared::{Stepped, moved};
 
 /// The frames that an Initial packet may hold (RFC 9000, sections 17.2.2 and 19).
 const PADDING: u64 = 0x00;
@@ -46,8 +46,13 @@ impl crypto::ServerConfig for Screened {
         dst_cid: &ConnectionId,
     ) -> Result<Keys, UnsupportedVersion> {
         let Keys { header, packet } = self.0.initial_keys(version, dst_cid)?;
-        let KeyPair { local, remote } = moved(packet);
-        Ok(Keys { header, packet: KeyPair { local, remote: Box::new(FirstKey(remote)) } })
+        let KeyPair { local, remote: key } = moved(packet);
+        // Those behind the first one are read with the session's own.
+        let first = Stepped {
+            key,
+            step: |payload| if ends_connection(payload) { Err(CryptoError) } else { Ok(()) },
+        };
+        Ok(Keys { header, packet: KeyPair { local, remote: Box::new(first) } })
     }
 
     fn retry_tag(&self, version: u32, orig_dst_cid: &ConnectionId, packet: &[u8]) -> [u8; 16] {
@@ -61,37 +66,6 @@ impl crypto::ServerConfig for Screened {
     ) -> Box<dyn Session> {
         let session = self.0.clone().start_session(version, params);
         Box::new(ObservedSession { session, side: Side::Server })
-    }
-}
-
-/// The key that first packets are read with; those behind them are read with the session's own.
-struct FirstKey(Box<dyn PacketKey>);
-
-impl PacketKey for FirstKey {
-    fn encrypt(&self, packet: u64, buf: &mut [u8], header_len: usize) {
-        self.0.encrypt(packet, buf, header_len);
-    }
-
-    fn decrypt(
-        &self,
-        packet: u64,
-        header: &[u8],
-        payload: &mut BytesMut,
-    ) -> Result<(), CryptoError> {
-        self.0.decrypt(packet, header, payload)?;
-        if ends_connection(payload) { Err(CryptoError) } else { Ok(()) }
-    }
-
-    fn tag_len(&self) -> usize {
-        self.0.tag_len()
-    }
-
-    fn confidentiality_limit(&self) -> u64 {
-        self.0.confidentiality_limit()
-    }
-
-    fn integrity_limit(&self) -> u64 {
-        self.0.integrity_limit()
     }
 }
 

@@ -63,6 +63,7 @@ mod tasks;
 mod tenancy;
 mod tls;
 mod trail;
+mod turns;
 mod unfinished;
 mod unshared;
 mod verify;

@@ -1,29 +1,18 @@
 //! The senders that wait for room in an outbox, in their order. Plain data.
 
-use std::collections::BTreeMap;
-
 use tokio::sync::oneshot;
 
 use crate::Error;
 use crate::config::Load;
 use crate::message::{Message, Undelivered};
+use crate::turns::Turns;
 
 /// Senders that may wait for room at one peer. Each is a process that waits, so this is reached
 /// only by a leak of such processes.
 const MOST: usize = 65_536;
-/// Senders that are looked at with each that comes or goes. More than one, so that those who have
-/// gone leave faster than others come: what they left is memory that no bound counts. Few, since a
-/// caller's thread does it.
-const LOOKS: usize = 16;
-
 #[derive(Debug)]
 pub(crate) struct Line {
-    /// By the order in which they came.
-    waiting: BTreeMap<u64, Waiting>,
-    /// How many have come.
-    came: u64,
-    /// From where on a sender is looked at next, whether he has gone.
-    look: u64,
+    waiting: Turns<Waiting>,
 }
 
 /// One sender, and the message for which there is no room yet.
@@ -36,7 +25,7 @@ pub(crate) struct Waiting {
 
 impl Line {
     pub(crate) fn new() -> Self {
-        Self { waiting: BTreeMap::new(), came: 0, look: 0 }
+        Self { waiting: Turns::new() }
     }
 
     /// Puts a sender behind the others; his message comes back if there are too many.
@@ -45,45 +34,28 @@ impl Line {
         if self.waiting.len() >= MOST {
             return Err(sender.message);
         }
-        self.waiting.insert(self.came, sender);
-        self.came += 1;
+        self.waiting.push(sender);
         Ok(())
     }
 
-    /// A sender has gone, who may have been in line: nobody may come after him.
-    pub(crate) fn note_gone(&mut self) {
-        self.part_with_gone();
-    }
-
-    /// Looks at some senders, in turn; those who have gone leave.
-    fn part_with_gone(&mut self) {
-        for _ in 0..LOOKS {
-            let Some((&place, sender)) = self.waiting.range(self.look..).next() else {
-                self.look = 0;
-                break;
-            };
-            self.look = place + 1;
-            if !sender.is_wanted() {
-                self.waiting.remove(&place);
-            }
-        }
+    /// Parts with some senders who have gone: what they left is memory that no bound counts. Whoever
+    /// goes calls it, too, since nobody may come after him.
+    pub(crate) fn part_with_gone(&mut self) {
+        self.waiting.part_with(|sender| !sender.is_wanted());
     }
 
     /// What the first one's message counts for; those before him whose senders have gone were never
     /// accepted, and leave.
     pub(crate) fn first(&mut self) -> Option<Load> {
-        loop {
-            let first = self.waiting.first_entry()?;
-            if first.get().is_wanted() {
-                return Some(first.get().message.load());
-            }
-            first.remove();
+        while !self.waiting.first()?.is_wanted() {
+            self.waiting.pop();
         }
+        self.waiting.first().map(|first| first.message.load())
     }
 
     /// Takes the first one out.
     pub(crate) fn pop(&mut self) -> Option<Waiting> {
-        self.waiting.pop_first().map(|(_, first)| first)
+        self.waiting.pop()
     }
 
     /// Whether nobody waits, or is not known to have gone.
@@ -95,7 +67,7 @@ impl Line {
     /// number of those who wait for what becomes of it; the others have not given it out of hand.
     pub(crate) fn close(self, reason: &Error, count: impl FnOnce(usize)) {
         let wanted = |waiting: &Waiting| waiting.is_wanted() && waiting.message.set_off();
-        let turned_away: Vec<_> = self.waiting.into_values().filter(wanted).collect();
+        let turned_away: Vec<_> = self.waiting.into_all().filter(wanted).collect();
         count(turned_away.iter().filter(|waiting| waiting.turn.is_none()).count());
         for Waiting { message, turn } in turned_away {
             if let Some(turn) = turn {
@@ -137,6 +109,7 @@ mod tests {
     use bytes::Bytes;
 
     use super::*;
+    use crate::turns::LOOKS;
 
     #[test]
     fn senders_that_have_gone_do_not_stay() {
@@ -176,9 +149,9 @@ mod tests {
         }
         for (turn, confirmation) in turns.into_iter().zip(confirmations) {
             drop(turn);
-            line.note_gone();
+            line.part_with_gone();
             assert!(confirmation.withdraw(Error::SendTimeout).is_some());
-            line.note_gone();
+            line.part_with_gone();
         }
         assert_eq!(line.waiting.len(), 1);
     }

@@ -232,7 +232,7 @@ impl Outbox {
 
     /// A sender that waited for room has gone, and with it its turn.
     pub(crate) fn note_gone(&self) {
-        self.lock().line.note_gone();
+        self.lock().line.part_with_gone();
     }
 
     /// One message in the queue, or in line for it, was withdrawn by its sender, or in that of an heir
@@ -250,7 +250,7 @@ impl Outbox {
         if let Some(heir) = state.heir.upgrade() {
             return Some(heir);
         }
-        state.line.note_gone();
+        state.line.part_with_gone();
         state.withdrawn += 1;
         if state.withdrawn * 2 >= state.queue.len() {
             let (wanted, withdrawn): (VecDeque<_>, VecDeque<_>) =

@@ -2,10 +2,12 @@
 //! giving up: whoever takes his request back learns whether he was in time, so nothing is lost
 //! between an arrival and a timeout.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
+
+use crate::turns::Turns;
 
 /// Somebody who waits. Dropped unused when he takes his request back.
 pub trait Waiter<T>: Send {
@@ -46,21 +48,13 @@ struct State<T> {
     items: VecDeque<T>,
     /// Items for which somebody who waits is being looked for.
     offered: usize,
-    /// By the order of their requests.
-    waiters: BTreeMap<u64, (RequestId, Box<dyn Waiter<T>>)>,
-    requests: u64,
-    /// From where on a waiter is looked at next, whether he has gone.
-    look: u64,
+    waiters: Turns<(RequestId, Box<dyn Waiter<T>>)>,
     is_over: bool,
     is_closed: bool,
 }
 
 /// Requests that may wait at once. Each is a process that waits, or one that asked many times.
 const MAX_WAITERS: usize = 65_536;
-
-/// Waiters who are looked at with each request. More than one, so that those who have gone leave
-/// faster than others come; few, since a caller's thread does it.
-const LOOKS: usize = 16;
 
 /// What became of a request.
 pub enum Request<T> {
@@ -78,9 +72,7 @@ impl<T> Rendezvous<T> {
         let state = State {
             items: VecDeque::new(),
             offered: 0,
-            waiters: BTreeMap::new(),
-            requests: 0,
-            look: 0,
+            waiters: Turns::new(),
             is_over: false,
             is_closed: false,
         };
@@ -97,7 +89,7 @@ impl<T> Rendezvous<T> {
         loop {
             // Given free for each, since those who have gone may be very many.
             let mut state = self.lock();
-            if let Some((_, (_, waiter))) = state.waiters.pop_first() {
+            if let Some((_, waiter)) = state.waiters.pop() {
                 match waiter.meet(item) {
                     Some(returned) => item = returned,
                     None => {
@@ -125,13 +117,14 @@ impl<T> Rendezvous<T> {
             self.look_if_emptied(&state);
             return Request::Served(item, waiter);
         }
-        let gone = state.part_with_gone();
+        // To be dropped outside the lock.
+        let gone = state.waiters.part_with(|(_, waiter)| waiter.is_gone());
         let why = if state.is_over {
             Refusal::Closed
         } else if state.waiters.len() >= MAX_WAITERS {
             Refusal::TooManyWait
         } else {
-            state.wait(id, waiter);
+            state.waiters.push((id, waiter));
             drop(state);
             return Request::Waiting;
         };
@@ -143,10 +136,7 @@ impl<T> Rendezvous<T> {
 
     /// Takes a request back. `false`: too late, its waiter was called or dropped.
     pub(crate) fn cancel(&self, id: RequestId) -> bool {
-        let mut state = self.lock();
-        let found = state.waiters.iter().find(|(_, (waiting, _))| *waiting == id);
-        let place = found.map(|(place, _)| *place);
-        place.and_then(|place| state.waiters.remove(&place)).is_some()
+        self.lock().waiters.take(|(waiting, _)| *waiting == id).is_some()
     }
 
     /// Items that nobody has got.
@@ -165,9 +155,9 @@ impl<T> Rendezvous<T> {
     pub(crate) fn end(&self) {
         let mut state = self.lock();
         state.is_over = true;
-        let waiters = std::mem::take(&mut state.waiters);
+        let waiters = std::mem::replace(&mut state.waiters, Turns::new());
         drop(state);
-        for (_, waiter) in waiters.into_values() {
+        for (_, waiter) in waiters.into_all() {
             waiter.refuse(Refusal::Closed);
         }
     }
@@ -197,27 +187,6 @@ impl<T> Rendezvous<T> {
 impl<T> State<T> {
     fn left(&self) -> usize {
         self.items.len() + self.offered
-    }
-
-    fn wait(&mut self, id: RequestId, waiter: Box<dyn Waiter<T>>) {
-        self.waiters.insert(self.requests, (id, waiter));
-        self.requests += 1;
-    }
-
-    /// Looks at some waiters, in turn; returns those who have gone, to be dropped outside the lock.
-    fn part_with_gone(&mut self) -> Vec<Box<dyn Waiter<T>>> {
-        let mut gone = Vec::new();
-        for _ in 0..LOOKS {
-            let Some((&place, (_, waiter))) = self.waiters.range(self.look..).next() else {
-                self.look = 0;
-                break;
-            };
-            self.look = place + 1;
-            if waiter.is_gone() {
-                gone.extend(self.waiters.remove(&place).map(|(_, waiter)| waiter));
-            }
-        }
-        gone
     }
 }
 

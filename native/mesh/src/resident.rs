@@ -66,12 +66,8 @@ pub(crate) struct Resident<T: Handles> {
 impl<T: Handles> Resident<T> {
     pub(crate) fn new(connection: PooledConnection, given: Box<[u8]>, usage: Usage) -> Self {
         let stream = Stream::messages(connection.clone(), usage.clone());
-        let card = Arc::new(Card {
-            connection: connection.clone(),
-            connection_handle: T::connection(connection.clone()),
-            given,
-            stream_handle: T::stream(stream.clone()),
-        });
+        let connection_handle = T::connection(connection.clone());
+        let card = Card::new(&connection, connection_handle, given, &stream);
         Self { connection, stream, card, usage }
     }
 
@@ -80,12 +76,8 @@ impl<T: Handles> Resident<T> {
     pub(crate) fn checkout(&mut self, now: u64) -> T::Stream {
         if !self.stream.is_open() {
             self.stream = Stream::messages(self.connection.clone(), self.usage.clone());
-            self.card = Arc::new(Card {
-                connection: self.connection.clone(),
-                connection_handle: self.card.connection_handle.clone(),
-                given: self.card.given.clone(),
-                stream_handle: T::stream(self.stream.clone()),
-            });
+            let (handle, given) = (self.card.connection_handle.clone(), self.card.given.clone());
+            self.card = Card::new(&self.connection, handle, given, &self.stream);
         }
         self.connection.note_use(now);
         self.stream_handle()
@@ -114,6 +106,16 @@ pub(crate) struct Card<T: Handles> {
 }
 
 impl<T: Handles> Card<T> {
+    fn new(
+        connection: &PooledConnection,
+        connection_handle: T::Connection,
+        given: Box<[u8]>,
+        stream: &Stream,
+    ) -> Arc<Self> {
+        let (connection, stream_handle) = (connection.clone(), T::stream(stream.clone()));
+        Arc::new(Self { connection, connection_handle, given, stream_handle })
+    }
+
     /// `None`: the connection takes nothing more, or has ended.
     pub(crate) fn info(&self) -> Option<Info<T>> {
         if !self.connection.outbox().is_open() {

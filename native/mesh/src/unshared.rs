@@ -10,19 +10,29 @@
 use bytes::BytesMut;
 use quinn::crypto::{CryptoError, KeyPair, PacketKey};
 
-/// A key that moves what it has decrypted.
-struct Mover(Box<dyn PacketKey>);
+/// What is done with a packet that has been decrypted, before quinn sees it.
+type Step = fn(&mut BytesMut) -> Result<(), CryptoError>;
 
-/// What is read with these keys is moved.
+/// A key for reading with one step more.
+pub(crate) struct Stepped {
+    pub(crate) key: Box<dyn PacketKey>,
+    pub(crate) step: Step,
+}
+
+/// What is read with these keys has memory of its own.
 pub(crate) fn moved(
     KeyPair { local, remote }: KeyPair<Box<dyn PacketKey>>,
 ) -> KeyPair<Box<dyn PacketKey>> {
-    KeyPair { local, remote: Box::new(Mover(remote)) }
+    let step = |payload: &mut BytesMut| {
+        *payload = BytesMut::from(&payload[..]);
+        Ok(())
+    };
+    KeyPair { local, remote: Box::new(Stepped { key: remote, step }) }
 }
 
-impl PacketKey for Mover {
+impl PacketKey for Stepped {
     fn encrypt(&self, packet: u64, buf: &mut [u8], header_len: usize) {
-        self.0.encrypt(packet, buf, header_len);
+        self.key.encrypt(packet, buf, header_len);
     }
 
     fn decrypt(
@@ -31,20 +41,19 @@ impl PacketKey for Mover {
         header: &[u8],
         payload: &mut BytesMut,
     ) -> Result<(), CryptoError> {
-        self.0.decrypt(packet, header, payload)?;
-        *payload = BytesMut::from(&payload[..]);
-        Ok(())
+        self.key.decrypt(packet, header, payload)?;
+        (self.step)(payload)
     }
 
     fn tag_len(&self) -> usize {
-        self.0.tag_len()
+        self.key.tag_len()
     }
 
     fn confidentiality_limit(&self) -> u64 {
-        self.0.confidentiality_limit()
+        self.key.confidentiality_limit()
     }
 
     fn integrity_limit(&self) -> u64 {
-        self.0.integrity_limit()
+        self.key.integrity_limit()
     }
 }

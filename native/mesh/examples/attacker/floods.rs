@@ -278,22 +278,21 @@ fn repeats(count: u64) -> Arc<Script> {
 
 /// `count` single bytes a stream, none of which touches another.
 fn gaps(count: u64) -> Arc<Script> {
-    let streams = all_streams();
-    let bytes = (0..count).flat_map(|index| {
-        streams.clone().into_iter().map(move |id| wire::stream(id, 2 * index + 1, &[0]))
-    });
-    Script::new(wire::packets(bytes))
+    Script::new(wire::packets(scattered(count)))
 }
 
 /// The same bytes, each in a packet of its own, with [`EMPTY_BETWEEN`] that say nothing before the
 /// next: as many as leave here, and so arrive there, at once.
 fn sparse(count: u64) -> Arc<Script> {
-    let streams = all_streams();
-    let bytes = (0..count).flat_map(|index| {
-        streams.clone().into_iter().map(move |id| wire::stream(id, 2 * index + 1, &[0]))
-    });
     let empty = vec![wire::nothing(); EMPTY_BETWEEN];
-    Script::new(bytes.flat_map(|byte| [vec![byte], empty.clone()].concat()))
+    Script::new(scattered(count).flat_map(|byte| [vec![byte], empty.clone()].concat()))
+}
+
+fn scattered(count: u64) -> impl Iterator<Item = Vec<u8>> {
+    let streams = all_streams();
+    (0..count).flat_map(move |index| {
+        streams.clone().into_iter().map(move |id| wire::stream(id, 2 * index + 1, &[0]))
+    })
 }
 
 /// `count` bytes of one long frame a stream, each byte in a packet of its own; and all again, for
