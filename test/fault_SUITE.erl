@@ -10,6 +10,7 @@
     a_killed_server_closes_its_connections/1,
     a_restarted_server_serves_those_who_hold_the_former_pid/1,
     the_pid_of_a_server_that_has_just_died_leads_to_its_successor/1,
+    the_pids_of_servers_that_were_stopped_lead_to_their_successor/1,
     a_supervisor_s_shutdown_closes_connections_in_order/1,
     stopping_lets_queued_messages_out/1,
     stopping_ends_although_a_peer_stands_still/1,
@@ -38,6 +39,7 @@ all() ->
         a_killed_server_closes_its_connections,
         a_restarted_server_serves_those_who_hold_the_former_pid,
         the_pid_of_a_server_that_has_just_died_leads_to_its_successor,
+        the_pids_of_servers_that_were_stopped_lead_to_their_successor,
         a_supervisor_s_shutdown_closes_connections_in_order,
         stopping_lets_queued_messages_out,
         stopping_ends_although_a_peer_stands_still,
@@ -152,6 +154,41 @@ the_pid_of_a_server_that_has_just_died_leads_to_its_successor(_Config) ->
     receive
         {'DOWN', Call, process, Caller, Outcome} -> ?assertEqual(answered, Outcome)
     end.
+
+the_pids_of_servers_that_were_stopped_lead_to_their_successor(_Config) ->
+    %% As above, but the pool has been taken back. A message that went to the dead would be lost,
+    %% and nobody would know.
+    Former = [
+        begin
+            {ok, Pool} = ?POOL:start_link(#{}),
+            ok = ?POOL:stop(Pool),
+            Pool
+        end
+     || _ <- [1, 2]
+    ],
+    true = register(?POOL, self()),
+    [
+        begin
+            ok = ?POOL:send_async(Pool, <<"node">>, nowhere, <<"message">>),
+            receive
+                {'$gen_cast', {send_async, <<"node">>, nowhere, <<"message">>}} -> ok
+            after ?WAIT_MS -> error({never_sent, Pool})
+            end,
+            {Caller, Call} = spawn_monitor(fun() ->
+                exit(?POOL:send(Pool, <<"node">>, nowhere, <<"message">>, ?WAIT_MS))
+            end),
+            receive
+                {'$gen_call', From, {send, <<"node">>, nowhere, <<"message">>, ?WAIT_MS}} ->
+                    gen_server:reply(From, answered);
+                {'DOWN', Call, process, Caller, Early} ->
+                    error({Early, Pool})
+            end,
+            receive
+                {'DOWN', Call, process, Caller, Outcome} -> ?assertEqual(answered, Outcome)
+            end
+        end
+     || Pool <- Former
+    ].
 
 a_supervisor_s_shutdown_closes_connections_in_order(_Config) ->
     %% Peers of a node that is upgraded should know at once that it has gone, and get what it had

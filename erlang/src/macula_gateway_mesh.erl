@@ -246,7 +246,7 @@ send_async(Server, NodeId, Address, Message) when is_binary(NodeId), is_binary(M
         {ok, Pool} ->
             try macula_gateway_mesh_nif:pool_send(Pool, NodeId, Address, Message) of
                 ok -> ok;
-                closed -> cast(current(Server), NodeId, Address, Message)
+                closed -> cast(Server, NodeId, Address, Message)
             catch
                 error:badarg -> cast(Server, NodeId, Address, Message)
             end;
@@ -434,7 +434,7 @@ await_closed(Tag, Timer) ->
 
 -spec cast(server(), node_id(), address(), binary()) -> ok.
 cast(Server, NodeId, Address, Message) ->
-    gen_server:cast(Server, {send_async, NodeId, Address, Message}).
+    gen_server:cast(current(Server), {send_async, NodeId, Address, Message}).
 
 %% No timeout is needed: the native side answers each message that it has taken once.
 -spec deliver(
@@ -448,7 +448,7 @@ deliver(Pool, Server, NodeId, Address, Message, TimeoutMs) ->
                 {mesh_delivered, Token, Result} -> Result
             end;
         closed ->
-            call_send(current(Server), NodeId, Address, Message, TimeoutMs);
+            call_send(Server, NodeId, Address, Message, TimeoutMs);
         {error, Reason} ->
             {error, Reason}
     catch
@@ -459,7 +459,7 @@ deliver(Pool, Server, NodeId, Address, Message, TimeoutMs) ->
 -spec call_send(server(), node_id(), address(), binary(), non_neg_integer()) ->
     ok | {error, delivery_error()}.
 call_send(Server, NodeId, Address, Message, TimeoutMs) ->
-    gen_server:call(Server, {send, NodeId, Address, Message, TimeoutMs}, infinity).
+    gen_server:call(current(Server), {send, NodeId, Address, Message, TimeoutMs}, infinity).
 
 %% Served from the caller's process: the pool of this server, or of a former one, is at hand. It is
 %% no argument (badarg) when the native module was purged since: what then goes to the server makes
