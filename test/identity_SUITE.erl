@@ -309,6 +309,9 @@ who_says_none_gets_none_in_production(Config) ->
 %% By options instead of variables.
 a_pool_verifies_by_authority(Config) ->
     Ca = proplists:get_value(ca, Config),
+    %% A name that is no UTF-8.
+    Latin1 = filename:join(proplists:get_value(priv_dir, Config), <<"ca-", 16#e9>>),
+    {ok, _} = file:copy(Ca, Latin1),
     [Good, Named] = [listen(Name, [], Config) || Name <- [good, wrong_name]],
     [
         with_pool(#{verify => peer, cacertfile => File}, fun(Pool) ->
@@ -318,7 +321,7 @@ a_pool_verifies_by_authority(Config) ->
                 pooled(Pool, <<2:256>>, Named)
             )
         end)
-     || File <- [Ca, list_to_binary(Ca)]
+     || File <- [Ca, list_to_binary(Ca), Latin1]
     ],
     with_pool(#{verify => peer, cacertfile => Ca, verify_hostname => false}, fun(Pool) ->
         ?assertMatch({ok, _}, pooled(Pool, <<2:256>>, Named))
@@ -504,7 +507,7 @@ a_bad_verify_of_a_pool_is_told(_Config) ->
             {error, {bad_option, cacertfile, Value}},
             ?POOL:start_link(#{verify => peer, cacertfile => Value})
         )
-     || Value <- [1, <<>>, <<255>>, binary:copy(<<"a">>, 5_000), [$a, -1]]
+     || Value <- [1, <<>>, <<"ca", 0>>, binary:copy(<<"a">>, 5_000), [$a, -1]]
     ],
     [
         ?assertEqual(

@@ -1,6 +1,8 @@
 //! The option lists of connections and listeners, `[{Key, Value}]`. Unlike a pool's map, a list
 //! is for us alone: a key that is not known is refused by name.
 
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -13,6 +15,8 @@ use crate::{atoms, terms};
 
 /// Certificates besides its own that a peer may show, unless told otherwise.
 const DEFAULT_DEPTH: usize = 10;
+/// The longest path that the kernel takes, without the zero at its end.
+const MAX_PATH: usize = 4_095;
 
 /// Why a list of options is refused, as `{error, Reason}`.
 pub(crate) type Refused<'a> = Term<'a>;
@@ -236,9 +240,14 @@ fn protocols(value: Term<'_>) -> Option<Vec<Vec<u8>>> {
     (!names.is_empty()).then_some(names)
 }
 
-/// The name of a file, as a binary or a list of characters.
+/// The name of a file, as a binary, which need not be UTF-8, or a list of characters.
 pub(crate) fn path(value: Term<'_>) -> Option<PathBuf> {
-    text(value).filter(|path| !path.is_empty()).map(PathBuf::from)
+    let name = match value.decode::<Binary<'_>>() {
+        Ok(raw) => OsStr::from_bytes(raw.as_slice()).to_owned(),
+        Err(_) => text(value)?.into(),
+    };
+    let is_name = (1..=MAX_PATH).contains(&name.len()) && !name.as_bytes().contains(&0);
+    is_name.then(|| name.into())
 }
 
 /// The elements of a short proper list.
