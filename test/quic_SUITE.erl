@@ -235,6 +235,10 @@ certificate_files_of_no_use_are_told_by_path_and_reason(Config) ->
                 Bad(Path("none"), enoent)}
         ]
     ],
+    %% A name that is no UTF-8.
+    Latin1 = filename:join(Dir, <<"fit-", 16#e9>>),
+    {ok, _} = file:copy(Cert, Latin1),
+    ?assertMatch({ok, _}, listen_with([{certfile, Latin1}, {keyfile, Key}])),
     Ders = [{cert, quic_certs:der(Cert)}, {key, quic_certs:key_der(Key)}],
     {ok, Listener} = macula_quic:listen({{127, 0, 0, 1}, 0}, Ders),
     _ = quic_ct:connect(Listener),
@@ -506,8 +510,8 @@ only_the_owner_gives_a_connection_away(_Config) ->
     {Client, _Server} = quic_ct:pair(),
     Agent = quic_ct:agent(),
     Test = self(),
-    Give = fun() -> macula_quic:controlling_process(Client, Test) end,
-    ?assertEqual({error, not_owner}, quic_ct:in(Agent, Give)),
+    Give = fun(To) -> fun() -> macula_quic:controlling_process(Client, To) end end,
+    [?assertEqual({error, not_owner}, quic_ct:in(Agent, Give(To))) || To <- [Test, Agent]],
     ?assertEqual(ok, macula_quic:controlling_process(Client, self())),
     Dead = quic_ct:agent(),
     quic_ct:give_up(Dead),

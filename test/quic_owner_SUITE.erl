@@ -125,8 +125,8 @@ only_the_owner_gives_a_stream_away(_Config) ->
     {_Near, Far} = quic_ct:raw_streams(),
     Agent = quic_ct:agent(),
     Test = self(),
-    Give = fun() -> macula_quic:controlling_process(Far, Test) end,
-    ?assertEqual({error, not_owner}, quic_ct:in(Agent, Give)),
+    Give = fun(To) -> fun() -> macula_quic:controlling_process(Far, To) end end,
+    [?assertEqual({error, not_owner}, quic_ct:in(Agent, Give(To))) || To <- [Test, Agent]],
     ?assertEqual(ok, macula_quic:controlling_process(Far, self())),
     ok = macula_quic:controlling_process(Far, Agent),
     ?assertEqual({error, not_owner}, macula_quic:controlling_process(Far, Agent)).
@@ -272,8 +272,13 @@ what_belongs_to_the_pool_is_not_given_away(_Config) ->
     {ok, Stream} = macula_gateway_mesh:get_or_create_connection(Pool, <<1:256>>, Address),
     {ok, #{connection := Connection}} = macula_gateway_mesh:get_connection_info(Pool, <<1:256>>),
     Agent = quic_ct:agent(),
-    ?assertEqual({error, closed}, macula_quic:controlling_process(Stream, Agent)),
-    ?assertEqual({error, not_owner}, macula_quic:controlling_process(Connection, Agent)),
+    [
+        begin
+            ?assertEqual({error, closed}, macula_quic:controlling_process(Stream, To)),
+            ?assertEqual({error, not_owner}, macula_quic:controlling_process(Connection, To))
+        end
+     || To <- [Agent, self()]
+    ],
     ?assertEqual({error, not_accepting}, macula_quic:accept_stream(Connection, ?WAIT_MS)),
     ?assertEqual({error, not_accepting}, macula_quic:async_accept_stream(Connection, [])),
     ok = macula_gateway_mesh:stop(Pool).

@@ -409,10 +409,6 @@ sockname(Handle) ->
 %% their order; of a stream, nothing is lost, repeated or reordered.
 -spec controlling_process(stream() | connection() | listener(), pid()) ->
     ok | {error, not_owner | noproc | closed}.
-controlling_process(Handle, Pid) when Pid =:= self() ->
-    %% Raises an error for what is no handle.
-    _ = macula_gateway_mesh_nif:handle_sockname(Handle),
-    ok;
 controlling_process(Handle, Pid) when is_pid(Pid), node(Pid) =:= node() ->
     try macula_gateway_mesh_nif:stream_pause(Handle, Pid) of
         ok -> give_stream(Handle, Pid);
@@ -438,6 +434,8 @@ give(Handle, Pid) ->
     end.
 
 -spec forward(stream() | connection() | listener(), pid()) -> ok.
+forward(_Handle, Pid) when Pid =:= self() ->
+    ok;
 forward(Handle, Pid) ->
     receive
         {quic, _, Handle, _} = Message ->
