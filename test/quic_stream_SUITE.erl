@@ -36,6 +36,9 @@ all() ->
         readers_are_bounded_and_the_dead_make_room,
         recv_takes_the_messages_of_an_active_stream,
         recv_takes_what_came_as_messages_before_it_reads,
+        recv_with_timeout_0_returns_what_has_come,
+        recv_tells_how_the_connection_ended,
+        recv_goes_on_to_read_when_a_stream_turns_passive,
         a_stream_is_passive_until_told_otherwise,
         active_once_gives_one_message,
         active_n_gives_n_messages_and_then_passive,
@@ -362,6 +365,92 @@ recv_takes_what_came_as_messages_before_it_reads(_Config) ->
         end
      || {Mode, Come} <- [{2, 3}, {once, 1}, {true, 2}]
     ].
+
+%% As `gen_tcp' does: who polls a stream must not need luck.
+recv_with_timeout_0_returns_what_has_come(_Config) ->
+    {Client, Server} = quic_ct:pair([{peer_bidi_stream_count, 1_000}], []),
+    [
+        begin
+            {Near, Far} = quic_ct:streams(Client, Server),
+            ok = macula_quic:setopt(Near, active, true),
+            ?assertEqual({error, timeout}, macula_quic:recv(Far, 0)),
+            ok = macula_quic:send(Near, <<N:32>>),
+            ok = macula_quic:async_shutdown_stream(Near, ?GRACEFUL, 0),
+            %% All of it is there.
+            ?assertEqual({send_shutdown_complete, true}, quic_ct:next(Near)),
+            ?assertEqual({ok, <<N:32>>}, macula_quic:recv(Far, 0)),
+            ?assertEqual({error, closed}, macula_quic:recv(Far, 0))
+        end
+     || N <- lists:seq(1, 200)
+    ],
+    %% Behind those who wait.
+    {Near, Far} = quic_ct:streams(Client, Server),
+    Reader = quic_ct:agent(),
+    First = quic_ct:tell(Reader, fun() -> macula_quic:recv(Far, ?WAIT_MS) end),
+    Waits = {current_function, {macula_quic, await, 4}},
+    mesh_ct:poll_until(fun() -> process_info(Reader, current_function) =:= Waits end),
+    ?assertEqual({error, timeout}, macula_quic:recv(Far, 0)),
+    ok = macula_quic:send(Near, <<"first">>),
+    receive
+        {First, Result} -> ?assertEqual({ok, <<"first">>}, Result)
+    after ?WAIT_MS -> error(never_read)
+    end.
+
+%% A body that was cut off must not look as if it was whole.
+recv_tells_how_the_connection_ended(_Config) ->
+    [
+        begin
+            {Client, Server} = quic_ct:pair(),
+            {Near, Far} = quic_ct:streams(Client, Server),
+            ok = macula_quic:setopt(Far, active, Mode),
+            ok = macula_quic:send(Near, <<"half">>),
+            ?assertEqual({ok, <<"half">>}, macula_quic:recv(Far, ?WAIT_MS)),
+            ok = macula_quic:async_shutdown_connection(Client, 0, 7),
+            Lost = {error, {closed_by_peer, 7}},
+            ?assertEqual(Lost, macula_quic:recv(Far, ?WAIT_MS)),
+            ?assertEqual(Lost, macula_quic:recv(Far, ?WAIT_MS))
+        end
+     || Mode <- [false, true]
+    ].
+
+%% Nobody waits for messages that cannot come any more.
+recv_goes_on_to_read_when_a_stream_turns_passive(_Config) ->
+    {Client, Server} = quic_ct:pair(),
+    Waits = {current_function, {macula_quic, recv_message, 4}},
+    Receive = fun(Far) ->
+        Reader = quic_ct:agent(),
+        Tag = quic_ct:tell(Reader, fun() -> macula_quic:recv(Far, ?WAIT_MS) end),
+        mesh_ct:poll_until(fun() -> process_info(Reader, current_function) =:= Waits end),
+        {Reader, Tag}
+    end,
+    Received = fun({_Reader, Tag}) ->
+        receive
+            {Tag, Result} -> Result
+        after ?WAIT_MS -> error(never_received)
+        end
+    end,
+    %% Somebody else, or the owner, who has waited for messages.
+    {Near, Far} = quic_ct:streams(Client, Server),
+    ok = macula_quic:setopt(Far, active, true),
+    {Owner, _} = First = Receive(Far),
+    ok = macula_quic:controlling_process(Far, Owner),
+    ok = macula_quic:setopt(Far, active, false),
+    ok = macula_quic:send(Near, <<"one">>),
+    ?assertEqual({ok, <<"one">>}, Received(First)),
+    %% What the owner has asked for is used up.
+    {Near2, Far2} = quic_ct:streams(Client, Server),
+    ok = macula_quic:setopt(Far2, active, once),
+    Second = Receive(Far2),
+    ok = macula_quic:send(Near2, <<"one">>),
+    ?assertMatch({<<"one">>, _}, quic_ct:next(Far2)),
+    ok = macula_quic:send(Near2, <<"two">>),
+    ?assertEqual({ok, <<"two">>}, Received(Second)),
+    %% The end comes while it is active.
+    {Near3, Far3} = quic_ct:streams(Client, Server),
+    ok = macula_quic:setopt(Far3, active, true),
+    Third = Receive(Far3),
+    ok = macula_quic:async_shutdown_stream(Near3, ?GRACEFUL, 0),
+    ?assertEqual({error, closed}, Received(Third)).
 
 %%% Messages
 

@@ -19,7 +19,7 @@
     stream_send/2,
     stream_send_wait/3,
     stream_async_send/2,
-    stream_receive/3,
+    stream_receive/4,
     stream_look_again/1,
     stream_cancel_receive/2,
     stream_set_active/2,
@@ -128,9 +128,9 @@ stream_send_wait(_Stream, _Data, _Token) -> erlang:nif_error(not_loaded).
 -spec stream_async_send(stream(), binary()) -> ok | {error, term()}.
 stream_async_send(_Stream, _Data) -> erlang:nif_error(not_loaded).
 
--spec stream_receive(stream(), non_neg_integer(), term()) ->
+-spec stream_receive(stream(), non_neg_integer(), term(), boolean()) ->
     wait | active | look | {error, term()}.
-stream_receive(_Stream, _Id, _Token) -> erlang:nif_error(not_loaded).
+stream_receive(_Stream, _Id, _Token, _DoesWait) -> erlang:nif_error(not_loaded).
 
 -spec stream_look_again(stream()) -> ok.
 stream_look_again(_Stream) -> erlang:nif_error(not_loaded).

@@ -302,39 +302,58 @@ async_send(Stream, Data) ->
     async_send(Stream, iolist_to_binary(Data)).
 
 %% @doc The next data: of an active stream from its next message, of a passive one by reading, once
-%% the owner has taken what came as messages before. What comes too late for one call is there for
-%% the next. Several processes may read one passive stream: each delivery goes to who has waited
-%% longest.
+%% the owner has taken what came as messages before. With the timeout 0, what has come already. What
+%% comes too late for one call is there for the next. Several processes may read one passive stream:
+%% each delivery goes to who has waited longest. While it is active, only its owner gets data, and
+%% others wait until that is over.
 -spec recv(stream(), timeout()) -> {ok, binary()} | {error, recv_error()}.
 recv(Stream, Timeout) when ?IS_TIMEOUT(Timeout) ->
     {Id, Token} = {request_id(), make_ref()},
-    case macula_gateway_mesh_nif:stream_receive(Stream, Id, Token) of
+    Since = erlang:monotonic_time(millisecond),
+    Cancel = fun() -> macula_gateway_mesh_nif:stream_cancel_receive(Stream, Id) end,
+    case macula_gateway_mesh_nif:stream_receive(Stream, Id, Token, Timeout > 0) of
+        wait when Timeout =:= 0 ->
+            look_after(await(mesh_received, Token), Stream, 0);
         wait ->
-            Since = erlang:monotonic_time(millisecond),
-            Cancel = fun() -> macula_gateway_mesh_nif:stream_cancel_receive(Stream, Id) end,
-            case await(mesh_received, Token, Timeout, Cancel) of
-                look -> recv_left(Stream, remaining(Timeout, Since));
-                Result -> Result
-            end;
+            Result = await(mesh_received, Token, Timeout, Cancel),
+            look_after(Result, Stream, remaining(Timeout, Since));
         active ->
-            recv_message(Stream, Timeout);
+            Result = recv_message(Stream, Token, Timeout, Cancel),
+            look_after(Result, Stream, remaining(Timeout, Since));
         look ->
             recv_left(Stream, Timeout);
         {error, Reason} ->
             {error, Reason}
     end.
 
--spec recv_message(stream(), timeout()) -> {ok, binary()} | {error, recv_error()}.
-recv_message(Stream, Timeout) ->
+-spec look_after(look | Result, stream(), timeout()) -> Result when
+    Result :: {ok, binary()} | {error, recv_error()}.
+look_after(look, Stream, Timeout) -> recv_left(Stream, Timeout);
+look_after(Result, _Stream, _Timeout) -> Result.
+
+-spec recv_message(stream(), reference(), timeout(), fun(() -> boolean())) ->
+    look | {ok, binary()} | {error, recv_error()}.
+recv_message(Stream, Token, Timeout, Cancel) ->
     receive
-        {quic, Data, Stream, _} when is_binary(Data) -> {ok, Data};
-        {quic, peer_send_shutdown, Stream, _} -> {error, closed};
-        {quic, peer_send_aborted, Stream, Code} -> {error, {peer_send_aborted, Code}};
-        {quic, frame_too_large, Stream, Bytes} -> {error, {frame_too_large, Bytes}};
-        {quic, stream_closed, Stream, _} -> {error, closed}
+        {mesh_received, Token, look} -> look;
+        {quic, Data, Stream, _} when is_binary(Data) -> told(Cancel, Token, {ok, Data});
+        {quic, peer_send_shutdown, Stream, _} -> told(Cancel, Token, {error, closed});
+        {quic, peer_send_aborted = End, Stream, Code} -> told(Cancel, Token, {error, {End, Code}});
+        {quic, frame_too_large = End, Stream, Bytes} -> told(Cancel, Token, {error, {End, Bytes}});
+        {quic, stream_closed, Stream, End} -> told(Cancel, Token, {error, lost_or_closed(End)})
     after Timeout ->
-        {error, timeout}
+        told(Cancel, Token, {error, timeout})
     end.
+
+%% By a message, or not at all: the answer is not waited for any more.
+-spec told(fun(() -> boolean()), reference(), Result) -> Result.
+told(Cancel, Token, Result) ->
+    _ = Cancel() orelse await(mesh_received, Token),
+    Result.
+
+-spec lost_or_closed(map()) -> term().
+lost_or_closed(#{is_conn_shutdown := true, status := Reason}) -> Reason;
+lost_or_closed(_Closed) -> closed.
 
 %% What came as messages comes before what is still to be read.
 -spec recv_left(stream(), timeout()) -> {ok, binary()} | {error, recv_error()}.

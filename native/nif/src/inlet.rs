@@ -2,7 +2,10 @@
 //! or asks for it, and the one task that reads. Everything that the owner is told of a stream is
 //! posted under one lock, so that after a pause nothing more comes, and what came is in order.
 
+use std::future::poll_fn;
+use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::Poll;
 use std::{iter, mem};
 
 use mesh::{Error, Packet, Reader, Received, SendEnd};
@@ -11,7 +14,7 @@ use rustler::{Encoder, Env, LocalPid, Monitor, NewBinary, OwnedEnv, ResourceArc,
 use tokio::sync::Notify;
 
 use crate::library::Held;
-use crate::readers::{Readers, RequestId};
+use crate::readers::{Patience, Readers, RequestId};
 use crate::reply::{Quiet, Reply};
 use crate::resources::{NO_ERROR, StreamResource};
 use crate::{atoms, events, runtime, terms};
@@ -42,6 +45,9 @@ struct State {
     monitor: Option<Monitor>,
     mode: Mode,
     readers: Readers,
+    /// Those who have found the stream active, and wait for messages: they are told to look again
+    /// when no more may come.
+    watchers: Readers,
     /// Data that was posted may still be in the owner's mailbox.
     has_posted: bool,
     packet: Option<Packet>,
@@ -69,15 +75,22 @@ enum Delivery {
     End(Received),
 }
 
+/// Where who asks for data finds it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Source {
+    /// It is his answer.
+    Answer,
+    /// It comes as messages. His answer comes when that is over.
+    Messages,
+    /// Some may have come as messages, which is before what is still to be read. No answer comes.
+    Mailbox,
+}
+
 /// Why an inlet does not do as it is told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Refusal {
     NotOwner,
     NoProcess,
-    /// Data comes as messages.
-    Active,
-    /// Data may have come as messages, which is before what is still to be read.
-    Posted,
     TooManyReaders,
     Closed,
 }
@@ -90,6 +103,7 @@ impl Inlet {
             monitor: None,
             mode: Mode::Passive,
             readers: Readers::default(),
+            watchers: Readers::default(),
             has_posted: false,
             packet: None,
             handle: None,
@@ -186,30 +200,36 @@ impl Inlet {
     }
 
     /// Asks for the next data, in place of a message, behind others who have asked.
-    /// [`Refusal::Posted`] is told once, until [`Inlet::look_again`] or more is posted. While the
+    /// [`Source::Mailbox`] is told once, until [`Inlet::look_again`] or more is posted. While the
     /// stream is being handed over nobody is answered, and its new owner then with `look`.
-    pub(crate) fn request(&self, id: RequestId, reply: Quiet) -> Result<(), Refusal> {
+    pub(crate) fn request(
+        &self,
+        id: RequestId,
+        reply: Quiet,
+        patience: Patience,
+    ) -> Result<Source, Refusal> {
         let mut state = self.lock();
         if state.is_closed {
             return Err(Refusal::Closed);
         }
         let has_ended = state.received_end.is_some();
         if state.mode != Mode::Passive && !has_ended {
-            return Err(Refusal::Active);
+            let has_room = state.watchers.add(id, reply, Patience::Waits);
+            return if has_room { Ok(Source::Messages) } else { Err(Refusal::TooManyReaders) };
         }
         // Nothing more is posted from here on, so who looks finds all of it.
         if reply.is_to(&state.owner) && mem::take(&mut state.has_posted) {
-            return Err(Refusal::Posted);
+            return Ok(Source::Mailbox);
         }
         if has_ended {
             return Err(Refusal::Closed);
         }
-        if !state.readers.add(id, reply) {
+        if !state.readers.add(id, reply, patience) {
             return Err(Refusal::TooManyReaders);
         }
         drop(state);
         self.changed.notify_one();
-        Ok(())
+        Ok(Source::Answer)
     }
 
     /// The owner has found data in its mailbox, where there may be more.
@@ -219,7 +239,12 @@ impl Inlet {
 
     /// Takes a request back. `false`: too late, it is answered.
     pub(crate) fn cancel_request(&self, id: RequestId) -> bool {
-        let is_cancelled = self.lock().readers.cancel(id);
+        let mut state = self.lock();
+        if state.watchers.cancel(id) {
+            return true;
+        }
+        let is_cancelled = state.readers.cancel(id);
+        drop(state);
         // What came now would be held for nobody.
         self.changed.notify_one();
         is_cancelled
@@ -240,6 +265,7 @@ impl Inlet {
         let handle = handle.filter(|_| state.has_events && !state.is_closed_told);
         let released = mem::replace(&mut state.handle, handle);
         let readers = state.readers.take_all();
+        state.dismiss_watchers();
         drop(state);
         drop(released);
         for reader in readers {
@@ -273,10 +299,7 @@ impl Inlet {
             if let Some(packet) = self.lock().packet.take() {
                 reader.set_packet(packet);
             }
-            let received = tokio::select! {
-                received = reader.receive() => received,
-                () = self.interrupted() => continue,
-            };
+            let Some(received) = self.receive(reader).await else { continue };
             let mut delivery = Some(Delivery::from(received));
             // Between the read and now, the owner may have turned passive.
             while let Some(pending) = delivery.take() {
@@ -290,6 +313,24 @@ impl Inlet {
                 return;
             }
         }
+    }
+
+    /// What comes next, or nothing when the reading is to end, or to go on in another way. Who does
+    /// not wait is told when there is nothing.
+    async fn receive(&self, reader: &mut Reader) -> Option<Received> {
+        let mut receiving = pin!(reader.receive());
+        let mut interrupted = pin!(self.interrupted());
+        poll_fn(|context| {
+            // Who asks from here on may do so because something has come, which this look misses.
+            self.lock().readers.look();
+            if let Poll::Ready(received) = receiving.as_mut().poll(context) {
+                return Poll::Ready(Some(received));
+            }
+            let late = self.lock().readers.take_looked_for();
+            late.into_iter().for_each(tell_timeout);
+            interrupted.as_mut().poll(context).map(|()| None)
+        })
+        .await
     }
 
     /// Only the peer sends: there is no end of our half to be told.
@@ -326,15 +367,18 @@ impl Inlet {
     /// Resolves when somebody wants data: `true`; or when nobody will any more: `false`.
     async fn wanted(&self) -> bool {
         loop {
-            {
-                let state = self.lock();
+            let late = {
+                let mut state = self.lock();
                 if state.is_closed {
                     return false;
                 }
                 if state.wants_answers() || state.wants_messages() {
                     return true;
                 }
-            }
+                // It is being handed over, if anybody has asked.
+                state.readers.take_polls()
+            };
+            late.into_iter().for_each(tell_timeout);
             self.changed.notified().await;
         }
     }
@@ -393,6 +437,7 @@ impl State {
     fn set_mode(&mut self, mode: Mode, handle: Handle) -> Option<Handle> {
         self.mode = mode;
         if mode == Mode::Passive {
+            self.dismiss_watchers();
             drop_later(self.rest(), handle)
         } else if self.is_closed_told {
             Some(handle)
@@ -413,7 +458,18 @@ impl State {
             Mode::Count(left) => self.mode = Mode::Count(left - 1),
             Mode::Active | Mode::Passive => {}
         }
-        if self.mode == Mode::Passive { self.rest() } else { None }
+        if self.mode != Mode::Passive {
+            return None;
+        }
+        self.dismiss_watchers();
+        self.rest()
+    }
+
+    /// No more messages with data come to those who wait for them.
+    fn dismiss_watchers(&mut self) {
+        for watcher in self.watchers.take_all() {
+            watcher.send_later(|env| atoms::look().encode(env));
+        }
     }
 
     /// Turned passive: no message is to come, unless those of the ends that the owner waits for.
@@ -477,6 +533,7 @@ impl State {
             }
         }
         self.received_end = Some(end);
+        self.dismiss_watchers();
         self.tell_ends()
     }
 
@@ -542,6 +599,11 @@ impl State {
 fn drop_later(held: Option<Handle>, callers: Handle) -> Option<Handle> {
     drop(callers);
     held
+}
+
+/// There is nothing for who does not wait.
+fn tell_timeout(reader: Reply) {
+    reader.send(|env| (atoms::error(), atoms::timeout()).encode(env));
 }
 
 /// `{error, Reason}` of a read at or after the end of a stream.

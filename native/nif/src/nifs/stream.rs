@@ -5,8 +5,9 @@ use rustler::{Atom, Encoder, Env, LocalPid, NifResult, Term};
 
 use super::{Connection, Stream, spawn};
 use crate::direct::direct;
-use crate::inlet::{Inlet, Mode, Refusal, end_error};
+use crate::inlet::{Inlet, Mode, Refusal, Source, end_error};
 use crate::library::Held;
+use crate::readers::Patience;
 use crate::reply::{Quiet, Reply};
 use crate::resources::{Caller, ConnectionResource, StreamResource};
 use crate::{atoms, data, terms};
@@ -112,31 +113,35 @@ fn connection_open_stream<'a>(
     Ok(atoms::ok())
 }
 
-/// `stream_receive(Stream, Id, Token) -> wait | active | look | {error, Reason}`. After `wait`, the
-/// caller gets `{mesh_received, Token, {ok, Data} | {error, Reason} | look}`. `look`: there may be
-/// messages of when the stream was active, which come first; when none is left, the caller asks
-/// again.
+/// `stream_receive(Stream, Id, Token, DoesWait) -> wait | active | look | {error, Reason}`. After
+/// `wait`, the caller gets `{mesh_received, Token, {ok, Data} | {error, Reason} | look}`, with
+/// `{error, timeout}` at once if it does not wait and there is nothing. After `active`, data comes
+/// as messages to the owner, and `{mesh_received, Token, look}` once that is over. `look`: there
+/// may be messages of when the stream was active, which come first; when none is left, the caller
+/// asks again.
 #[rustler::nif]
 fn stream_receive<'a>(
     env: Env<'a>,
     stream: Stream,
     id: u64,
     token: Term<'a>,
+    does_wait: bool,
 ) -> NifResult<Term<'a>> {
     let Some(inlet) = &stream.inlet else {
         return Ok(terms::error(env, &Error::StreamClosed));
     };
     start_reading(&stream)?;
     let reply = Quiet::new(Reply::new(atoms::mesh_received(), env.pid(), token));
-    Ok(match inlet.request(id, reply) {
-        Ok(()) => atoms::wait().encode(env),
-        Err(Refusal::Closed) => match inlet.received_end() {
+    let patience = if does_wait { Patience::Waits } else { Patience::Polls };
+    Ok(match inlet.request(id, reply, patience) {
+        Ok(Source::Answer) => atoms::wait().encode(env),
+        Ok(Source::Messages) => atoms::active().encode(env),
+        Ok(Source::Mailbox) => atoms::look().encode(env),
+        Err(Refusal::TooManyReaders) => terms::refusal(env, mesh::Refusal::TooManyWait),
+        Err(_) => match inlet.received_end() {
             Some(end) => end_error(env, &end),
             None => terms::error(env, &Error::StreamClosed),
         },
-        Err(Refusal::TooManyReaders) => terms::refusal(env, mesh::Refusal::TooManyWait),
-        Err(Refusal::Posted) => atoms::look().encode(env),
-        Err(_) => atoms::active().encode(env),
     })
 }
 
