@@ -1,5 +1,5 @@
-%% Binaries of callers that the library keeps without copying them: in a VM of its own, which lives
-%% through it or does not.
+%%% Binaries of callers that the library keeps without copying them: in a VM of its own, which lives
+%%% through it or does not.
 -module(binary_SUITE).
 
 -include_lib("stdlib/include/assert.hrl").

@@ -1,5 +1,5 @@
-%% A pool in a storm of faults: `make chaos', and its short form. SEED repeats the plan of a run,
-%% which prints it; CHAOS_MINUTES makes the storm longer.
+%%% A pool in a storm of faults: `make chaos', and its short form. SEED repeats the plan of a run,
+%%% which prints it; CHAOS_MINUTES makes the storm longer.
 -module(chaos_SUITE).
 
 -export([all/0, suite/0, a_pool_keeps_its_promises_through_a_storm/1]).

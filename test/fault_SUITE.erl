@@ -1,5 +1,5 @@
-%% The pool when things die: the server, its callers, its peers, the VM. Nothing stays behind, and
-%% what can still be delivered is. FAULT_ROUNDS sets how often things are killed at random moments.
+%%% The pool when things die: the server, its callers, its peers, the VM. Nothing stays behind, and
+%%% what can still be delivered is. FAULT_ROUNDS sets how often things are killed at random moments.
 -module(fault_SUITE).
 
 -include_lib("stdlib/include/assert.hrl").

@@ -1,5 +1,5 @@
-%% How a node leaves: whatever stops it in order, what was queued goes out within `linger_ms', and
-%% its peers are told. fault_SUITE has the server's own end, and the VM's end under load.
+%%% How a node leaves: whatever stops it in order, what was queued goes out within `linger_ms', and
+%%% its peers are told. fault_SUITE has the server's own end, and the VM's end under load.
 -module(leaving_SUITE).
 
 -include_lib("stdlib/include/assert.hrl").

@@ -1,5 +1,5 @@
-%% Peers that die, stand still, restart or were never there: how the pool notices, and what becomes
-%% of their messages. Each ends a real process or closes a real port.
+%%% Peers that die, stand still, restart or were never there: how the pool notices, and what becomes
+%%% of their messages. Each ends a real process or closes a real port.
 -module(liveness_SUITE).
 
 -include_lib("stdlib/include/assert.hrl").

@@ -1,5 +1,5 @@
-%% The pool under load, towards peers of every kind: nothing is lost, nothing is exceeded, and no
-%% one pays for another's peer.
+%%% The pool under load, towards peers of every kind: nothing is lost, nothing is exceeded, and no
+%%% one pays for another's peer.
 -module(load_SUITE).
 
 -include_lib("stdlib/include/assert.hrl").

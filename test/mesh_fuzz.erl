@@ -1,6 +1,6 @@
-%% Calls of every exported function with terms of every type, for a VM of their own: they may end
-%% it. Each call is made in a process of its own; what it was and which terms it got follows from a
-%% seed and a number.
+%%% Calls of every exported function with terms of every type, for a VM of their own: they may end
+%%% it. Each call is made in a process of its own; what it was and which terms it got follows from a
+%%% seed and a number.
 -module(mesh_fuzz).
 
 -export([functions/0, start/1, round/3, starts/3, figures/0, atoms/0]).

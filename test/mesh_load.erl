@@ -1,5 +1,5 @@
-%% What the load, fault and property suites share: a pool and peers around a test, waiting for what
-%% must come true, and peers that stand still for as long as a test likes.
+%%% What the load, fault and property suites share: a pool and peers around a test, waiting for what
+%%% must come true, and peers that stand still for as long as a test likes.
 -module(mesh_load).
 
 -export([with/3, eventually/2, eventually/3, stat/2, nodes/1, seed/0]).

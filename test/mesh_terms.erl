@@ -1,6 +1,6 @@
-%% Terms of every type, at random, for functions that have to bear all of them. Nothing made here
-%% names a host beyond loopback, a port that somebody may listen at, a file, or a process that must
-%% not be stopped.
+%%% Terms of every type, at random, for functions that have to bear all of them. Nothing made here
+%%% names a host beyond loopback, a port that somebody may listen at, a file, or a process that must
+%%% not be stopped.
 -module(mesh_terms).
 
 -export([seed/2, term/1, pick/1, path/0, address/1, remote_pid/0]).

@@ -1,5 +1,5 @@
-%% Another VM, which a test may kill things in and count from outside, and what runs there: a pool
-%% under a supervisor, and callers that never rest.
+%%% Another VM, which a test may kill things in and count from outside, and what runs there: a pool
+%%% under a supervisor, and callers that never rest.
 -module(mesh_vm).
 
 -behaviour(supervisor).

@@ -1,5 +1,5 @@
 %%% What the suites of `macula_quic' share: listeners and connections on loopback, streams with both
-%% ends in one test, processes that own things for as long as a test likes, and waiting.
+%%% ends in one test, processes that own things for as long as a test likes, and waiting.
 -module(quic_ct).
 
 -export([begin_test/0, certificates/1, server_options/0, server_options/1]).

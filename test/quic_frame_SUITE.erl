@@ -1,4 +1,4 @@
-%% Protocol frames on the streams of `macula_quic', however they were cut or joined. Both ends are
+%%% Protocol frames on the streams of `macula_quic', however they were cut or joined. Both ends are
 %%% ours, on loopback.
 -module(quic_frame_SUITE).
 

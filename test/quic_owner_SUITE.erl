@@ -1,4 +1,4 @@
-%% Owners of the streams of `macula_quic': what their death ends, and handing over, also while data
+%%% Owners of the streams of `macula_quic': what their death ends, and handing over, also while data
 %%% arrives. Both ends are ours, on loopback.
 -module(quic_owner_SUITE).
 

@@ -1,5 +1,5 @@
-%% The relay of the fault campaigns: whoever blames the pool for a loss must know that the line does
-%% what it was told, and nothing else. Plain UDP, packets in numbers.
+%%% The relay of the fault campaigns: whoever blames the pool for a loss must know that the line
+%%% does what it was told, and nothing else. Plain UDP, packets in numbers.
 -module(relay_SUITE).
 
 -include_lib("stdlib/include/assert.hrl").

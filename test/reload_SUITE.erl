@@ -1,5 +1,5 @@
-%% Code that is loaded anew, deleted and purged while pools work: in a VM of its own, which lives
-%% through it or does not.
+%%% Code that is loaded anew, deleted and purged while pools work: in a VM of its own, which lives
+%%% through it or does not.
 -module(reload_SUITE).
 
 -include_lib("stdlib/include/assert.hrl").

@@ -1,12 +1,12 @@
-%% A pool at a steady load for long: `make soak', and its short form. What it takes must not grow,
-%% and all that it is given must arrive. SOAK_MINUTES makes it longer; SOAK_DIR is where samples and
-%% plot go.
-%%
-%% The bound, for each figure: the slope of Theil and Sen over the samples after the warm-up, times
-%% their time, is less than the figure's own noise in that time (four median absolute deviations
-%% from the line) or than its grain (what one step of it is worth: carriers of an allocator, a
-%% connection). The short form sends some 13,000 messages of 20 KB on average: were one in twenty
-%% kept, that would be 13 MB, three times the grain. An hour shows one in five thousand.
+%%% A pool at a steady load for long: `make soak', and its short form. What it takes must not grow,
+%%% and all that it is given must arrive. SOAK_MINUTES makes it longer; SOAK_DIR is where samples
+%%% and plot go.
+%%%
+%%% The bound, for each figure: the slope of Theil and Sen over the samples after the warm-up, times
+%%% their time, is less than the figure's own noise in that time (four median absolute deviations
+%%% from the line) or than its grain (what one step of it is worth: carriers of an allocator, a
+%%% connection). The short form sends some 13,000 messages of 20 KB on average: were one in twenty
+%%% kept, that would be 13 MB, three times the grain. An hour shows one in five thousand.
 -module(soak_SUITE).
 
 -include_lib("stdlib/include/assert.hrl").

@@ -1,6 +1,7 @@
 #!/bin/sh
 # The formatting rules that no formatter checks for us: no tabs, no trailing space, 100 columns.
-# Rust code is rustfmt's business; of it only the comments are measured.
+# Rust code is rustfmt's business; of it only the comments are measured. Prose is wrapped at 110
+# columns and may have 115; rows of tables and links are as long as they are.
 set -eu
 
 cd "$(dirname "$0")/../.."
@@ -22,13 +23,15 @@ complain() {
 }
 
 files() {
-    find rebar.config .ci bench erlang facade test interop native fuzz \
+    find README.md CHANGELOG.md docs rebar.config .ci bench erlang facade test interop native fuzz \
         \( -name target -o -name _build \) -prune -o -type f "$@" -print
 }
 
 erlang=$(files \( -name '*.erl' -o -name '*.hrl' -o -name '*.config' -o -name '*.app.src' \
     -o -name '*.escript' -o -name '*.sh' -o -path .ci/run \))
 rust=$(files -name '*.rs')
+# The benchmark's page is written by `make bench`.
+prose=$(files -name '*.md' ! -path docs/benchmarks.md)
 
 # No file name in this tree has a space.
 # shellcheck disable=SC2086
@@ -37,5 +40,9 @@ rust=$(files -name '*.rs')
     complain "trailing space" "[ $tab]+\$" $erlang $rust
     complain "more than 100 columns" '^.{101,}' $erlang
     complain "a comment of more than 100 columns" '^ *//.{99,}' $rust
+    if grep -nHE '^[^|].{115,}' $prose | grep -vE '\]\([^)]{60,}\)|https?://[^ ]{60,}'; then
+        echo "  ^ prose of more than 115 columns"
+        status=1
+    fi
 }
 exit $status

@@ -1,5 +1,5 @@
-%% The pool as a list of node ids, for PropEr: what each call returns and leaves behind, against
-%% real peers. After every command the pool is left to come to rest, so the model needs no time.
+%%% The pool as a list of node ids, for PropEr: what each call returns and leaves behind, against
+%%% real peers. After every command the pool is left to come to rest, so the model needs no time.
 -module(pool_model).
 
 -behaviour(proper_statem).

@@ -1,4 +1,4 @@
-%% The pool against its model, by random sequences of calls. PROP_RUNS sets how many.
+%%% The pool against its model, by random sequences of calls. PROP_RUNS sets how many.
 -module(pool_prop_SUITE).
 
 -export([all/0, suite/0]).

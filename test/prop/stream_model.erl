@@ -1,7 +1,7 @@
-%% Streams between a listener's connection and its client's as queues of frames, for PropEr:
-%% whatever their ends' modes, whoever owns them, and whoever of these is killed, each frame comes
-%% once, whole and in its order, and an end comes behind the last. Of what is given up, some may
-%% come; what is not wanted does not, and nothing of the other direction is lost with either.
+%%% Streams between a listener's connection and its client's as queues of frames, for PropEr:
+%%% whatever their ends' modes, whoever owns them, and whoever of these is killed, each frame comes
+%%% once, whole and in its order, and an end comes behind the last. Of what is given up, some may
+%%% come; what is not wanted does not, and nothing of the other direction is lost with either.
 -module(stream_model).
 
 -behaviour(proper_statem).

@@ -1,4 +1,4 @@
-%% Streams against their model, by random sequences of calls. PROP_RUNS sets how many.
+%%% Streams against their model, by random sequences of calls. PROP_RUNS sets how many.
 -module(stream_prop_SUITE).
 
 -export([all/0, suite/0, init_per_suite/1, end_per_suite/1]).

@@ -1,5 +1,5 @@
-%%% The flags that macula nodes name when they call `quicer'. The numbers are those of the C
-%%% library; what they do here is written at the functions that take them.
+%%% The flags that macula nodes name when they call `quicer'. The numbers are those of
+%%% quicer; what they do here is written at the functions that take them.
 
 -ifndef(QUICER_HRL).
 -define(QUICER_HRL, true).

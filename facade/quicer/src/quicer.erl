@@ -1,9 +1,9 @@
-%%% @doc The calls of the C QUIC library's module of this name that macula v0.20.5 nodes make, under
-%%% its names and with its shapes, carried out by {@link macula_quic}. So a node that calls that
-%%% library directly runs without it.
+%%% @doc The calls that macula v0.20.5 nodes make of quicer, the Erlang binding to MsQuic, under its
+%%% names and with its shapes, carried out by {@link macula_quic}. So a node that calls quicer
+%%% directly runs without it.
 %%%
 %%% Handles and messages to owners are those of `macula_quic' (`docs/messages.md' there). What is
-%%% not as in the C library is said at each function, and in `docs/migration.md'. What cannot be
+%%% not as in quicer is said at each function, and in `docs/migration.md'. What cannot be
 %%% done truthfully is refused with an error. A handle that is none, and any other argument of no
 %%% use, gets `{error, badarg}'.
 %%%
@@ -11,12 +11,12 @@
 %%% <ul>
 %%% <li>those that `macula_quic' has go to it; one that neither knows is refused by name,
 %%% `{error, {unknown_option, Key}}';</li>
-%%% <li>those by which the C library is tuned inside (see `tuning/0' in the source) are ignored:
+%%% <li>those by which MsQuic is tuned inside (see `tuning/0' in the source) are ignored:
 %%% neither the caller nor the peer can tell;</li>
 %%% <li>those that ask for what is not there (`allow_insecure', `custom_verify', `nst', `password',
 %%% `sslkeylogfile', a client certificate that may be absent, ...) are refused, unless their value
 %%% says that it is not wanted;</li>
-%%% <li>defaults are those of `macula_quic', not of the C library.</li>
+%%% <li>defaults are those of `macula_quic', not of quicer.</li>
 %%% </ul>
 -module(quicer).
 

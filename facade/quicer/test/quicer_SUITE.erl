@@ -1,4 +1,4 @@
-%%% The facade on real sockets, in both roles, called the way macula nodes call the C library.
+%%% The facade on real sockets, in both roles, called the way macula nodes call quicer.
 -module(quicer_SUITE).
 
 -include_lib("stdlib/include/assert.hrl").
