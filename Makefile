@@ -76,7 +76,7 @@ soak: peer ## a pool at a steady load, HOURS=1 long (or MINUTES): samples and a 
 FACADE = cd facade/quicer && ERL_LIBS="$(CURDIR)/_build/default/lib" \
 	REBAR_BASE_DIR="$(CURDIR)/_build/facade" $(REBAR3)
 
-test-facade: build ## tests of the facade of the C library's Erlang module
+test-facade: build ## tests of the facade, which stands in for quicer
 	$(FACADE) ct
 	$(FACADE) as test xref
 

@@ -23,7 +23,7 @@
 %% may cost a message.
 -define(CONFIRM_MS, 4_000).
 -define(CALM_MS, 20_000).
-%% What may be left of a storm in the VM's memory: the C library's heaps shrink from their ends
+%% What may be left of a storm in the VM's memory: libc's heaps shrink from their ends
 %% alone, and what is free within them stays. With one heap for all threads that has been 32 MB at
 %% most, with one for each, 80. It is gross leaks that show here, smaller ones in soak_SUITE.
 -define(MEMORY_KIB, 64 * 1_024).

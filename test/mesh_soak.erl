@@ -14,7 +14,7 @@
 %% What must not grow, and the grain of each: one step of it that means nothing.
 figures() -> [rss_kib, memory_kib, fds, threads, tasks, latency_us].
 
-%% Four carriers of the VM's allocators, or arenas of the C library's, of 512 KiB and more.
+%% Four carriers of the VM's allocators, or arenas of libc's, of 512 KiB and more.
 grain(rss_kib) -> 4_096;
 grain(memory_kib) -> 1_024;
 %% A connection that comes while another one lingers.

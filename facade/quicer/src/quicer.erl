@@ -79,7 +79,7 @@
         ?QUIC_SEND_FLAG_DELAY_SEND)
 ).
 
-%% The C library answers a handle that is none, and any other argument of no use, with an error,
+%% quicer answers a handle that is none, and any other argument of no use, with an error,
 %% where ours raises one. No function: the types of what it returns would be those of all its uses.
 -define(KNOWN(Call),
     try
@@ -110,7 +110,7 @@
 -type transport_down() :: #{
     status := atom(), error := non_neg_integer() | undefined, reason := term()
 }.
-%% `status' is the C library's word, `error' the QUIC error code (RFC 9000, section 20) if one was
+%% `status' is quicer's word, `error' the QUIC error code (RFC 9000, section 20) if one was
 %% sent, `reason' that of `macula_quic:connect/4'.
 
 %%% Listeners
@@ -286,7 +286,7 @@ async_accept_stream(Conn, Opts) ->
 send(Stream, Data) ->
     send(Stream, Data, ?QUIC_SEND_FLAG_NONE).
 
-%% @doc `{ok, Bytes}' when all of it is queued, for which it waits if it must; the C library waits
+%% @doc `{ok, Bytes}' when all of it is queued, for which it waits if it must; quicer waits
 %% for the peer's acknowledgement. Of the flags, FIN is obeyed, and the hints how to send are
 %% ignored.
 -spec send(stream_handle(), iodata(), non_neg_integer()) -> {ok, non_neg_integer()} | error().
@@ -370,7 +370,7 @@ shutdown_stream(Stream, Flags, Code) ->
 
 %% @doc Shuts halves of the stream down and waits until both are, the peer's included. Only the
 %% owner of a stream that was active or came as `new_stream' is told of that; anybody else gets
-%% `{error, timeout}', which without a time given is after 5 s (the C library waits for ever).
+%% `{error, timeout}', which without a time given is after 5 s (quicer waits for ever).
 -spec shutdown_stream(stream_handle(), non_neg_integer(), non_neg_integer(), timeout()) ->
     ok | error().
 shutdown_stream(Stream, Flags, Code, Timeout) when ?IS_TIMEOUT(Timeout) ->
@@ -481,7 +481,7 @@ connected({error, Reason}) ->
     {Status, Code} = status(Reason),
     {error, transport_down, #{status => Status, error => Code, reason => Reason}}.
 
-%% The C library's word for it, and the error code of QUIC, if there is one.
+%% quicer's word for it, and the error code of QUIC, if there is one.
 -spec status(term()) -> {atom(), non_neg_integer() | undefined}.
 status(timeout) -> {connection_timeout, undefined};
 status(idle_timeout) -> {connection_idle, undefined};
@@ -585,7 +585,7 @@ optional_certificate(Key, Value, Options) ->
 is_idle({Key, Value}) ->
     lists:member(Key, tuning()) orelse lists:member({Key, Value}, declined()).
 
-%% How the C library works inside.
+%% How quicer works inside.
 -spec tuning() -> [atom()].
 tuning() ->
     [

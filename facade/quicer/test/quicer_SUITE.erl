@@ -344,7 +344,7 @@ answers_questions(Config) ->
     ?assert(Sent > 0 andalso Received > 0),
     ?assertEqual({error, {unknown_key, recv_avg}}, quicer:getstat(Client, [recv_avg])).
 
-%% The C library answers so, and nodes try one kind of handle after the other.
+%% quicer answers so, and nodes try one kind of handle after the other.
 answers_badarg_to_what_is_no_handle(_Config) ->
     None = make_ref(),
     Calls = [

@@ -4,7 +4,7 @@
 //! last go first, for the processor still has them in its cache.
 //!
 //! None is kept for long without use: scattered over a heap that was large once, a few small blocks
-//! keep the C library from giving the system back what is free between them.
+//! keep libc from giving the system back what is free between them.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
