@@ -200,6 +200,13 @@ impl Flight {
 }
 
 impl Landing {
+    /// We have closed its connection, and know why; what the peer has said before still counts.
+    pub(crate) fn ascribe_to_death(&mut self) {
+        if !matches!(self.outcome, Ok(()) | Err(Error::Stopped(_))) {
+            self.outcome = Err(Error::Dead);
+        }
+    }
+
     /// Takes out what goes over the next connection, if this one was lost: that of which nothing was
     /// sent, and the rest if it is to be sent again.
     pub(crate) fn survivors(&mut self) -> Survivors {
@@ -406,6 +413,19 @@ mod tests {
         assert_eq!(of(true, MOST_RETURNS, Error::Reset), (vec![(1, MOST_RETURNS)], 0, 2));
         // The peer does not want them.
         assert_eq!(of(true, 0, Error::Stopped(1)), (vec![], 0, 3));
+    }
+
+    #[test]
+    fn what_the_peer_has_said_of_a_message_counts_more_than_its_death() {
+        let ended = |outcome: Result<(), Error>| {
+            let mut landing = landing(true, 0, Error::Cancelled);
+            landing.outcome = outcome;
+            landing.ascribe_to_death();
+            landing.outcome.clone()
+        };
+        assert_eq!(ended(Ok(())), Ok(()));
+        assert_eq!(ended(Err(Error::Stopped(1))), Err(Error::Stopped(1)));
+        assert_eq!(ended(Err(Error::Cancelled)), Err(Error::Dead));
     }
 
     #[test]

@@ -25,7 +25,7 @@ use crate::resident::{Handles, Info, Resident};
 use crate::scope::Scope;
 use crate::settings::Settings;
 use crate::stats::Snapshot;
-use crate::tenancy::Tenancy;
+use crate::tenancy::{Pending, Tenancy};
 use crate::tls::{ALPN, Identity};
 use crate::verify::Verification;
 use crate::{Config, Error};
@@ -73,6 +73,8 @@ pub(crate) struct Slots<T: Handles> {
     misses: u64,
     is_closed: bool,
     has_dialled: bool,
+    /// One owner more than there are dials that are not over.
+    pending: Arc<()>,
 }
 
 /// The outcome of a dial, once there is one.
@@ -124,6 +126,7 @@ impl<T: Handles> Mesh<T> {
             misses: 0,
             is_closed: false,
             has_dialled: false,
+            pending: Arc::default(),
         };
         let observer: Arc<dyn Fn(Event) + Send + Sync> = Arc::new(observer);
         let endpoint = || {
@@ -220,7 +223,8 @@ impl<T: Handles> Mesh<T> {
         target: impl FnOnce() -> Option<Target>,
     ) -> Result<(), Error> {
         let give = |outbox: &Outbox| outbox.push(message.clone());
-        match self.0.place(node, target, Occasion::Message(message.len()), give) {
+        let bytes = message.len();
+        match self.0.place(node, target, bytes, Occasion::Message(bytes), give) {
             Ok(_) => Ok(()),
             Err(refusal) => Err(self.0.refused(&refusal)),
         }
@@ -238,6 +242,7 @@ impl<T: Handles> Mesh<T> {
         message: Payload<'_>,
         target: impl FnOnce() -> Option<Target>,
     ) -> Result<Delivery, Undelivered> {
+        let bytes = message.len();
         let (message, confirmation) = Message::confirmed(message.into_bytes());
         let mut message = Some(message);
         let give = |outbox: &Outbox| match message.take().map(|message| outbox.deliver(message)) {
@@ -247,7 +252,7 @@ impl<T: Handles> Mesh<T> {
             }
             _ => Ok(()),
         };
-        match self.0.place(node, target, Occasion::Asked, give) {
+        match self.0.place(node, target, bytes, Occasion::Asked, give) {
             Ok(outbox) => {
                 let stats = self.0.context.scope.stats.clone();
                 Ok(Delivery::new(outbox, confirmation, stats))
@@ -408,15 +413,20 @@ impl<T: Handles> Shared<T> {
         Ok(Claim::Pending(dial.outcome.subscribe()))
     }
 
-    /// Gives the queue of messages to `node` a message, by `give`, and returns the queue that has
-    /// taken it.
+    /// Gives the queue of messages to `node` a message of so many bytes, by `give`, and returns the
+    /// queue that has taken it.
     fn place(
         self: &Arc<Self>,
         node: &[u8],
         target: impl FnOnce() -> Option<Target>,
+        bytes: usize,
         occasion: Occasion,
         mut give: impl FnMut(&Outbox) -> Result<(), Error>,
     ) -> Result<Arc<Outbox>, Undelivered> {
+        if bytes > self.context.config.queue_limits().bytes {
+            // No queue would take it: nobody is dialled for that.
+            return Err(Undelivered::NotSent(Error::MessageTooLarge));
+        }
         let mut target = Some(target);
         let mut refusal = Undelivered::NotSent(Error::Cancelled);
         // A slot that was found may close before it has taken the message; the next look finds
@@ -487,7 +497,7 @@ impl<T: Handles> Shared<T> {
         if slots.is_closed {
             return Err(Error::PoolClosed);
         }
-        if slots.pool.dialing() >= self.context.config.max_pending_dials() {
+        if Arc::strong_count(&slots.pending) > self.context.config.max_pending_dials() {
             return Err(Error::TooManyDials);
         }
         if let Occasion::Message(bytes) = occasion
@@ -519,7 +529,7 @@ impl<T: Handles> Shared<T> {
             connection: None,
             is_retry: occasion == Occasion::Remains,
             not_before,
-            urgent: Some(dial.urgent.clone()),
+            pending: Some(Pending { urgent: dial.urgent.clone(), _place: slots.pending.clone() }),
             end: Error::Cancelled,
         };
         self.context.scope.tasks.spawn(tenancy.run(dial.outcome.clone()));
@@ -547,14 +557,16 @@ impl<T: Handles> Shared<T> {
         victim.connection.outbox().drain(Error::Evicted);
     }
 
-    /// The queue for messages of which nothing was sent when a slot of `node` ended.
+    /// The queue for messages of which nothing was sent when a slot of `node` ended. Without a
+    /// target, it is only that of a slot which is there.
     pub(crate) fn heir(
         self: &Arc<Self>,
         slots: &mut Slots<T>,
         node: &[u8],
-        target: Target,
+        target: Option<Target>,
     ) -> Option<Arc<Outbox>> {
-        self.outbox(slots, node, &mut Some(|| Some(target)), Occasion::Remains).ok().flatten()
+        let mut target = target.map(|target| || Some(target));
+        self.outbox(slots, node, &mut target, Occasion::Remains).ok().flatten()
     }
 
     /// Counts messages that are not sent, or not again, and ends them.

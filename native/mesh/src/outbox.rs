@@ -109,6 +109,12 @@ struct State {
     heir: Weak<Outbox>,
 }
 
+/// An outbox that is about to take over what another has left.
+pub(crate) struct Heir<'a> {
+    outbox: &'a Arc<Outbox>,
+    state: MutexGuard<'a, State>,
+}
+
 impl State {
     /// Nothing is queued: the room that many entries needed is given back.
     fn rest(&mut self) {
@@ -164,18 +170,24 @@ impl Outbox {
         Ok(())
     }
 
+    /// Until what this returns has gone, nobody else puts anything in or takes anything out.
+    pub(crate) fn as_heir(self: &Arc<Self>) -> Heir<'_> {
+        Heir { outbox: self, state: self.lock() }
+    }
+
     /// Leaves the unsent messages that it had when it ended to `heir`, with their room in the pool, up
     /// to the peer's limits there, and returns those that found no room, or are not wanted any more.
     pub(crate) fn bequeath(
         &self,
-        heir: &Arc<Self>,
+        heir: Heir<'_>,
         entries: VecDeque<Entry>,
         reservation: &mut Reservation,
     ) -> VecDeque<Entry> {
+        let Heir { outbox: heir, mut state } = heir;
         let mut refused = VecDeque::new();
-        // First: what is withdrawn from now on is told to the heir.
+        // First: what is withdrawn from now on is told to the heir. Locked behind it, as nowhere the
+        // other way round.
         self.lock().heir = Arc::downgrade(heir);
-        let mut state = heir.lock();
         for entry in entries {
             if entry.is_wanted() && heir.takes_over(&state, entry.load()) {
                 reservation.transfer(entry.load());
@@ -314,6 +326,16 @@ impl Outbox {
             }
             self.wake.notified().await;
         }
+    }
+
+    /// Has the task that takes messages out look again whether it is done.
+    pub(crate) fn nudge(&self) {
+        self.wake.notify_one();
+    }
+
+    /// Resolves when the task is to look again. Only where it would call [`Outbox::next`] otherwise.
+    pub(crate) async fn nudged(&self) {
+        self.wake.notified().await;
     }
 
     /// Resolves when the outbox begins to drain, or is closed.
@@ -623,8 +645,10 @@ impl Drop for Outbox {
 #[cfg(test)]
 #[allow(clippy::disallowed_methods, reason = "tokio's test macro blocks, on a thread of the test")]
 mod tests {
-    use bytes::Bytes;
+    use std::sync::mpsc;
+    use std::thread;
 
+    use bytes::Bytes;
     use futures_util::FutureExt;
 
     use super::*;
@@ -847,12 +871,33 @@ mod tests {
         }
         let Remains { queued, mut reservation, .. } = lost.end(Error::Reset);
         let heir = Arc::new(heir);
-        let refused = lost.bequeath(&heir, queued, &mut reservation);
+        let refused = lost.bequeath(heir.as_heir(), queued, &mut reservation);
         assert_eq!(count(&refused), 1);
         assert_eq!(budget.used(), Load { messages: 3, bytes: 600 });
         drop(reservation);
         assert_eq!(budget.used(), Load { messages: 2, bytes: 500 });
         assert_eq!(heir.outstanding(), budget.used());
+    }
+
+    #[test]
+    fn what_is_left_to_another_outbox_comes_before_what_is_sent_to_that() {
+        let (lost, budget) = outbox(ROOMY, 1_000, ROOMY);
+        let heir = Arc::new(Outbox::new(lost.limits, budget));
+        assert_eq!(lost.push(Payload::Borrowed(b"before")), Ok(()));
+        let Remains { queued, mut reservation, .. } = lost.end(Error::Reset);
+        let inherits = heir.as_heir();
+        thread::scope(|scope| {
+            let (begins, begun) = mpsc::channel();
+            let sender = heir.clone();
+            scope.spawn(move || {
+                begins.send(()).ok();
+                assert_eq!(sender.push(Payload::Borrowed(b"behind")), Ok(()));
+            });
+            assert_eq!(begun.recv(), Ok(()));
+            assert_eq!(count(&lost.bequeath(inherits, queued, &mut reservation)), 0);
+        });
+        let taken = std::iter::from_fn(|| Some(heir.take()?.0.data));
+        assert_eq!(taken.collect::<Vec<_>>(), ["before", "behind"]);
     }
 
     #[test]
@@ -862,7 +907,7 @@ mod tests {
         let (message, confirmation) = Message::confirmed(Bytes::from_static(b"lost"));
         assert!(lost.deliver(message).is_ok());
         let Remains { queued, mut reservation, .. } = lost.end(Error::Reset);
-        assert_eq!(count(&lost.bequeath(&heir, queued, &mut reservation)), 0);
+        assert_eq!(count(&lost.bequeath(heir.as_heir(), queued, &mut reservation)), 0);
         assert!(confirmation.withdraw(Error::SendTimeout).is_some());
         // All that its sender knows is where it was.
         lost.note_withdrawal();

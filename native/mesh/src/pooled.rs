@@ -485,7 +485,7 @@ impl PooledConnection {
                     farewell::close(carrier, NO_ERROR);
                     break (Error::Dead, fresh);
                 },
-                turn = sender.turn(), if !is_drained && !vigil.holds() && sender.may_fly() => match turn {
+                turn = sender.turn(is_drained), if !vigil.holds() && sender.may_fly() => match turn {
                     Ok(Turn::Send(flight)) if flight.kind == Kind::Single => {
                         packets = PACKETS_AT_ONCE - 1;
                         send_off(Some(flight), &mut sender, &mut trail, &mut flights);
@@ -512,9 +512,7 @@ impl PooledConnection {
         }
         if error == Error::Dead {
             // We closed it, and know why.
-            for landing in &mut landings {
-                landing.outcome = landing.outcome.clone().map_err(|_| Error::Dead);
-            }
+            landings.iter_mut().for_each(Landing::ascribe_to_death);
         }
         sender.land(landings);
         sender.end();
@@ -608,7 +606,11 @@ struct Lease {
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        self.connection.0.user_streams.fetch_sub(1, Ordering::Relaxed);
+        let Inner { user_streams, outbox, .. } = &*self.connection.0;
+        if user_streams.fetch_sub(1, Ordering::Relaxed) == 1 {
+            // The task may be waiting for just that.
+            outbox.nudge();
+        }
     }
 }
 

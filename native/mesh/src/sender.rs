@@ -139,8 +139,13 @@ impl<'a> Sender<'a> {
         under_way < STREAMS_PER_KIND
     }
 
-    /// Messages and the stream for them. Cancelled at any point, it has taken no message.
-    pub(crate) async fn turn(&mut self) -> Result<Turn, Error> {
+    /// Messages and the stream for them. Cancelled at any point, it has taken no message. Once the
+    /// outbox is drained, it resolves when something else may have changed.
+    pub(crate) async fn turn(&mut self, is_drained: bool) -> Result<Turn, Error> {
+        if is_drained {
+            self.outbox.nudged().await;
+            return Ok(Turn::Nothing);
+        }
         if self.outbox.next().await == Next::Drained {
             return Ok(Turn::Drained);
         }

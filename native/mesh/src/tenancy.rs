@@ -1,5 +1,6 @@
 //! One slot's time in the pool: its task, which dials, serves and cleans up.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -29,10 +30,18 @@ pub(crate) struct Tenancy<T: Handles> {
     pub(crate) is_retry: bool,
     /// Until when the dial waits, after one that has failed.
     pub(crate) not_before: Option<Instant>,
-    /// Ends that wait. Nothing once it is over.
-    pub(crate) urgent: Option<Arc<Notify>>,
+    /// Nothing once the dial is over.
+    pub(crate) pending: Option<Pending>,
     /// Why it ended.
     pub(crate) end: Error,
+}
+
+/// What there is of a dial before it is over.
+pub(crate) struct Pending {
+    /// Ends the wait before it: somebody waits for it now.
+    pub(crate) urgent: Arc<Notify>,
+    /// Its place among those that there may be, also when its slot has been removed.
+    pub(crate) _place: Arc<()>,
 }
 
 impl<T: Handles> Tenancy<T> {
@@ -43,14 +52,26 @@ impl<T: Handles> Tenancy<T> {
     ) -> impl Future<Output = ()> + Send {
         async move {
             let context = self.shared.context.clone();
-            let dialled = tokio::select! {
-                dialled = self.dial() => dialled,
-                reason = self.abandoned(context.scope.linger) => Err(reason),
+            let dialled = {
+                let mut abandoned = pin!(self.abandoned(context.scope.linger));
+                tokio::select! {
+                    () = self.due() => {
+                        let dialled = tokio::select! {
+                            dialled = self.dial() => dialled,
+                            reason = &mut abandoned => Err(reason),
+                        };
+                        let failure = dialled.as_ref().err();
+                        failure.inspect(|error| context.scope.stats.dial_failures.add(error, 1));
+                        dialled
+                    }
+                    // Before it has begun.
+                    reason = &mut abandoned => Err(reason),
+                }
             };
+            self.pending = None;
             let (carrier, failures) = match dialled {
                 Ok(dialled) => dialled,
                 Err(error) => {
-                    context.scope.stats.dial_failures.add(&error, 1);
                     self.end = error.clone();
                     // The slot goes before its waiters hear of it: who asks again dials anew.
                     drop(self);
@@ -58,7 +79,6 @@ impl<T: Handles> Tenancy<T> {
                     return;
                 }
             };
-            self.urgent = None;
             context.scope.stats.connections.add(1);
             let connection = PooledConnection::new(carrier, self.outbox.clone(), context.clone());
             self.connection = Some(connection.clone());
@@ -75,14 +95,18 @@ impl<T: Handles> Tenancy<T> {
         }
     }
 
-    /// A connection, and how many dials in a row had failed before.
-    async fn dial(&self) -> Result<(quinn::Connection, u32), Error> {
-        if let (Some(not_before), Some(urgent)) = (self.not_before, &self.urgent) {
+    /// Resolves when the dial may begin.
+    async fn due(&self) {
+        if let (Some(not_before), Some(Pending { urgent, .. })) = (self.not_before, &self.pending) {
             tokio::select! {
                 () = sleep_until(not_before.into()) => {}
                 () = urgent.notified() => {}
             }
         }
+    }
+
+    /// A connection, and how many dials in a row had failed before.
+    async fn dial(&self) -> Result<(quinn::Connection, u32), Error> {
         let Context { scope, dialer, .. } = &*self.shared.context;
         scope.stats.dials.add(1);
         match dialer.dial(&self.target.address, &self.node).await {
@@ -154,16 +178,20 @@ impl<T: Handles> Drop for Tenancy<T> {
         let deserves_another = |connection: &PooledConnection| {
             cause.is_loss() && (connection.has_delivered() || !self.is_retry)
         };
+        // Whom the pool has parted with, or its user, is not dialled anew for what was left.
+        let target = refusal.is_none().then(|| self.target.clone());
         // Under the same lock: who removes the node finds this slot, or the one after it.
         let heir = if is_wanted && self.connection.as_ref().is_some_and(deserves_another) {
-            self.shared.heir(&mut slots, &self.node, self.target.clone())
+            self.shared.heir(&mut slots, &self.node, target)
         } else {
             None
         };
+        // Locked before the pool is not any more, and before anybody is told: whoever sends again
+        // comes behind what was accepted before.
+        let heir = heir.as_ref().map(Outbox::as_heir);
         drop(slots);
-        // Before anybody is told: whoever sends again comes behind what was accepted before.
         let left = match heir {
-            Some(heir) => self.outbox.bequeath(&heir, queued, &mut reservation),
+            Some(heir) => self.outbox.bequeath(heir, queued, &mut reservation),
             None => queued,
         };
         let stats = &self.shared.context.scope.stats;

@@ -11,7 +11,8 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use bytes::Bytes;
-use mesh::{Address, Config, Mesh, Plain, PooledConnection, Received, Sent, Target, Verification};
+use mesh::{Address, Config, Error, Mesh, Plain, PooledConnection, Received, Sent};
+use mesh::{Snapshot, Target, Verification};
 use tokio::sync::mpsc;
 use tokio::time::{sleep, timeout};
 
@@ -65,12 +66,16 @@ impl Scene {
     }
 
     async fn nothing_is_left(&self) {
-        let ended = async {
-            while self.mesh.stats().tasks > 0 {
+        self.eventually(|stats| stats.tasks == 0).await;
+    }
+
+    async fn eventually(&self, holds: impl Fn(&Snapshot) -> bool) {
+        let waiting = async {
+            while !holds(&self.mesh.stats()) {
                 sleep(Duration::from_millis(1)).await;
             }
         };
-        timeout(PATIENCE, ended).await.expect("all tasks end");
+        timeout(PATIENCE, waiting).await.unwrap_or_else(|_| panic!("{:?}", self.mesh.stats()));
     }
 }
 
@@ -141,7 +146,7 @@ async fn who_waits_for_a_stream_is_told_at_once_that_the_node_is_removed() {
     assert_eq!(scene.mesh.info(NODE).map(|info| info.figures.user_streams), Some(0));
     assert!(scene.mesh.remove(NODE));
     let told = timeout(PATIENCE, opening).await.expect("in time").expect("no panic");
-    assert_eq!(told, Some(mesh::Error::Removed));
+    assert_eq!(told, Some(Error::Removed));
     scene.nothing_is_left().await;
 }
 
@@ -160,6 +165,84 @@ async fn who_waits_for_a_stream_gets_one_of_the_next_connection() {
     scene.send(1);
     let opened = timeout(PATIENCE, opening).await.expect("in time").expect("no panic");
     assert!(opened.is_ok());
+}
+
+#[tokio::test]
+async fn a_removed_node_goes_with_its_last_stream_of_a_user() {
+    let mut scene = Scene::new(4, &[("linger_ms", 60_000)]);
+    let (pooled, first) = scene.connect().await;
+    let near = pooled.open_stream().await.expect("a stream");
+    assert!(matches!(near.send(Bytes::from_static(b"last").into()), Ok(Sent::Accepted)));
+    let (_answers, mut far) = first.accept_bi().await.expect("a stream");
+    assert!(scene.mesh.remove(NODE));
+    assert_eq!(receive(&mut far).await, "last");
+    drop(near);
+    timeout(PATIENCE, first.closed()).await.expect("nobody holds it any more");
+    scene.nothing_is_left().await;
+}
+
+#[tokio::test]
+async fn whom_the_pool_has_parted_with_is_not_dialled_anew_for_what_is_left() {
+    let options = [("linger_ms", 60_000), ("stream_credit_timeout_ms", 60_000)];
+    let mut scene = Scene::new(0, &[&options[..], &[("max_mesh_connections", 1)]].concat());
+    let (_, first) = scene.connect().await;
+    scene.send(1);
+    scene.mesh.connect(b"another", scene.target()).await.expect("a connection");
+    assert!(!scene.mesh.remove(NODE), "it was evicted");
+    first.close(0_u32.into(), b"");
+    scene.eventually(|stats| !stats.dropped.is_empty()).await;
+    let stats = scene.mesh.stats();
+    assert_eq!((stats.dials, stats.dialing, stats.evictions), (2, 0, 1), "{stats:?}");
+    assert!(scene.mesh.info(b"another").is_some());
+}
+
+#[tokio::test]
+async fn a_message_that_no_queue_would_take_dials_nobody() {
+    let options = [("max_mesh_connections", 1), ("queue_max_bytes", 70_000)];
+    let mut scene = Scene::new(4, &options);
+    let _connections = scene.connect().await;
+    let too_large = || Bytes::from(vec![0; 70_001]).into();
+    let target = || Some(scene.target());
+    let refusal = Error::MessageTooLarge;
+    assert_eq!(scene.mesh.send(b"another", too_large(), target), Err(refusal.clone()));
+    let undelivered = scene.mesh.deliver(b"another", too_large(), target).err();
+    assert_eq!(undelivered.map(|undelivered| undelivered.cause().clone()), Some(refusal));
+    let stats = scene.mesh.stats();
+    assert_eq!((stats.dials, stats.dialing, stats.size), (1, 0, 1), "{stats:?}");
+    assert_eq!(stats.dropped.get("message_too_large"), Some(&2));
+}
+
+#[tokio::test]
+async fn a_dial_counts_until_it_is_over_though_its_node_was_removed() {
+    let silent = std::net::UdpSocket::bind((std::net::Ipv4Addr::LOCALHOST, 0)).expect("a socket");
+    let mut scene = Scene::new(4, &[("linger_ms", 500), ("max_pending_dials", 1)]);
+    scene.address = silent.local_addr().expect("its address");
+    scene.send(1);
+    assert!(scene.mesh.remove(NODE));
+    // Its message still waits for it.
+    let message = Bytes::from_static(b"message");
+    let send = || scene.mesh.send(b"another", message.clone().into(), || Some(scene.target()));
+    assert_eq!(send(), Err(Error::TooManyDials));
+    scene.nothing_is_left().await;
+    assert_eq!(send(), Ok(()));
+}
+
+#[tokio::test]
+async fn a_dial_that_was_taken_back_before_it_began_has_not_failed() {
+    let mut scene = Scene::new(4, &[("linger_ms", 0), ("dial_backoff_min_ms", 4_000)]);
+    // Nobody is there.
+    let closed = std::net::UdpSocket::bind((std::net::Ipv4Addr::LOCALHOST, 0)).expect("a socket");
+    scene.address = closed.local_addr().expect("its address");
+    drop(closed);
+    scene.mesh.connect(NODE, scene.target()).await.expect_err("refused");
+    // It would be dialled in a while.
+    scene.send(1);
+    assert!(scene.mesh.remove(NODE));
+    scene.nothing_is_left().await;
+    let stats = scene.mesh.stats();
+    assert_eq!(stats.dials, 1);
+    assert_eq!(stats.dial_failures.values().sum::<u64>(), 1, "{stats:?}");
+    assert_eq!(stats.dropped.get("removed"), Some(&1));
 }
 
 #[tokio::test]
@@ -223,9 +306,9 @@ async fn users_streams_share_the_pools_bound() {
     let other = pooled.open_stream().await.expect("a stream");
     assert_eq!(other.try_send(much()), Ok(()));
     assert_eq!(scene.mesh.stats().stream_bytes, 8_000_000);
-    assert_eq!(other.try_send(much()), Err(mesh::Error::PoolQueueFull));
+    assert_eq!(other.try_send(much()), Err(Error::PoolQueueFull));
     let third = pooled.open_stream().await.expect("a stream");
-    assert_eq!(third.try_send(much()), Err(mesh::Error::PoolQueueFull));
+    assert_eq!(third.try_send(much()), Err(Error::PoolQueueFull));
     assert_eq!(scene.mesh.stats().stream_bytes, 8_000_000);
     assert_eq!(scene.mesh.stats().outstanding.bytes, 0);
 }
