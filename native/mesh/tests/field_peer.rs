@@ -75,7 +75,8 @@ impl Scene {
                 sleep(Duration::from_millis(1)).await;
             }
         };
-        timeout(PATIENCE, waiting).await.unwrap_or_else(|_| panic!("{:?}", self.mesh.stats()));
+        let outcome = timeout(PATIENCE, waiting).await;
+        assert!(outcome.is_ok(), "{:?}", self.mesh.stats());
     }
 }
 
