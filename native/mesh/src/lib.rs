@@ -47,6 +47,7 @@ mod packing;
 mod parts;
 mod pool;
 mod pooled;
+mod queue;
 mod refusals;
 mod rendezvous;
 mod reset;

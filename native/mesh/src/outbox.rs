@@ -1,7 +1,6 @@
 //! The bounded queue of messages to one peer. Erlang schedulers put messages in without ever
 //! waiting; one task takes them out. It outlives the dial before it and the change from one QUIC
-//! connection to the next behind it, so a message is queued once and never moved. Small messages
-//! join a batch as they come in: one copy each, and nothing to be allocated or freed.
+//! connection to the next behind it, so a message is queued once and never moved.
 
 use std::collections::VecDeque;
 use std::pin::pin;
@@ -12,18 +11,12 @@ use tokio::sync::{Notify, oneshot};
 use tokio::time::{Instant, timeout_at};
 
 use crate::Error;
-use crate::batch::Batch;
 use crate::budget::{Budget, Reservation};
 use crate::config::Load;
 use crate::entry::{Entry, Payload};
 use crate::line::{Line, Waiting};
 use crate::message::Message;
-
-/// Bytes below which a message joins a batch that need not be copied otherwise.
-const SMALL_BYTES: usize = 2 * 1024;
-/// The same of one that has to be copied anyhow: into a batch, its memory is set aside and given
-/// back together with that of others.
-const SMALL_COPIED_BYTES: usize = 8 * 1024;
+use crate::queue::{Departed, Queue};
 
 /// What may wait for one peer while many share the pool's watermark: enough for its turn to
 /// come again before all of it has gone.
@@ -31,9 +24,6 @@ const LOW_BYTES: usize = 256 * 1024;
 /// The part of the watermark that has to be free before senders in line are let in: each time wakes
 /// a process, and that costs as much as many messages.
 const FREE_PART: usize = 4;
-/// Entries for which there is room though none is queued. More would be memory that every
-/// connection with a long queue once holds for as long as it is pooled, and that no bound counts.
-const RESTING_ENTRIES: usize = 64;
 
 /// How much one outbox may hold.
 #[derive(Clone, Copy, Debug)]
@@ -93,13 +83,9 @@ pub(crate) struct Outbox {
 
 #[derive(Debug)]
 struct State {
-    queue: VecDeque<Entry>,
-    /// What the queue holds.
-    queued: Load,
+    queue: Queue,
     /// Bytes in the queue at which the task is woken.
     alarm_bytes: usize,
-    /// At most how many of the queue have been withdrawn by their senders.
-    withdrawn: usize,
     line: Line,
     /// Accepted and neither acknowledged nor dropped: what is queued and what is in flight.
     outstanding: Load,
@@ -115,20 +101,6 @@ pub(crate) struct Heir<'a> {
     state: MutexGuard<'a, State>,
 }
 
-impl State {
-    /// Nothing is queued: the room that many entries needed is given back.
-    fn rest(&mut self) {
-        if self.queue.capacity() > RESTING_ENTRIES {
-            self.queue = VecDeque::new();
-        }
-    }
-
-    fn push_front(&mut self, entry: Entry) {
-        self.queued += entry.load();
-        self.queue.push_front(entry);
-    }
-}
-
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Phase {
     /// Messages go in and out.
@@ -142,10 +114,8 @@ enum Phase {
 impl Outbox {
     pub(crate) fn new(limits: Limits, budget: Arc<Budget>) -> Self {
         let state = State {
-            queue: VecDeque::new(),
-            queued: Load::default(),
+            queue: Queue::default(),
             alarm_bytes: 0,
-            withdrawn: 0,
             line: Line::new(),
             outstanding: Load::default(),
             phase: Phase::Open,
@@ -263,16 +233,9 @@ impl Outbox {
             return Some(heir);
         }
         state.line.part_with_gone();
-        state.withdrawn += 1;
-        if state.withdrawn * 2 >= state.queue.len() {
-            let (wanted, withdrawn): (VecDeque<_>, VecDeque<_>) =
-                std::mem::take(&mut state.queue).into_iter().partition(Entry::is_wanted);
-            state.queue = wanted;
-            state.withdrawn = 0;
-            for entry in &withdrawn {
-                state.queued -= entry.load();
-                self.release(&mut state, entry.load());
-            }
+        let freed = state.queue.note_withdrawal();
+        if freed.messages > 0 {
+            self.release(&mut state, freed);
         }
         None
     }
@@ -282,19 +245,9 @@ impl Outbox {
     pub(crate) fn take(&self) -> Option<(Message, Option<usize>)> {
         let mut state = self.lock();
         let message = loop {
-            let Entry::Batch(batch) = state.queue.front_mut()? else {
-                match self.depart(&mut state).flatten() {
-                    Some(Entry::Single(message)) => break message,
-                    _ => continue, // Withdrawn.
-                }
-            };
-            let message = batch.pop();
-            if batch.load().messages == 0 {
-                state.queue.pop_front();
-            }
-            if let Some(message) = message {
-                state.queued -= message.load();
-                break message;
+            match state.queue.pop_message()? {
+                Departed::Wanted(message) => break message,
+                Departed::Withdrawn(load) => self.release(&mut state, load),
             }
         };
         let next = self.front_bytes(&mut state);
@@ -305,7 +258,7 @@ impl Outbox {
     pub(crate) fn restore(&self, entries: impl DoubleEndedIterator<Item = Entry>) {
         let mut state = self.lock();
         for entry in entries.rev() {
-            state.push_front(entry);
+            state.queue.push_front(entry);
         }
     }
 
@@ -322,7 +275,7 @@ impl Outbox {
                 if state.phase != Phase::Open && state.line.is_empty() {
                     return Next::Drained;
                 }
-                state.rest();
+                state.queue.rest();
             }
             self.wake.notified().await;
         }
@@ -363,11 +316,15 @@ impl Outbox {
             if piece.first().is_some_and(|first: &Entry| !fits || first.returns() != returns) {
                 break;
             }
-            let Some(entry) = self.depart(&mut state).flatten() else {
-                continue; // Withdrawn.
-            };
+            match state.queue.pop() {
+                Some(Departed::Wanted(entry)) => piece.push(entry),
+                Some(Departed::Withdrawn(load)) => {
+                    self.release(&mut state, load);
+                    continue;
+                }
+                None => break,
+            }
             bytes += next;
-            piece.push(entry);
             if is_large {
                 break;
             }
@@ -395,7 +352,9 @@ impl Outbox {
     fn is_piling(&self, enough_bytes: usize) -> bool {
         let mut state = self.lock();
         state.alarm_bytes = enough_bytes;
-        state.phase == Phase::Open && state.line.is_empty() && state.queued.bytes < enough_bytes
+        state.phase == Phase::Open
+            && state.line.is_empty()
+            && state.queue.load().bytes < enough_bytes
     }
 
     /// Messages that were taken are done with; lets the next in line in.
@@ -455,8 +414,7 @@ impl Outbox {
         // Nothing of an outbox that is closed already.
         let load = std::mem::take(&mut state.outstanding);
         let reservation = Reservation::of(&self.budget, load);
-        let queued = std::mem::take(&mut state.queue);
-        let left = std::mem::take(&mut state.queued);
+        let (queued, left) = state.queue.take_all();
         let line = std::mem::replace(&mut state.line, Line::new());
         drop(state);
         self.farewell.notify_waiters();
@@ -542,21 +500,11 @@ impl Outbox {
     /// Payload bytes of the message that is next, past those that have been withdrawn.
     fn front_bytes(&self, state: &mut State) -> Option<usize> {
         while !state.queue.front()?.is_wanted() {
-            self.depart(state);
+            if let Some(Departed::Withdrawn(freed)) = state.queue.pop() {
+                self.release(state, freed);
+            }
         }
         state.queue.front().map(Entry::first_bytes)
-    }
-
-    /// Takes the oldest entry out of the queue; `Some(None)`: it had been withdrawn.
-    fn depart(&self, state: &mut State) -> Option<Option<Entry>> {
-        let entry = state.queue.pop_front()?;
-        state.queued -= entry.load();
-        if entry.set_off() {
-            return Some(Some(entry));
-        }
-        state.withdrawn = state.withdrawn.saturating_sub(1);
-        self.release(state, entry.load());
-        Some(None)
     }
 
     /// Gives room back, and lets the next in line have it.
@@ -575,38 +523,24 @@ impl Outbox {
 
     /// Queues a message of which nobody waits for what becomes of it.
     fn join(&self, state: &mut State, message: Payload<'_>) {
-        let bytes = message.len();
-        let is_small = match message {
-            Payload::Borrowed(_) => bytes < SMALL_COPIED_BYTES,
-            Payload::Shared(_) => bytes < SMALL_BYTES,
-        };
-        if !is_small {
-            let message = Message::from(message.into_bytes());
-            return self.enqueue(state, Entry::Single(message));
-        }
-        if let Some(Entry::Batch(batch)) = state.queue.back_mut()
-            && batch.add(message.as_slice())
-        {
-            return self.book(state, Load { messages: 1, bytes });
-        }
-        // Behind a large message there may be another soon: room for many would stay empty.
-        let follows = matches!(state.queue.back(), Some(Entry::Batch(_)));
-        self.enqueue(state, Entry::Batch(Batch::of(message.as_slice(), follows)));
+        let load = Load { messages: 1, bytes: message.len() };
+        self.put(state, load, |queue| queue.join(message));
     }
 
     fn enqueue(&self, state: &mut State, entry: Entry) {
-        let load = entry.load();
-        state.queue.push_back(entry);
-        self.book(state, load);
+        self.put(state, entry.load(), |queue| queue.push_back(entry));
     }
 
-    /// Notes what has been queued, and wakes the task if it waits for so much.
-    fn book(&self, state: &mut State, load: Load) {
-        let was_enough = state.queued.messages > 0 && state.queued.bytes >= state.alarm_bytes;
+    /// Queues so much, and wakes the task if it waits for that.
+    fn put(&self, state: &mut State, load: Load, put: impl FnOnce(&mut Queue)) {
+        let is_enough = |State { queue, alarm_bytes, .. }: &State| {
+            !queue.is_empty() && queue.load().bytes >= *alarm_bytes
+        };
+        let was_enough = is_enough(state);
         state.outstanding += load;
-        state.queued += load;
+        put(&mut state.queue);
         // The task empties the queue before it sleeps: only the first message has to wake it.
-        if !was_enough && state.queued.bytes >= state.alarm_bytes {
+        if !was_enough && is_enough(state) {
             self.wake.notify_one();
         }
     }
@@ -762,31 +696,15 @@ mod tests {
         assert_eq!(Outbox::new(limits, large).push(message(900)), Ok(()));
     }
 
-    #[test]
-    fn a_small_message_behind_a_large_one_gets_no_room_for_many() {
-        let roomy = Load { messages: 100, bytes: 1 << 20 };
-        let (outbox, _) = outbox(roomy, roomy.bytes, roomy);
-        for _ in 0..10 {
-            assert_eq!(outbox.push(message(SMALL_BYTES)), Ok(()));
-            assert_eq!(outbox.push(message(1)), Ok(()));
-        }
-        let room = |entry: &Entry| match entry {
-            Entry::Batch(batch) => batch.room(),
-            Entry::Single(message) => message.len(),
-        };
-        let rooms: usize = outbox.lock().queue.iter().map(room).sum();
-        assert!(rooms <= 10 * (SMALL_BYTES + 1_024), "{rooms}");
-    }
-
     #[tokio::test]
     async fn a_queue_that_was_long_leaves_no_room_behind() {
-        let (many, bytes) = (1_000, 1_000 * SMALL_BYTES);
+        let (many, bytes) = (1_000, 1_000 * 2_048);
         let roomy = Load { messages: 2 * many, bytes: 2 * bytes };
         let (outbox, _) = outbox(roomy, bytes, roomy);
         for _ in 0..many {
-            assert_eq!(outbox.push(message(SMALL_BYTES)), Ok(()));
+            assert_eq!(outbox.push(message(2_048)), Ok(()));
         }
-        let turns: Vec<_> = (0..many).map(|_| outbox.send(message(SMALL_BYTES))).collect();
+        let turns: Vec<_> = (0..many).map(|_| outbox.send(message(2_048))).collect();
         assert!(turns.iter().all(|turn| matches!(turn, Ok(Sent::Waiting(_)))));
         while let Some((message, _)) = outbox.take() {
             outbox.settle(message.load());
