@@ -12,7 +12,7 @@ use crate::lines::say;
 #[path = "../../native/mesh/src/pool.rs"]
 mod pool;
 
-use pool::{Pool, Resident, Slot};
+use pool::{Occupant, Pool, Slot};
 
 const SIZES: [u32; 5] = [1_000, 3_000, 10_000, 30_000, 100_000];
 const INSERTS: u32 = 200_000;
@@ -26,7 +26,7 @@ type Key = Box<[u8]>;
 
 struct Connection;
 
-impl Resident for Connection {
+impl Occupant for Connection {
     fn is_idle(&self) -> bool {
         true
     }

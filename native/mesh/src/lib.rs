@@ -55,6 +55,7 @@ mod resident;
 mod scope;
 mod sender;
 mod settings;
+mod slots;
 #[cfg(target_os = "linux")]
 mod socket;
 mod spare;

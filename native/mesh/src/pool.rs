@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use lru::LruCache;
 
 /// What a victim is chosen by, besides its last use.
-pub(crate) trait Resident {
+pub(crate) trait Occupant {
     /// Whether nothing would be interrupted if this one had to go.
     fn is_idle(&self) -> bool;
 }
@@ -69,7 +69,7 @@ impl Latest {
 /// many busy ones in a row, the oldest goes: the search stays O(1) whatever the pool's size.
 pub(crate) const VICTIM_SEARCH: usize = 128;
 
-impl<K: Hash + Eq + Clone, D, R: Resident> Pool<K, D, R> {
+impl<K: Hash + Eq + Clone, D, R: Occupant> Pool<K, D, R> {
     /// An empty pool that keeps at most `limit` ready slots.
     pub(crate) fn new(limit: NonZeroUsize) -> Self {
         Self {
@@ -247,7 +247,7 @@ mod tests {
         busy: Rc<Cell<bool>>,
     }
 
-    impl Resident for Toy {
+    impl Occupant for Toy {
         fn is_idle(&self) -> bool {
             !self.busy.get()
         }

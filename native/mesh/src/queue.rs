@@ -1,6 +1,6 @@
-//! The messages that wait for one peer, in their order, and what they weigh. Small ones join a batch
-//! as they come in: one copy each, and nothing to be allocated or freed. Plain data: who may put in
-//! how much, and who waits for room, is decided in `outbox.rs`.
+//! The messages that wait for one peer, in their order, and what they weigh. Small ones join a
+//! batch as they come in: one copy each, and nothing to be allocated or freed. Plain data: who may
+//! put in how much, and who waits for room, is decided in `outbox.rs`.
 
 use std::collections::VecDeque;
 

@@ -131,7 +131,7 @@ impl<T: Handles> Card<T> {
     }
 }
 
-impl<T: Handles> pool::Resident for Resident<T> {
+impl<T: Handles> pool::Occupant for Resident<T> {
     fn is_idle(&self) -> bool {
         self.connection.is_idle()
     }

@@ -9,12 +9,13 @@ use tokio::time::{sleep, sleep_until};
 
 use crate::Error;
 use crate::entry::Entry;
-use crate::mesh::{NodeId, Outcome, Shared, Target};
+use crate::mesh::{NodeId, Target};
 use crate::message::Undelivered;
 use crate::outbox::{Outbox, Remains};
 use crate::pool::Ticket;
 use crate::pooled::{Context, PooledConnection};
 use crate::resident::{Handles, Resident};
+use crate::slots::{Outcome, Shared};
 use crate::stream::Usage;
 
 /// One slot's time in the pool, from its dial to its end. However its task ends, by return,

@@ -2,77 +2,28 @@
 //! or asks for it, and the one task that reads. Everything that the owner is told of a stream is
 //! posted under one lock, so that after a pause nothing more comes, and what came is in order.
 
+mod state;
+
 use std::future::poll_fn;
+use std::mem;
 use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Poll;
-use std::{iter, mem};
 
 use mesh::{Error, Packet, Reader, Received, SendEnd};
-use rustler::env::SavedTerm;
-use rustler::{Encoder, Env, LocalPid, Monitor, NewBinary, OwnedEnv, ResourceArc, Term};
+use rustler::{Encoder, LocalPid, Monitor};
 use tokio::sync::Notify;
 
-use crate::library::Held;
-use crate::readers::{Patience, Readers, RequestId};
+use self::state::{Delivery, Handle, State};
+pub(crate) use self::state::{Mode, end_error};
+use crate::readers::{Patience, RequestId};
 use crate::reply::{Quiet, Reply};
-use crate::resources::{NO_ERROR, StreamResource};
-use crate::{atoms, events, runtime, terms};
-
-type Handle = ResourceArc<Held<StreamResource>>;
-
-/// How the owner gets data.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Mode {
-    /// By asking.
-    Passive,
-    /// One message, then by asking.
-    Once,
-    /// So many messages, then a `passive` message, then by asking.
-    Count(u32),
-    /// As messages.
-    Active,
-}
+use crate::{atoms, runtime, terms};
 
 pub(crate) struct Inlet {
     state: Mutex<State>,
     /// Wakes the reading task.
     changed: Notify,
-}
-
-struct State {
-    owner: LocalPid,
-    monitor: Option<Monitor>,
-    mode: Mode,
-    readers: Readers,
-    /// Those who have found the stream active, and wait for messages: they are told to look again
-    /// when no more may come.
-    watchers: Readers,
-    /// Data that was posted may still be in the owner's mailbox.
-    has_posted: bool,
-    packet: Option<Packet>,
-    /// Held while messages are to come, which must name the stream; without it, a stream that
-    /// nobody holds is closed.
-    handle: Option<Handle>,
-    /// Whether the owner is told of more than it asks for.
-    has_events: bool,
-    /// The stream is being handed over: nobody gets anything meanwhile.
-    is_paused: bool,
-    received_end: Option<Received>,
-    send_end: Option<SendEnd>,
-    /// The owner has ended the sending half and is to be told when that is done, and when both are.
-    awaits_send_end: bool,
-    is_send_end_told: bool,
-    is_closed: bool,
-    is_closed_told: bool,
-    /// What to stop the peer with once the inlet is closed.
-    stop_code: u64,
-}
-
-/// What a read gave, with the data in an Erlang binary already.
-enum Delivery {
-    Data { env: OwnedEnv, binary: SavedTerm, offset: u64, length: usize },
-    End(Received),
 }
 
 /// Where who asks for data finds it.
@@ -98,25 +49,7 @@ pub(crate) enum Refusal {
 impl Inlet {
     /// The owner is told of events if `has_events`, or once the stream is made active.
     pub(crate) fn new(owner: LocalPid, has_events: bool) -> Self {
-        let state = State {
-            owner,
-            monitor: None,
-            mode: Mode::Passive,
-            readers: Readers::default(),
-            watchers: Readers::default(),
-            has_posted: false,
-            packet: None,
-            handle: None,
-            has_events,
-            is_paused: false,
-            received_end: None,
-            send_end: None,
-            awaits_send_end: false,
-            is_send_end_told: false,
-            is_closed: false,
-            is_closed_told: false,
-            stop_code: NO_ERROR,
-        };
+        let state = State::new(owner, has_events);
         Self { state: Mutex::new(state), changed: Notify::new() }
     }
 
@@ -423,218 +356,7 @@ impl Inlet {
     }
 }
 
-impl State {
-    fn wants_answers(&self) -> bool {
-        !self.readers.is_empty() && !self.is_paused
-    }
-
-    fn wants_messages(&self) -> bool {
-        self.mode != Mode::Passive && !self.is_paused
-    }
-
-    /// Returns a handle to be dropped outside the lock, as the others do.
-    #[must_use]
-    fn set_mode(&mut self, mode: Mode, handle: Handle) -> Option<Handle> {
-        self.mode = mode;
-        if mode == Mode::Passive {
-            self.dismiss_watchers();
-            drop_later(self.rest(), handle)
-        } else if self.is_closed_told {
-            Some(handle)
-        } else {
-            self.has_events = true;
-            self.handle.replace(handle)
-        }
-    }
-
-    #[must_use]
-    fn count_down(&mut self, handle: &Handle) -> Option<Handle> {
-        match self.mode {
-            Mode::Once => self.mode = Mode::Passive,
-            Mode::Count(0 | 1) => {
-                self.mode = Mode::Passive;
-                events::post(&self.owner, atoms::passive(), handle, events::undefined);
-            }
-            Mode::Count(left) => self.mode = Mode::Count(left - 1),
-            Mode::Active | Mode::Passive => {}
-        }
-        if self.mode != Mode::Passive {
-            return None;
-        }
-        self.dismiss_watchers();
-        self.rest()
-    }
-
-    /// No more messages with data come to those who wait for them.
-    fn dismiss_watchers(&mut self) {
-        for watcher in self.watchers.take_all() {
-            watcher.send_later(|env| atoms::look().encode(env));
-        }
-    }
-
-    /// Turned passive: no message is to come, unless those of the ends that the owner waits for.
-    #[must_use]
-    fn rest(&mut self) -> Option<Handle> {
-        if self.awaits_send_end && !self.is_closed_told { None } else { self.handle.take() }
-    }
-
-    /// Answers a reader; at the end, those behind him too.
-    #[must_use]
-    fn answer(&mut self, reader: Reply, delivery: Delivery) -> Option<Handle> {
-        match delivery {
-            Delivery::Data { env, binary, .. } => {
-                reader.send_in(env, |env| (atoms::ok(), binary.load(env)).encode(env));
-                None
-            }
-            Delivery::End(end) => {
-                for reader in iter::once(reader).chain(self.readers.take_all()) {
-                    reader.send(|env| end_error(env, &end));
-                }
-                self.end_receiving(end)
-            }
-        }
-    }
-
-    /// Tells the owner by a message.
-    #[must_use]
-    fn post(&mut self, handle: Handle, delivery: Delivery) -> Option<Handle> {
-        let released = match delivery {
-            Delivery::Data { mut env, binary, offset, length } => {
-                env.send_and_clear(&self.owner, |env| {
-                    let detail = events::data_detail(env, offset, length);
-                    (atoms::quic(), binary.load(env), &handle, detail).encode(env)
-                })
-                .ok();
-                self.has_posted = true;
-                self.count_down(&handle)
-            }
-            Delivery::End(end) => self.end_receiving(end),
-        };
-        drop_later(released, handle)
-    }
-
-    #[must_use]
-    fn end_receiving(&mut self, end: Received) -> Option<Handle> {
-        if let Some(handle) = self.handle.as_ref().filter(|_| self.wants_messages()) {
-            match &end {
-                Received::Finished => {
-                    let what = atoms::peer_send_shutdown();
-                    events::post(&self.owner, what, handle, events::undefined);
-                }
-                Received::Reset(code) => {
-                    let (what, code) = (atoms::peer_send_aborted(), *code);
-                    events::post(&self.owner, what, handle, |env| code.encode(env));
-                }
-                Received::TooLong(bytes) => {
-                    let (what, bytes) = (atoms::frame_too_large(), *bytes);
-                    events::post(&self.owner, what, handle, |env| bytes.encode(env));
-                }
-                Received::Data { .. } | Received::Lost(_) => {}
-            }
-        }
-        self.received_end = Some(end);
-        self.dismiss_watchers();
-        self.tell_ends()
-    }
-
-    /// Both halves have ended.
-    fn is_over(&self) -> bool {
-        self.send_end.is_some() && (self.received_end.is_some() || self.is_closed)
-    }
-
-    /// Something has ended that the owner has not been told of, and may be told now.
-    fn owes(&self) -> bool {
-        let is_owed = (self.send_end.is_some() && !self.is_send_end_told)
-            || (self.is_over() && !self.is_closed_told);
-        is_owed && self.handle.is_some() && !self.is_paused
-    }
-
-    /// Tells the owner of the end of the sending half, and of both.
-    #[must_use]
-    fn tell_ends(&mut self) -> Option<Handle> {
-        if !self.owes() {
-            return None;
-        }
-        let handle = self.handle.take()?;
-        if !mem::replace(&mut self.is_send_end_told, true) {
-            self.tell_send_end(&handle);
-        }
-        if self.is_over() {
-            let what = atoms::stream_closed();
-            let lost = self.lost();
-            events::post(&self.owner, what, &handle, |env| events::closed_detail(env, lost));
-            self.is_closed_told = true;
-            return Some(handle);
-        }
-        self.handle = Some(handle);
-        if self.mode == Mode::Passive { self.rest() } else { None }
-    }
-
-    fn tell_send_end(&self, handle: &Handle) {
-        match &self.send_end {
-            Some(SendEnd::Stopped(code)) => {
-                let code = *code;
-                let what = atoms::peer_receive_aborted();
-                events::post(&self.owner, what, handle, |env| code.encode(env));
-            }
-            Some(SendEnd::Finished | SendEnd::Reset) => {
-                let is_graceful = self.send_end == Some(SendEnd::Finished);
-                let what = atoms::send_shutdown_complete();
-                events::post(&self.owner, what, handle, |env| is_graceful.encode(env));
-            }
-            Some(SendEnd::Lost(_)) | None => {}
-        }
-    }
-
-    /// The loss of the connection, if that is how a half has ended.
-    fn lost(&self) -> Option<&Error> {
-        match (&self.received_end, &self.send_end) {
-            (Some(Received::Lost(error)), _) | (_, Some(SendEnd::Lost(error))) => Some(error),
-            _ => None,
-        }
-    }
-}
-
-/// Both at once, of which the caller's own is known not to be the last.
-fn drop_later(held: Option<Handle>, callers: Handle) -> Option<Handle> {
-    drop(callers);
-    held
-}
-
 /// There is nothing for who does not wait.
 fn tell_timeout(reader: Reply) {
     reader.send(|env| (atoms::error(), atoms::timeout()).encode(env));
-}
-
-/// `{error, Reason}` of a read at or after the end of a stream.
-pub(crate) fn end_error<'a>(env: Env<'a>, end: &Received) -> Term<'a> {
-    let detailed = |name: rustler::Atom, detail: u64| (atoms::error(), (name, detail)).encode(env);
-    match end {
-        Received::Data { .. } | Received::Finished => terms::error(env, &Error::StreamClosed),
-        Received::Reset(code) => detailed(atoms::peer_send_aborted(), *code),
-        Received::TooLong(bytes) => detailed(atoms::frame_too_large(), *bytes),
-        Received::Lost(error) => terms::error(env, error),
-    }
-}
-
-impl From<Received> for Delivery {
-    /// Joins the data into one Erlang binary, outside of any lock.
-    fn from(received: Received) -> Self {
-        let Received::Data { parts, offset } = received else {
-            return Self::End(received);
-        };
-        let length = parts.iter().map(bytes::Bytes::len).sum();
-        let env = OwnedEnv::new();
-        let binary = env.run(|inside| {
-            let mut binary = NewBinary::new(inside, length);
-            let mut rest = binary.as_mut_slice();
-            for part in &parts {
-                let (place, others) = rest.split_at_mut(part.len());
-                place.copy_from_slice(part);
-                rest = others;
-            }
-            env.save(Term::from(binary))
-        });
-        Self::Data { env, binary, offset, length }
-    }
 }

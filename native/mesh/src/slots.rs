@@ -1,0 +1,339 @@
+//! The slots behind a pool: finds the one of a node, or opens one, whose task dials. Under one
+//! lock, which nobody holds for longer than it takes to look.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use tokio::sync::{Notify, watch};
+use tokio::time::timeout;
+
+use crate::backoff::Backoff;
+use crate::config::Load;
+use crate::entry::Entry;
+use crate::mesh::{Event, NodeId, Target};
+use crate::message::{Message, Undelivered};
+use crate::outbox::Outbox;
+use crate::pool::{Pool, Slot};
+use crate::pooled::{Context, PooledConnection, now_seconds};
+use crate::resident::{Handles, Resident};
+use crate::tenancy::{Pending, Tenancy};
+use crate::{Config, Error};
+
+/// How often a message looks for another slot when the one that it found closes under it.
+const SEND_ATTEMPTS: usize = 3;
+
+pub(crate) struct Shared<T: Handles> {
+    slots: Mutex<Slots<T>>,
+    pub(crate) context: Arc<Context>,
+    observer: Arc<dyn Fn(Event) + Send + Sync>,
+}
+
+pub(crate) struct Slots<T: Handles> {
+    pub(crate) pool: Pool<NodeId, Dial<T>, Resident<T>>,
+    pub(crate) backoff: Backoff,
+    /// Requests for a connection that found one, and those that had to wait for a dial. Here, since
+    /// whoever counts one has locked the pool.
+    pub(crate) hits: u64,
+    pub(crate) misses: u64,
+    is_closed: bool,
+    has_dialled: bool,
+    /// One owner more than there are dials that are not over.
+    pending: Arc<()>,
+}
+
+/// The outcome of a dial, once there is one.
+pub(crate) type Outcome<T> = Option<Result<<T as Handles>::Stream, Error>>;
+
+/// A slot that is being dialled: its queue is there already.
+pub(crate) struct Dial<T: Handles> {
+    pub(crate) outbox: Arc<Outbox>,
+    outcome: Arc<watch::Sender<Outcome<T>>>,
+    /// Ends a delay before the dial: somebody waits for it now.
+    urgent: Arc<Notify>,
+}
+
+/// Why a slot is opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Occasion {
+    /// Somebody waits for the connection, or for a message to arrive by it.
+    Asked,
+    /// There is a message of so many bytes for the node.
+    Message(usize),
+    /// There is what a lost connection left.
+    Remains,
+}
+
+/// What a request for a connection found.
+pub(crate) enum Claim<T: Handles> {
+    Ready(T::Stream),
+    /// A connection that has rested for long.
+    Doubtful(PooledConnection),
+    Pending(watch::Receiver<Outcome<T>>),
+}
+
+impl<T: Handles> Slots<T> {
+    fn new(config: &Config) -> Self {
+        Self {
+            pool: Pool::new(config.max_connections()),
+            backoff: config.dial_backoff(),
+            hits: 0,
+            misses: 0,
+            is_closed: false,
+            has_dialled: false,
+            pending: Arc::default(),
+        }
+    }
+}
+
+impl<T: Handles> Dial<T> {
+    /// Tells who waits; what is queued still goes out if the dial succeeds.
+    pub(crate) fn give_up(&self, reason: Error) {
+        self.outbox.drain(reason.clone());
+        self.outcome.send_replace(Some(Err(reason)));
+    }
+}
+
+impl<T: Handles> Shared<T> {
+    pub(crate) fn new(context: Context, observer: Arc<dyn Fn(Event) + Send + Sync>) -> Arc<Self> {
+        let slots = Mutex::new(Slots::new(&context.config));
+        Arc::new(Self { slots, context: Arc::new(context), observer })
+    }
+
+    /// The connection to `node`, or what there is of it. `was_asked`: the peer has just been asked
+    /// whether it is there.
+    pub(crate) fn claim(
+        self: &Arc<Self>,
+        node: &[u8],
+        target: Target,
+        was_asked: bool,
+    ) -> Result<Claim<T>, Error> {
+        let now = Instant::now();
+        let mut slots = self.lock();
+        match slots.pool.lookup(node) {
+            Slot::Ready(resident) if resident.is_alive() => {
+                if resident.connection.is_doubtful(now.into()) && !was_asked {
+                    return Ok(Claim::Doubtful(resident.connection.clone()));
+                }
+                let stream = resident.checkout(now_seconds());
+                slots.hits += 1;
+                return Ok(Claim::Ready(stream));
+            }
+            Slot::Dialing(dial) => {
+                dial.urgent.notify_one();
+                let outcome = dial.outcome.subscribe();
+                slots.misses += 1;
+                return Ok(Claim::Pending(outcome));
+            }
+            Slot::Ready(_) | Slot::Vacant => {}
+        }
+        slots.misses += 1;
+        let dial = self.begin(&mut slots, node.into(), target, Occasion::Asked)?;
+        Ok(Claim::Pending(dial.outcome.subscribe()))
+    }
+
+    /// Gives the queue of messages to `node` a message of so many bytes, by `give`, and returns the
+    /// queue that has taken it.
+    pub(crate) fn place(
+        self: &Arc<Self>,
+        node: &[u8],
+        target: impl FnOnce() -> Option<Target>,
+        bytes: usize,
+        occasion: Occasion,
+        mut give: impl FnMut(&Outbox) -> Result<(), Error>,
+    ) -> Result<Arc<Outbox>, Undelivered> {
+        if bytes > self.context.config.queue_limits().bytes {
+            // No queue would take it: nobody is dialled for that.
+            return Err(Undelivered::NotSent(Error::MessageTooLarge));
+        }
+        let mut target = Some(target);
+        let mut refusal = Undelivered::NotSent(Error::Cancelled);
+        // A slot that was found may close before it has taken the message; the next look finds
+        // its successor, or makes one.
+        for _ in 0..SEND_ATTEMPTS {
+            let may_dial = target.is_some();
+            let outbox = self.outbox(&mut self.lock(), node, &mut target, occasion);
+            let Some(outbox) = outbox.map_err(Undelivered::NotConnected)? else {
+                return Err(refusal);
+            };
+            refusal = match give(&outbox) {
+                Ok(()) => return Ok(outbox),
+                Err(error @ (Error::QueueFull | Error::PoolQueueFull | Error::MessageTooLarge)) => {
+                    return Err(Undelivered::NotSent(error));
+                }
+                // The dial that was begun for it has failed already.
+                Err(error) if may_dial && target.is_none() => Undelivered::NotConnected(error),
+                Err(error) => Undelivered::NotSent(error),
+            };
+        }
+        Err(refusal)
+    }
+
+    /// Counts a message that was not taken, and tells why.
+    pub(crate) fn refused(&self, refusal: &Undelivered) -> Error {
+        self.context.scope.stats.refused(refusal.cause());
+        refusal.cause().clone()
+    }
+
+    /// The queue of messages to `node`, with a dial behind it if there is no connection. `None`:
+    /// the target has been used up, and what it led to has gone again.
+    fn outbox(
+        self: &Arc<Self>,
+        slots: &mut Slots<T>,
+        node: &[u8],
+        target: &mut Option<impl FnOnce() -> Option<Target>>,
+        occasion: Occasion,
+    ) -> Result<Option<Arc<Outbox>>, Error> {
+        match slots.pool.lookup(node) {
+            Slot::Ready(resident) if resident.is_alive() => {
+                resident.connection.note_sending();
+                return Ok(Some(resident.connection.shared_outbox()));
+            }
+            Slot::Dialing(dial) => {
+                if occasion == Occasion::Asked {
+                    dial.urgent.notify_one();
+                }
+                return Ok(Some(dial.outbox.clone()));
+            }
+            Slot::Ready(_) | Slot::Vacant => {}
+        }
+        let Some(target) = target.take() else {
+            return Ok(None);
+        };
+        let target = target().ok_or(Error::BadAddress)?;
+        let dial = self.begin(slots, node.into(), target, occasion)?;
+        Ok(Some(dial.outbox))
+    }
+
+    /// Opens a slot for `node` and starts its task.
+    fn begin(
+        self: &Arc<Self>,
+        slots: &mut Slots<T>,
+        node: NodeId,
+        target: Target,
+        occasion: Occasion,
+    ) -> Result<Dial<T>, Error> {
+        if slots.is_closed {
+            return Err(Error::PoolClosed);
+        }
+        if Arc::strong_count(&slots.pending) > self.context.config.max_pending_dials() {
+            return Err(Error::TooManyDials);
+        }
+        if let Occasion::Message(bytes) = occasion
+            && !self.context.scope.budget.has_room_beyond(Load { messages: 1, bytes })
+        {
+            // It would be refused, and have dialled for nothing.
+            return Err(Error::PoolQueueFull);
+        }
+        let not_before = match occasion {
+            Occasion::Asked => None,
+            Occasion::Message(_) | Occasion::Remains => self.delay(slots, &node, &target)?,
+        };
+        if !std::mem::replace(&mut slots.has_dialled, true) && !self.context.dialer.verifies() {
+            (self.observer)(Event::Unverified);
+        }
+        let (outcome, _) = watch::channel(None);
+        let dial = Dial {
+            outbox: Arc::new(self.context.scope.message_outbox()),
+            outcome: Arc::new(outcome),
+            urgent: Arc::default(),
+        };
+        let ticket = slots.pool.begin(node.clone(), dial.clone());
+        let tenancy = Tenancy {
+            shared: self.clone(),
+            node,
+            ticket,
+            target,
+            outbox: dial.outbox.clone(),
+            connection: None,
+            is_retry: occasion == Occasion::Remains,
+            not_before,
+            pending: Some(Pending { urgent: dial.urgent.clone(), _place: slots.pending.clone() }),
+            end: Error::Cancelled,
+        };
+        self.context.scope.tasks.spawn(tenancy.run(dial.outcome.clone()));
+        Ok(dial)
+    }
+
+    /// When a message may have `node` dialled; messages wait for that no longer than for a dial.
+    fn delay(
+        &self,
+        slots: &Slots<T>,
+        node: &[u8],
+        target: &Target,
+    ) -> Result<Option<Instant>, Error> {
+        let now = Instant::now();
+        match slots.backoff.until(node, &target.given, now) {
+            Some(until) if until > now + self.context.config.connect_timeout() => {
+                Err(Error::BackingOff)
+            }
+            until => Ok(until),
+        }
+    }
+
+    pub(crate) fn evict(&self, victim: &Resident<T>) {
+        self.context.scope.stats.evictions.add(1);
+        victim.connection.outbox().drain(Error::Evicted);
+    }
+
+    /// The queue for messages of which nothing was sent when a slot of `node` ended. Without a
+    /// target, it is only that of a slot which is there.
+    pub(crate) fn heir(
+        self: &Arc<Self>,
+        slots: &mut Slots<T>,
+        node: &[u8],
+        target: Option<Target>,
+    ) -> Option<Arc<Outbox>> {
+        let mut target = target.map(|target| || Some(target));
+        self.outbox(slots, node, &mut target, Occasion::Remains).ok().flatten()
+    }
+
+    /// Counts messages that are not sent, or not again, and ends them.
+    pub(crate) fn give_up(&self, entries: VecDeque<Entry>, end: impl Fn(Message), cause: &Error) {
+        // Those that were withdrawn have been counted then; the others cannot be any more.
+        let left: Vec<_> = entries.into_iter().filter(Entry::set_off).collect();
+        let messages = |were_sent: bool| -> usize {
+            let of_kind = left.iter().filter(|entry| (entry.returns() > 0) == were_sent);
+            of_kind.map(|entry| entry.load().messages).sum()
+        };
+        self.context.scope.stats.unconfirmed.add(messages(true));
+        self.context.scope.stats.dropped.add(cause, messages(false));
+        for entry in left {
+            if let Entry::Single(message) = entry {
+                end(message);
+            }
+        }
+    }
+
+    pub(crate) async fn close(self: Arc<Self>) {
+        let (dialing, ready) = {
+            let mut slots = self.lock();
+            slots.is_closed = true;
+            slots.pool.clear()
+        };
+        for dial in dialing {
+            dial.give_up(Error::PoolClosed);
+        }
+        for resident in ready {
+            resident.connection.outbox().drain(Error::PoolClosed);
+        }
+        let tasks = &self.context.scope.tasks;
+        if timeout(self.context.scope.linger, tasks.ended()).await.is_err() {
+            tasks.stop();
+            tasks.ended().await;
+        }
+        self.context.dialer.close().await;
+    }
+
+    /// A std mutex, because nothing awaits inside.
+    pub(crate) fn lock(&self) -> MutexGuard<'_, Slots<T>> {
+        self.slots.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<T: Handles> Clone for Dial<T> {
+    fn clone(&self) -> Self {
+        let Self { outbox, outcome, urgent } = self;
+        Self { outbox: outbox.clone(), outcome: outcome.clone(), urgent: urgent.clone() }
+    }
+}
