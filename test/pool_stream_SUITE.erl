@@ -1,6 +1,7 @@
-%%% The streams of `macula_quic': the pooled one, which carries messages, and those of plain bytes
-%%% that a caller opens himself.
--module(stream_SUITE).
+%%% The streams of a pool's connections: the pooled one, which carries messages, and those of plain
+%%% bytes that a caller opens on the same connection. Streams between a caller's own connections
+%%% are in quic_stream_SUITE and quic_read_SUITE.
+-module(pool_stream_SUITE).
 
 -include_lib("stdlib/include/assert.hrl").
 
