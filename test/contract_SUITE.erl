@@ -404,12 +404,12 @@ info_tells_the_second_of_the_last_use(_Config) ->
     mesh_ct:connect(Pool, Peer),
     First = Used(),
     ?assert(Before =< First andalso First =< erlang:system_time(second)),
-    mesh_ct:poll_until(fun() -> erlang:system_time(second) > First end),
+    mesh_wait:eventually(true, fun() -> erlang:system_time(second) > First end),
     ?assertEqual(First, Used()),
     mesh_ct:connect(Pool, Peer),
     Second = Used(),
     ?assert(Second > First),
-    mesh_ct:poll_until(fun() -> erlang:system_time(second) > Second end),
+    mesh_wait:eventually(true, fun() -> erlang:system_time(second) > Second end),
     mesh_ct:send(Pool, Peer, <<"m">>),
     ?assert(Used() > Second).
 
@@ -477,7 +477,7 @@ an_empty_message_is_a_message(_Config) ->
     mesh_ct:send(Pool, Peer, []),
     Stats = mesh_peer:wait(Peer, messages, 2),
     ?assertMatch(#{streams := 2, bytes := 0, streams_reset := 0}, Stats),
-    mesh_ct:poll_until(fun() -> mesh_ct:stat(messages_delivered) =:= 2 end).
+    mesh_wait:eventually(2, fun() -> mesh_ct:stat(messages_delivered) end).
 
 a_large_message_arrives_whole(_Config) ->
     % Nodes hand over whole state transfers; the binary may be garbage before it has left.

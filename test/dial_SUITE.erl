@@ -129,7 +129,7 @@ only_so_many_dials_are_under_way_at_once(_Config) ->
         {udp, Socket, _, _, _FirstPacket} -> ok
     end,
     Second = mesh_ct:start_task(fun() -> mesh_ct:connect(Pool, Peer) end),
-    mesh_ct:poll_until(fun() -> mesh_ct:stat(dialing) =:= 2 end),
+    mesh_wait:eventually(2, fun() -> mesh_ct:stat(dialing) end),
     % Nothing is to happen, so somebody else's whole dial, begun after it, says when it would have.
     {ok, Whole} = macula_quic:connect({127, 0, 0, 1}, mesh_peer:port(Peer), [], 10_000),
     ?assertMatch(#{connections_opened := 1}, mesh_peer:wait(Peer, connections_opened, 1)),
@@ -148,7 +148,7 @@ a_caller_of_a_very_slow_dial_exits_after_10_seconds(_Config) ->
         ?POOL:get_or_create_connection(Pool, <<"node">>, Silent)
     ),
     ok = ?POOL:remove_connection(Pool, <<"node">>),
-    mesh_ct:poll_until(fun() -> mesh_ct:stat(tasks) =:= 0 end),
+    mesh_wait:eventually(0, fun() -> mesh_ct:stat(tasks) end),
     % The late answer has been posted by now, and this call comes after it.
     ?assertEqual(0, ?POOL:pool_size(Pool)),
     ?assertEqual([], mesh_ct:flush()).
@@ -168,5 +168,5 @@ failure(Address, Ms) ->
 waiting_caller(Pool, Id, Address) ->
     Misses = mesh_ct:stat(misses),
     Caller = mesh_ct:start_task(fun() -> ?POOL:get_or_create_connection(Pool, Id, Address) end),
-    mesh_ct:poll_until(fun() -> mesh_ct:stat(misses) > Misses end),
+    mesh_wait:eventually(true, fun() -> mesh_ct:stat(misses) > Misses end),
     Caller.

@@ -103,10 +103,10 @@ a_server_that_fails_is_refused_with_its_own_reason(Config) ->
             Listener = listen(Name, [], Config),
             Expected = {error, {unverified, Why}},
             ?assertEqual({Name, Expected}, {Name, dial("localhost", Listener, by_ca(Config))}),
-            ?assertMatch(
-                #{connections := 0, refused := #{handshake_failed := 1}},
-                mesh_ct:poll_until(fun() -> settled(Listener) end)
-            ),
+            mesh_wait:eventually({0, #{handshake_failed => 1}}, fun() ->
+                #{connections := Left, refused := Refused} = macula_quic:listener_stats(Listener),
+                {Left, Refused}
+            end),
             ?assertEqual({error, timeout}, macula_quic:accept(Listener, 0))
         end
      || {Name, Why} <- [
@@ -356,11 +356,7 @@ an_impostor_gets_no_message_of_the_pool(Config) ->
     with_pool(#{verify => {spki_sha256, quic_certs:spki(Cert)}}, fun(Pool) ->
         Address = mesh_peer:address(Impostor),
         [ok = ?POOL:send_async(Pool, <<1:256>>, Address, mesh_peer:frame(N, 8)) || N <- [1, 2, 3]],
-        Dropped = fun() ->
-            {ok, #{messages_dropped := Counts}} = ?POOL:get_stats(Pool),
-            lists:sum(maps:values(Counts)) =:= 3 andalso Counts
-        end,
-        ?assertEqual(#{unverified => 3}, mesh_ct:poll_until(Dropped))
+        mesh_wait:eventually(#{unverified => 3}, fun() -> mesh_ct:stat(messages_dropped) end)
     end),
     ?assertMatch(
         #{streams := 0, uni_streams := 0, close_codes := #{?IMPOSTOR := 1}},
@@ -404,11 +400,7 @@ a_node_without_its_certificates_key_gets_nothing_of_the_pool(Config) ->
                 ?POOL:get_or_create_connection(Pool, NodeId, Address)
             ),
             ok = ?POOL:send_async(Pool, NodeId, Address, mesh_peer:frame(1, 8)),
-            Dropped = fun() ->
-                {ok, #{messages_dropped := Counts}} = ?POOL:get_stats(Pool),
-                map_size(Counts) > 0 andalso Counts
-            end,
-            ?assertEqual(#{unverified => 1}, mesh_ct:poll_until(Dropped)),
+            mesh_wait:eventually(#{unverified => 1}, fun() -> mesh_ct:stat(messages_dropped) end),
             ?assertMatch(#{connections_opened := 0, messages := 0}, mesh_peer:stats(Peer)),
             ok = mesh_peer:stop(Peer)
         end)
@@ -548,16 +540,9 @@ dial(Host, Listener, Options) ->
 
 %% A client may hear of its refusal before that is counted.
 await_refused(Causes, Listener) ->
-    mesh_load:eventually(Causes, fun() ->
+    mesh_wait:eventually(Causes, fun() ->
         maps:get(refused, macula_quic:listener_stats(Listener))
     end).
-
-%% The counters, once no connection is left.
-settled(Listener) ->
-    case macula_quic:listener_stats(Listener) of
-        #{connections := 0, refused := Refused} = Stats when map_size(Refused) > 0 -> Stats;
-        _ -> false
-    end.
 
 %% How the listener tells its owner who has come.
 identity_seen_by(Listener, Options) ->

@@ -114,7 +114,7 @@ a_reader_that_has_died_takes_no_data(_Config) ->
 reader(Stream) ->
     Agent = quic_ct:agent(),
     Reading = quic_ct:tell(Agent, fun() -> macula_quic:recv(Stream, infinity) end),
-    mesh_ct:poll_until(fun() -> is_reading(Agent) end),
+    mesh_wait:eventually(true, fun() -> is_reading(Agent) end),
     {Agent, Reading}.
 
 is_reading(Pid) ->
@@ -228,7 +228,7 @@ recv_takes_what_came_as_messages_before_it_reads(_Config) ->
             {Near, Far} = quic_ct:streams(Client, Server, macula),
             ok = macula_quic:setopt(Far, active, Mode),
             ok = macula_quic:send(Near, [quic_ct:frame(<<N>>) || N <- [1, 2, 3, 4]]),
-            mesh_ct:poll_until(fun() -> quic_ct:come(Far) >= Come end),
+            mesh_wait:eventually(true, fun() -> quic_ct:come(Far) >= Come end),
             Mode =:= true andalso (ok = macula_quic:setopt(Far, active, false)),
             Frames = [macula_quic:recv(Far, ?WAIT_MS) || _ <- [1, 2, 3, 4]],
             ?assertEqual([{ok, quic_ct:frame(<<N>>)} || N <- [1, 2, 3, 4]], Frames)

@@ -130,7 +130,7 @@ who_has_died_in_accept_stream_takes_no_stream_along(_Config) ->
     end,
     Ask = fun(Agent, Work) ->
         Ref = quic_ct:tell(Agent, Work),
-        mesh_ct:poll_until(fun() -> process_info(Agent, current_function) =:= Waits end),
+        mesh_wait:eventually(Waits, fun() -> process_info(Agent, current_function) end),
         Ref
     end,
     Async = fun(Agent, _Work) ->
@@ -240,7 +240,7 @@ recv_at_the_end_gives_what_is_left_and_then_closed(_Config) ->
     ok = macula_quic:setopt(Active, active, true),
     ok = macula_quic:send(Back, <<"last">>),
     ok = macula_quic:async_shutdown_stream(Back, ?GRACEFUL, 0),
-    mesh_ct:poll_until(fun() -> quic_ct:come(Active) =:= 2 end),
+    mesh_wait:eventually(2, fun() -> quic_ct:come(Active) end),
     ?assertEqual({ok, <<"last">>}, macula_quic:recv(Active, ?WAIT_MS)),
     ?assertEqual({error, closed}, macula_quic:recv(Active, ?WAIT_MS)).
 
@@ -315,7 +315,7 @@ closing_a_stream_sends_what_is_queued(_Config) ->
             ?assertEqual({error, closed}, macula_quic:setopt(Near, active, true)),
             ?assert(Data =:= quic_ct:read(Far, ?MIB)),
             ?assertEqual({error, closed}, macula_quic:recv(Far, ?WAIT_MS)),
-            _ = mesh_ct:poll_until(fun() -> macula_quic:send(Far, <<"x">>) =/= ok end)
+            mesh_wait:eventually(true, fun() -> macula_quic:send(Far, <<"x">>) =/= ok end)
         end
      || Close <- [fun macula_quic:close/1, fun macula_quic:close_stream/1]
     ].
@@ -352,8 +352,8 @@ streams_of_a_closed_connection_are_given_up_with_it_or_after_a_while(_Config) ->
             {Listener, Server} = close_behind([<<"text">>]),
             ?assertMatch(#{connections := 1}, macula_quic:listener_stats(Listener)),
             ok = GiveUp(Server),
-            mesh_ct:poll_until(fun() ->
-                maps:get(connections, macula_quic:listener_stats(Listener)) =:= 0
+            mesh_wait:eventually(0, fun() ->
+                maps:get(connections, macula_quic:listener_stats(Listener))
             end),
             ?assertEqual({error, closed}, macula_quic:accept_stream(Server, ?WAIT_MS))
         end
@@ -388,7 +388,7 @@ an_idle_sender_learns_that_its_connection_is_gone(_Config) ->
     ok = macula_quic:close(Server),
     ?assertEqual({shutdown, 0}, quic_ct:next(Client)),
     Gone = {error, {closed_by_peer, 0}},
-    _ = mesh_ct:poll_until(fun() -> macula_quic:async_send(Near, <<>>) =:= Gone end),
+    mesh_wait:eventually(Gone, fun() -> macula_quic:async_send(Near, <<>>) end),
     ?assertEqual(Gone, macula_quic:send(Near, <<"late">>)).
 
 %% Both halves see the loss in any order; the owner hears of it once, after the data.
@@ -501,7 +501,7 @@ a_stopped_passive_stream_tells_its_end_to_who_closes_it(_Config) ->
             [ok = macula_quic:setopt(Near, active, IsActive) || IsActive <- [true, false]],
             ok = macula_quic:async_shutdown_stream(Far, ?ABORT_RECEIVE, 55),
             IsStopped = fun() -> macula_quic:send(Near, <<"x">>) =:= {error, {stopped, 55}} end,
-            mesh_ct:poll_until(IsStopped),
+            mesh_wait:eventually(true, IsStopped),
             quic_ct:none(Near),
             First(Near),
             ?assertEqual({peer_receive_aborted, 55}, quic_ct:next(Near)),
@@ -558,7 +558,7 @@ an_unread_stream_holds_the_peer(_Config) ->
     Sending = quic_ct:tell(Sender, fun() ->
         [ok = macula_quic:send(Near, Chunk) || _ <- lists:seq(1, 1_600)]
     end),
-    _ = mesh_ct:poll_until(fun() ->
+    mesh_wait:eventually(true, fun() ->
         macula_quic:async_send(Near, <<>>) =:= {error, send_queue_full} andalso stands_still(Near)
     end),
     ?assertEqual({status, waiting}, process_info(Sender, status)),
