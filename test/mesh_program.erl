@@ -3,7 +3,7 @@
 -module(mesh_program).
 
 -export([peer/0, relay/0, start/2, stop/1, kill/1, command/2, port/1, os_pid/1]).
--export([pause/1, resume/1, signal/2]).
+-export([answer/2, pause/1, resume/1, signal/2]).
 
 -export_type([program/0]).
 
@@ -139,6 +139,7 @@ signal(Name, OsPid) ->
     _ = os:cmd(io_lib:format("kill -~s ~s", [Name, OsPid])),
     ok.
 
+%% The next line of a program behind this port, as the term that it is. The caller owns the port.
 answer(Port, Ms) ->
     receive
         {Port, {data, {eol, Line}}} ->
