@@ -107,4 +107,4 @@ done
 export LD_LIBRARY_PATH
 
 export MACULA_INTEROP_PEERS="$*"
-"${REBAR3:-rebar3}" ct --dir interop/test
+"${REBAR3:-rebar3}" as interop ct --dir interop/test

@@ -1,6 +1,6 @@
-%%% What a node that ran the original `macula_gateway_mesh' relies on, with its exact terms, and
-%%% what it was promised to be better, but for that which options_SUITE, load_SUITE, fault_SUITE and
-%%% identity_SUITE show.
+%%% What a node that ran the original `macula_gateway_mesh' relies on, with its exact terms. What
+%%% start_link/1 takes is in options_SUITE, why dials fail in dial_SUITE, and what was to be better
+%%% than the original in pool_SUITE, load_SUITE, fault_SUITE and identity_SUITE.
 -module(contract_SUITE).
 
 -include_lib("stdlib/include/assert.hrl").
@@ -9,12 +9,8 @@
 
 -define(POOL, macula_gateway_mesh).
 -define(DEFAULT_PORT, 4433).
-%% A dial to somebody who never answers, when its failure is what a test waits for.
--define(SHORT_MS, 150).
 %% A dial that is still under way when the test has ended.
 -define(LONG_MS, 60_000).
-%% ALPN: no_application_protocol (RFC 7301, section 3.2).
--define(NO_APPLICATION_PROTOCOL, 120).
 
 suite() ->
     [{timetrap, {seconds, 90}}].
@@ -44,19 +40,6 @@ all() ->
         info_tells_the_second_of_the_last_use,
         info_of_an_unknown_node_is_not_found,
         lists_every_connection_the_last_used_first,
-        % Failures
-        a_silent_peer_is_given_up_after_5_seconds,
-        a_silent_peer_is_given_up_after_the_time_of_the_option,
-        a_port_that_nobody_listens_at_is_refused,
-        a_peer_that_refuses_is_told_as_such,
-        a_peer_with_another_protocol_is_told_by_its_alert,
-        a_host_that_cannot_be_a_server_name_is_told_as_such,
-        an_address_that_is_no_destination_is_a_socket_error,
-        a_removed_dial_is_told_as_such,
-        a_dial_of_a_stopping_pool_is_told_as_such,
-        too_many_dials_are_refused,
-        only_so_many_dials_are_under_way_at_once,
-        a_caller_of_a_very_slow_dial_exits_after_10_seconds,
         % Messages
         send_async_is_ok_at_once_whatever_happens,
         a_message_is_alone_on_its_stream_with_fin,
@@ -68,27 +51,7 @@ all() ->
         any_other_call_is_an_unknown_request,
         other_casts_and_messages_are_ignored,
         takes_any_reference_to_the_server,
-        serves_callers_on_another_node,
-        % Better than the original
-        messages_wait_in_a_bounded_queue_while_their_peer_is_dialled,
-        removing_drains_the_queue_and_closes,
-        evicting_drains_the_queue_and_closes,
-        a_peer_that_does_not_read_is_closed_after_the_linger_time,
-        evicts_the_least_recently_used_connection,
-        a_message_is_a_use,
-        asking_for_info_is_no_use,
-        evicts_an_idle_connection_before_an_older_busy_one,
-        a_silent_connection_leaves_the_pool_after_the_idle_timeout,
-        counts_every_dropped_message_by_cause,
-        every_message_is_accounted_for_when_its_connection_is_lost,
-        stopped_by_its_supervisor_it_sends_first_and_closes,
-        stopping_waits_neither_for_a_peer_that_takes_nothing_nor_for_a_dial,
-        % Figures
-        has_every_figure_from_the_start,
-        figures_tell_what_happened,
-        pool_size_counts_connections_and_not_dials,
-        set_max_connections_evicts_what_is_too_much,
-        set_max_connections_refuses_a_bad_limit
+        serves_callers_on_another_node
     ].
 
 init_per_testcase(_Case, Config) ->
@@ -441,12 +404,12 @@ info_tells_the_second_of_the_last_use(_Config) ->
     mesh_ct:connect(Pool, Peer),
     First = Used(),
     ?assert(Before =< First andalso First =< erlang:system_time(second)),
-    mesh_ct:poll_until(fun() -> erlang:system_time(second) > First end),
+    mesh_wait:eventually(true, fun() -> erlang:system_time(second) > First end),
     ?assertEqual(First, Used()),
     mesh_ct:connect(Pool, Peer),
     Second = Used(),
     ?assert(Second > First),
-    mesh_ct:poll_until(fun() -> erlang:system_time(second) > Second end),
+    mesh_wait:eventually(true, fun() -> erlang:system_time(second) > Second end),
     mesh_ct:send(Pool, Peer, <<"m">>),
     ?assert(Used() > Second).
 
@@ -476,118 +439,6 @@ lists_every_connection_the_last_used_first(_Config) ->
         end
      || {Id, Listed} <- List
     ].
-
-%%% Failures
-
-a_silent_peer_is_given_up_after_5_seconds(_Config) ->
-    % Callers wait 10: they must hear of it before they give up themselves.
-    Pool = mesh_ct:start_pool(),
-    Start = erlang:monotonic_time(millisecond),
-    ?assertEqual(
-        {error, {connect_failed, timeout}},
-        ?POOL:get_or_create_connection(Pool, <<"silent">>, mesh_peer:silent())
-    ),
-    ?assert(erlang:monotonic_time(millisecond) - Start >= 5_000),
-    ?assertEqual(#{timeout => 1}, mesh_ct:stat(dial_failures)).
-
-a_silent_peer_is_given_up_after_the_time_of_the_option(_Config) ->
-    % Operators of fast networks want to know sooner.
-    ?assertEqual({error, {connect_failed, timeout}}, failure(mesh_peer:silent())),
-    ?assertEqual({0, 0}, {mesh_ct:stat(dialing), mesh_ct:stat(size)}).
-
-a_port_that_nobody_listens_at_is_refused(_Config) ->
-    % As by the original, whose sockets are connected.
-    {ok, Socket} = gen_udp:open(0, [{ip, {127, 0, 0, 1}}]),
-    {ok, Port} = inet:port(Socket),
-    ok = gen_udp:close(Socket),
-    ?assertEqual({error, {connect_failed, refused}}, failure({{127, 0, 0, 1}, Port})).
-
-a_peer_that_refuses_is_told_as_such(_Config) ->
-    % It lives, so trying again later makes sense.
-    Peer = mesh_ct:start_peer(["--mode", "refuse"]),
-    ?assertEqual({error, {connect_failed, refused}}, failure(Peer, 5_000)),
-    mesh_peer:wait(Peer, handshakes_refused, 1),
-    ?assertEqual(#{refused => 1}, mesh_ct:stat(dial_failures)).
-
-a_peer_with_another_protocol_is_told_by_its_alert(_Config) ->
-    % Whoever answers there is no node of the mesh. All that is offered is ALPN `macula'.
-    Peer = mesh_ct:start_peer(["--alpn", "other"]),
-    Alert = {tls_alert, ?NO_APPLICATION_PROTOCOL},
-    ?assertEqual({error, {connect_failed, Alert}}, failure(Peer, 5_000)),
-    ?assertEqual(#{tls_alert => 1}, mesh_ct:stat(dial_failures)).
-
-a_host_that_cannot_be_a_server_name_is_told_as_such(_Config) ->
-    % The resolver takes `127.1' for 127.0.0.1; as a server name it means nothing (RFC 6066).
-    ?assertEqual({error, {connect_failed, invalid_server_name}}, failure({"127.1", 4433}, 5_000)).
-
-an_address_that_is_no_destination_is_a_socket_error(_Config) ->
-    % Nodes that listen at all addresses tell others so.
-    Error = {error, {connect_failed, {socket_error, eaddrnotavail}}},
-    ?assertEqual(Error, failure({<<"::">>, 4433}, 5_000)).
-
-a_removed_dial_is_told_as_such(_Config) ->
-    % Who waits for a node that was removed must not wait for nothing.
-    Pool = mesh_ct:start_pool(#{connect_timeout_ms => ?LONG_MS}),
-    Silent = mesh_peer:silent(),
-    Callers = [waiting_caller(Pool, <<"node">>, Silent) || _ <- lists:seq(1, 3)],
-    ok = ?POOL:remove_connection(Pool, <<"node">>),
-    [
-        ?assertEqual({error, {connect_failed, removed}}, mesh_ct:await(Caller))
-     || Caller <- Callers
-    ],
-    ?assertEqual(0, mesh_ct:stat(dialing)).
-
-a_dial_of_a_stopping_pool_is_told_as_such(_Config) ->
-    % The caller's own shutdown must not wait for the dial's deadline.
-    Pool = mesh_ct:start_pool(#{connect_timeout_ms => ?LONG_MS}),
-    Caller = waiting_caller(Pool, <<"node">>, mesh_peer:silent()),
-    ok = ?POOL:stop(Pool),
-    ?assertEqual({error, {connect_failed, pool_closed}}, mesh_ct:await(Caller)).
-
-too_many_dials_are_refused(_Config) ->
-    % A thousand dead peers must not take the memory that the living ones need.
-    Pool = mesh_ct:start_pool(#{connect_timeout_ms => ?LONG_MS, max_pending_dials => 1}),
-    Silent = mesh_peer:silent(),
-    ok = ?POOL:send_async(Pool, <<"first">>, Silent, <<"m">>),
-    ?assertEqual(
-        {error, {connect_failed, too_many_dials}},
-        ?POOL:get_or_create_connection(Pool, <<"second">>, Silent)
-    ),
-    ok = ?POOL:send_async(Pool, <<"second">>, Silent, <<"m">>),
-    ?assertEqual(#{too_many_dials => 1}, mesh_ct:stat(messages_dropped)).
-
-only_so_many_dials_are_under_way_at_once(_Config) ->
-    % A node that comes back to a mesh that has gone must not flood the network with its dials.
-    Peer = mesh_ct:start_peer(),
-    Pool = mesh_ct:start_pool(#{connect_timeout_ms => ?LONG_MS, max_concurrent_dials => 1}),
-    {ok, Socket} = gen_udp:open(0, [binary, {ip, {127, 0, 0, 1}}, {active, true}]),
-    {ok, Port} = inet:port(Socket),
-    ok = ?POOL:send_async(Pool, <<"silent">>, {{127, 0, 0, 1}, Port}, <<"m">>),
-    receive
-        {udp, Socket, _, _, _FirstPacket} -> ok
-    end,
-    Second = mesh_ct:start_task(fun() -> mesh_ct:connect(Pool, Peer) end),
-    mesh_ct:poll_until(fun() -> mesh_ct:stat(dialing) =:= 2 end),
-    % Nothing is to happen, so nothing can be waited for: a dial takes some milliseconds.
-    timer:sleep(100),
-    ?assertMatch(#{connections_opened := 0}, mesh_peer:stats(Peer)),
-    ok = ?POOL:remove_connection(Pool, <<"silent">>),
-    ?assert(is_reference(mesh_ct:await(Second))).
-
-a_caller_of_a_very_slow_dial_exits_after_10_seconds(_Config) ->
-    % Callers of nodes catch this exit; the pool itself must not notice.
-    Pool = mesh_ct:start_pool(#{connect_timeout_ms => ?LONG_MS}),
-    Silent = mesh_peer:silent(),
-    Call = {get_or_create_connection, <<"node">>, Silent},
-    ?assertExit(
-        {timeout, {gen_server, call, [Pool, Call, 10_000]}},
-        ?POOL:get_or_create_connection(Pool, <<"node">>, Silent)
-    ),
-    ok = ?POOL:remove_connection(Pool, <<"node">>),
-    mesh_ct:poll_until(fun() -> mesh_ct:stat(tasks) =:= 0 end),
-    % The late answer has been posted by now, and this call comes after it.
-    ?assertEqual(0, ?POOL:pool_size(Pool)),
-    ?assertEqual([], mesh_ct:flush()).
 
 %%% Messages
 
@@ -626,7 +477,7 @@ an_empty_message_is_a_message(_Config) ->
     mesh_ct:send(Pool, Peer, []),
     Stats = mesh_peer:wait(Peer, messages, 2),
     ?assertMatch(#{streams := 2, bytes := 0, streams_reset := 0}, Stats),
-    mesh_ct:poll_until(fun() -> mesh_ct:stat(messages_delivered) =:= 2 end).
+    mesh_wait:eventually(2, fun() -> mesh_ct:stat(messages_delivered) end).
 
 a_large_message_arrives_whole(_Config) ->
     % Nodes hand over whole state transfers; the binary may be garbage before it has left.
@@ -787,323 +638,9 @@ serves_callers_on_another_node(_Config) ->
     peer:stop(Near),
     peer:stop(Far).
 
-%%% Better than the original
-
-messages_wait_in_a_bounded_queue_while_their_peer_is_dialled(_Config) ->
-    % A burst to a peer that is slow to answer is neither lost nor allowed to fill the memory.
-    Peer = mesh_ct:start_peer(["--accept-delay-ms", "500"]),
-    Pool = mesh_ct:start_pool(#{queue_max_messages => 3}),
-    [mesh_ct:send(Pool, Peer, mesh_peer:frame(Index, 8)) || Index <- lists:seq(0, 4)],
-    ?assertEqual(#{send_queue_full => 2}, mesh_ct:stat(messages_dropped)),
-    mesh_peer:wait(Peer, distinct, 3),
-    ?assertEqual({missing, [3, 4]}, mesh_peer:command(Peer, "missing 5")),
-    mesh_ct:poll_until(fun() -> mesh_ct:stat(messages_delivered) =:= 3 end).
-
-removing_drains_the_queue_and_closes(_Config) ->
-    % The original left the connection open for good; what was sent before must arrive.
-    Peer = mesh_ct:start_peer(),
-    Pool = mesh_ct:start_pool(#{linger_ms => 20_000}),
-    mesh_ct:connect(Pool, Peer),
-    [mesh_ct:send(Pool, Peer, mesh_peer:frame(Index, 2_000)) || Index <- lists:seq(0, 499)],
-    ok = ?POOL:remove_connection(Pool, id(Peer)),
-    assert_drained_and_closed(Peer, 500),
-    mesh_ct:poll_until(fun() -> mesh_ct:stat(closes) =:= #{removed => 1} end).
-
-evicting_drains_the_queue_and_closes(_Config) ->
-    % The same when somebody else needs the place.
-    [Peer, Other] = [mesh_ct:start_peer() || _ <- [1, 2]],
-    Pool = mesh_ct:start_pool(#{max_mesh_connections => 1, linger_ms => 20_000}),
-    mesh_ct:connect(Pool, Peer),
-    [mesh_ct:send(Pool, Peer, mesh_peer:frame(Index, 2_000)) || Index <- lists:seq(0, 499)],
-    mesh_ct:connect(Pool, Other),
-    assert_drained_and_closed(Peer, 500),
-    mesh_ct:poll_until(fun() -> mesh_ct:stat(closes) =:= #{evicted => 1} end),
-    ?assertEqual({1, 1}, {mesh_ct:stat(size), mesh_ct:stat(evictions)}).
-
-a_peer_that_does_not_read_is_closed_after_the_linger_time(_Config) ->
-    % It must not keep a connection that the pool has given away.
-    Peer = mesh_ct:start_peer(["--mode", "slow:1000"]),
-    Pool = mesh_ct:start_pool(#{linger_ms => 200}),
-    mesh_ct:send(Pool, Peer, mesh_peer:frame(0, 1024 * 1024)),
-    mesh_peer:wait(Peer, streams, 1),
-    ok = ?POOL:remove_connection(Pool, id(Peer)),
-    Stats = mesh_peer:wait(Peer, closed_by_peer, 1),
-    ?assertMatch(#{messages := 0, corrupt := 0}, Stats),
-    mesh_ct:poll_until(fun() -> mesh_ct:stat(messages_unconfirmed) =:= 1 end),
-    ?assertEqual(0, mesh_ct:stat(outstanding_messages)).
-
-evicts_the_least_recently_used_connection(_Config) ->
-    % By the order of use, even within one second.
-    [A, B, C, D] = [mesh_ct:start_peer() || _ <- lists:seq(1, 4)],
-    Pool = mesh_ct:start_pool(#{max_mesh_connections => 3}),
-    [mesh_ct:connect(Pool, Peer) || Peer <- [A, B, C, A, D]],
-    mesh_peer:wait(B, closed_by_peer, 1),
-    ?assertEqual([id(D), id(A), id(C)], listed(Pool)),
-    ?assertMatch([0, 0, 0], [closed(Peer) || Peer <- [A, C, D]]),
-    ?assertEqual({3, 1}, {mesh_ct:stat(size), mesh_ct:stat(evictions)}).
-
-a_message_is_a_use(_Config) ->
-    % A peer that is only sent to is in use, too.
-    [A, B, C] = [mesh_ct:start_peer() || _ <- lists:seq(1, 3)],
-    Pool = mesh_ct:start_pool(#{max_mesh_connections => 2}),
-    [mesh_ct:connect(Pool, Peer) || Peer <- [A, B]],
-    mesh_ct:send(Pool, A, <<"m">>),
-    mesh_ct:poll_until(fun() -> mesh_ct:stat(outstanding_messages) =:= 0 end),
-    mesh_ct:connect(Pool, C),
-    ?assertEqual([id(C), id(A)], listed(Pool)).
-
-asking_for_info_is_no_use(_Config) ->
-    % Monitoring must not decide who stays.
-    [A, B, C] = [mesh_ct:start_peer() || _ <- lists:seq(1, 3)],
-    Pool = mesh_ct:start_pool(#{max_mesh_connections => 2}),
-    [mesh_ct:connect(Pool, Peer) || Peer <- [A, B]],
-    {ok, _} = ?POOL:get_connection_info(Pool, id(A)),
-    {ok, _} = ?POOL:list_connections(Pool),
-    mesh_ct:connect(Pool, C),
-    ?assertEqual([id(C), id(B)], listed(Pool)).
-
-evicts_an_idle_connection_before_an_older_busy_one(_Config) ->
-    % A transfer under way is worth more than a connection that nobody needs now.
-    Busy = mesh_ct:start_peer(["--mode", "slow:1000"]),
-    [Idle, New] = [mesh_ct:start_peer() || _ <- [1, 2]],
-    Pool = mesh_ct:start_pool(#{max_mesh_connections => 2}),
-    mesh_ct:send(Pool, Busy, mesh_peer:frame(0, 1024 * 1024)),
-    mesh_peer:wait(Busy, streams, 1),
-    [mesh_ct:connect(Pool, Peer) || Peer <- [Idle, New]],
-    ?assertEqual([id(New), id(Busy)], listed(Pool)),
-    mesh_peer:wait(Idle, closed_by_peer, 1),
-    ?assertMatch({ok, #{state := busy}}, ?POOL:get_connection_info(Pool, id(Busy))),
-    ?assertEqual(0, closed(Busy)).
-
-a_silent_connection_leaves_the_pool_after_the_idle_timeout(_Config) ->
-    % A peer without power says nothing.
-    Peer = mesh_peer:start(),
-    Pool = mesh_ct:start_pool(#{idle_timeout_ms => 600, keep_alive_interval_ms => 100}),
-    Stream = mesh_ct:connect(Pool, Peer),
-    mesh_peer:kill(Peer),
-    mesh_ct:poll_until(fun() -> ?POOL:pool_size(Pool) =:= 0 end),
-    ?assertEqual({error, idle_timeout}, macula_quic:send(Stream, <<"m">>)),
-    mesh_ct:poll_until(fun() -> mesh_ct:stat(closes) =:= #{idle_timeout => 1} end).
-
-counts_every_dropped_message_by_cause(_Config) ->
-    % Fire and forget told nobody about losses.
-    Refusing = mesh_ct:start_peer(["--mode", "refuse"]),
-    Resetting = mesh_ct:start_peer(["--mode", "reset"]),
-    Most = 4 * 1024 * 1024,
-    Pool = mesh_ct:start_pool(#{queue_max_bytes => Most, queue_max_messages => 1}),
-    mesh_ct:send(Pool, Refusing, <<"refused">>),
-    % More than the peer takes unread, so that it is stopped half-way.
-    mesh_ct:send(Pool, Resetting, binary:copy(<<0>>, Most)),
-    ok = ?POOL:send_async(Pool, <<"a">>, nowhere, <<"bad_address">>),
-    ok = ?POOL:send_async(Pool, <<"b">>, {"nosuchhost.invalid", 1}, <<"nxdomain">>),
-    Silent = mesh_peer:silent(),
-    ok = ?POOL:send_async(Pool, <<"c">>, Silent, <<"removed">>),
-    ok = ?POOL:send_async(Pool, <<"c">>, Silent, <<"send_queue_full">>),
-    ok = ?POOL:send_async(Pool, <<"c">>, Silent, binary:copy(<<0>>, Most + 1)),
-    ok = ?POOL:remove_connection(Pool, <<"c">>),
-    Dropped = fun() ->
-        Causes = mesh_ct:stat(messages_dropped),
-        lists:sum(maps:values(Causes)) >= 6 andalso Causes
-    end,
-    Expected = #{
-        refused => 1,
-        bad_address => 1,
-        nxdomain => 1,
-        removed => 1,
-        send_queue_full => 1,
-        message_too_large => 1
-    },
-    ?assertEqual(Expected, mesh_ct:poll_until(Dropped)),
-    % Something of the stopped one was sent.
-    mesh_ct:poll_until(fun() -> mesh_ct:stat(messages_unconfirmed) =:= 1 end),
-    ?assertEqual(Expected, mesh_ct:stat(messages_dropped)).
-
-every_message_is_accounted_for_when_its_connection_is_lost(_Config) ->
-    % Accepted is delivered, dropped, unconfirmed or outstanding: no fifth fate.
-    Peer = mesh_ct:start_peer(["--mode", "close_after:10"]),
-    Pool = mesh_ct:start_pool(),
-    [mesh_ct:send(Pool, Peer, mesh_peer:frame(I, 1_000)) || I <- lists:seq(0, 299)],
-    % Nor is there a moment without one, when it goes from one connection to the next.
-    mesh_ct:poll_until(fun() ->
-        {ok, Stats} = ?POOL:get_stats(Pool),
-        #{messages_delivered := Delivered, messages_unconfirmed := Unconfirmed} = Stats,
-        Told = Delivered + Unconfirmed + lists:sum(maps:values(maps:get(messages_dropped, Stats))),
-        Outstanding = maps:get(outstanding_messages, Stats),
-        ?assert(Told + Outstanding >= 300),
-        Outstanding =:= 0 andalso Told =:= 300
-    end),
-    ?assertMatch(#{corrupt := 0, duplicates := 0}, mesh_peer:stats(Peer)).
-
-stopped_by_its_supervisor_it_sends_first_and_closes(_Config) ->
-    % At a node's shutdown the last messages count, and peers learn at once that it has gone.
-    Peers = [mesh_ct:start_peer() || _ <- lists:seq(1, 3)],
-    Supervisor = mesh_ct:start_supervised(#{}),
-    [mesh_ct:connect(?POOL, Peer) || Peer <- Peers],
-    [
-        mesh_ct:send(?POOL, Peer, mesh_peer:frame(I, 1_000))
-     || Peer <- Peers,
-        I <- lists:seq(0, 99)
-    ],
-    ok = supervisor:terminate_child(Supervisor, ?POOL),
-    [assert_drained_and_closed(Peer, 100) || Peer <- Peers],
-    ?assertEqual(undefined, whereis(?POOL)).
-
-stopping_waits_neither_for_a_peer_that_takes_nothing_nor_for_a_dial(_Config) ->
-    % The supervisor would kill it after 5 seconds, with every connection. At 10 bytes a second the
-    % message takes a day, and the dial longer than await/1 waits for the stop.
-    Peer = mesh_ct:start_peer(["--mode", "slow:10"]),
-    Pool = mesh_ct:start_pool(#{linger_ms => 300, connect_timeout_ms => ?LONG_MS}),
-    Stream = mesh_ct:connect(Pool, Peer),
-    ok = macula_quic:send(Stream, mesh_peer:frame(0, 1024 * 1024)),
-    ok = ?POOL:send_async(Pool, <<"silent">>, mesh_peer:silent(), <<"m">>),
-    mesh_peer:wait(Peer, streams, 1),
-    ?assertEqual(ok, mesh_ct:await(mesh_ct:start_task(fun() -> ?POOL:stop(Pool) end))),
-    Stats = mesh_peer:wait(Peer, closed_by_peer, 1),
-    ?assertMatch(#{messages := 0, close_codes := #{0 := 1}}, Stats).
-
-%%% Figures
-
-has_every_figure_from_the_start(_Config) ->
-    % Dashboards are built on the names; each is there before anything has happened.
-    Pool = mesh_ct:start_pool(#{max_mesh_connections => 9}),
-    {ok, Stats} = ?POOL:get_stats(Pool),
-    Zeros = [
-        size, dialing, failing, tasks, hits, misses, dials, connections_opened, renewals, probes,
-        suspicions, recoveries, evictions, removals, messages_accepted, bytes_accepted,
-        messages_delivered, bytes_delivered, messages_unconfirmed, messages_redelivered,
-        outstanding_messages, outstanding_bytes, stream_bytes, panics, udp_receive_buffer_bytes,
-        udp_send_buffer_bytes
-    ],
-    Causes = [dial_failures, closes, messages_dropped],
-    Expected = maps:from_list([{Key, 0} || Key <- Zeros] ++ [{Key, #{}} || Key <- Causes]),
-    ?assertEqual(Expected#{limit => 9}, maps:remove(runtime_tasks, Stats)),
-    ?assert(is_integer(maps:get(runtime_tasks, Stats))).
-
-figures_tell_what_happened(_Config) ->
-    % A figure that is made up is worse than none.
-    [A, B] = [mesh_ct:start_peer() || _ <- [1, 2]],
-    Pool = mesh_ct:start_pool(#{max_mesh_connections => 1}),
-    mesh_ct:connect(Pool, A),
-    Stream = mesh_ct:connect(Pool, A),
-    [mesh_ct:send(Pool, A, <<"0123456789">>) || _ <- lists:seq(1, 3)],
-    ok = macula_quic:send(Stream, <<"01234">>),
-    mesh_peer:wait(A, messages, 4),
-    mesh_ct:poll_until(fun() -> mesh_ct:stat(messages_delivered) =:= 4 end),
-    ?assert(mesh_ct:stat(tasks) >= 1),
-    mesh_ct:connect(Pool, B),
-    ok = ?POOL:remove_connection(Pool, id(B)),
-    mesh_ct:poll_until(fun() -> mesh_ct:stat(tasks) =:= 0 end),
-    {ok, Stats} = ?POOL:get_stats(Pool),
-    Expected = #{
-        size => 0,
-        limit => 1,
-        dialing => 0,
-        tasks => 0,
-        hits => 1,
-        misses => 2,
-        dials => 2,
-        dial_failures => #{},
-        connections_opened => 2,
-        renewals => 0,
-        probes => 0,
-        suspicions => 0,
-        recoveries => 0,
-        failing => 0,
-        evictions => 1,
-        removals => 1,
-        closes => #{evicted => 1, removed => 1},
-        messages_accepted => 4,
-        bytes_accepted => 35,
-        messages_delivered => 4,
-        bytes_delivered => 35,
-        messages_dropped => #{},
-        messages_unconfirmed => 0,
-        messages_redelivered => 0,
-        outstanding_messages => 0,
-        outstanding_bytes => 0,
-        stream_bytes => 0,
-        panics => 0
-    },
-    Others = [runtime_tasks, udp_receive_buffer_bytes, udp_send_buffer_bytes],
-    ?assertEqual(Expected, maps:without(Others, Stats)),
-    #{udp_receive_buffer_bytes := Receive, udp_send_buffer_bytes := Send} = Stats,
-    % The socket is bound by now, and the kernel has granted something.
-    ?assert(Receive > 0 andalso Send > 0).
-
-pool_size_counts_connections_and_not_dials(_Config) ->
-    % Readiness checks ask for it.
-    Peer = mesh_ct:start_peer(),
-    Pool = mesh_ct:start_pool(#{connect_timeout_ms => ?LONG_MS}),
-    ?assertEqual(0, ?POOL:pool_size(Pool)),
-    mesh_ct:connect(Pool, Peer),
-    ok = ?POOL:send_async(Pool, <<"silent">>, mesh_peer:silent(), <<"m">>),
-    ?assertEqual(1, ?POOL:pool_size(Pool)),
-    ok = ?POOL:remove_connection(Pool, id(Peer)),
-    ?assertEqual(0, ?POOL:pool_size(Pool)).
-
-set_max_connections_evicts_what_is_too_much(_Config) ->
-    % An operator who is short of memory must not have to restart the node.
-    Peers = [A, B, C, D] = [mesh_ct:start_peer() || _ <- lists:seq(1, 4)],
-    Pool = mesh_ct:start_pool(),
-    [mesh_ct:connect(Pool, Peer) || Peer <- Peers],
-    ?assertEqual(ok, ?POOL:set_max_connections(Pool, 2)),
-    ?assertEqual([id(D), id(C)], listed(Pool)),
-    [mesh_peer:wait(Peer, closed_by_peer, 1) || Peer <- [A, B]],
-    ?assertEqual({2, 2}, {mesh_ct:stat(limit), mesh_ct:stat(evictions)}),
-    mesh_ct:connect(Pool, A),
-    ?assertEqual([id(A), id(D)], listed(Pool)),
-    ?assertEqual(ok, ?POOL:set_max_connections(Pool, 3)),
-    mesh_ct:connect(Pool, B),
-    ?assertEqual([id(B), id(A), id(D)], listed(Pool)).
-
-set_max_connections_refuses_a_bad_limit(_Config) ->
-    % As at the start, and the pool goes on with what it had.
-    Pool = mesh_ct:start_pool(#{max_mesh_connections => 5}),
-    [
-        ?assertEqual(
-            {error, {bad_option, max_mesh_connections, Limit}},
-            ?POOL:set_max_connections(Pool, Limit)
-        )
-     || Limit <- [0, -1, 1_000_001, 1 bsl 70, 1.0, "5", <<"5">>, infinity, {}, [], #{}]
-    ],
-    ?assertEqual(5, mesh_ct:stat(limit)),
-    [
-        ?assertEqual(ok, ?POOL:set_max_connections(Pool, Limit))
-     || Limit <- [1, 1_000_000]
-    ],
-    ?assertEqual(1_000_000, mesh_ct:stat(limit)).
-
 %%% What the tests share
 
 id(Peer) -> mesh_ct:node_id(Peer).
-
-listed(Pool) ->
-    {ok, List} = ?POOL:list_connections(Pool),
-    [Id || {Id, _} <- List].
-
-closed(Peer) -> maps:get(connections_closed, mesh_peer:stats(Peer)).
-
-%% Every message arrived, whole and once, before the connection was closed without an error.
-assert_drained_and_closed(Peer, Count) ->
-    Stats = mesh_peer:wait(Peer, closed_by_peer, 1),
-    ?assertMatch(#{distinct := Count, duplicates := 0, corrupt := 0}, Stats),
-    ?assertMatch(#{streams_reset := 0, close_codes := #{0 := 1}}, Stats).
-
-%% What a dial to an address, or to a peer, ends with.
-failure(Address) -> failure(Address, ?SHORT_MS).
-
-failure(Peer, Ms) when is_map(Peer) ->
-    failure(mesh_peer:address(Peer), Ms);
-failure(Address, Ms) ->
-    Pool = mesh_ct:start_pool(#{connect_timeout_ms => Ms}),
-    ?POOL:get_or_create_connection(Pool, <<"node">>, Address).
-
-%% A task that waits for a dial, which has begun.
-waiting_caller(Pool, Id, Address) ->
-    Misses = mesh_ct:stat(misses),
-    Caller = mesh_ct:start_task(fun() -> ?POOL:get_or_create_connection(Pool, Id, Address) end),
-    mesh_ct:poll_until(fun() -> mesh_ct:stat(misses) > Misses end),
-    Caller.
 
 free_tcp_port() ->
     {ok, Socket} = gen_tcp:listen(0, []),

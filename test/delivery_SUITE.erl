@@ -94,11 +94,11 @@ a_message_that_waits_too_long_behind_others_is_withdrawn(_Config) ->
     Pool = mesh_ct:start_pool(),
     Peer = mesh_ct:start_peer(["--bidi-streams", "1"]),
     ok = deliver(Pool, Peer, mesh_peer:frame(0, 100)),
-    mesh_load:pause(Peer),
+    mesh_peer:pause(Peer),
     %% The streams in between are enough for what the peer has granted anew.
     [mesh_ct:send(Pool, Peer, mesh_peer:frame(Index, 100)) || Index <- lists:seq(1, 5)],
     ?assertEqual({error, timeout}, deliver(Pool, Peer, mesh_peer:frame(6, 100), 50)),
-    mesh_load:resume(Peer),
+    mesh_peer:resume(Peer),
     ok = deliver(Pool, Peer, mesh_peer:frame(7, 100)),
     ?assertMatch(#{distinct := 7, messages := 7}, mesh_peer:wait(Peer, messages, 7)),
     mesh_load:assert_accounted(Pool, 8).
@@ -107,10 +107,10 @@ a_message_that_waits_for_room_when_the_connection_ends_is_told_and_counted(_Conf
     Pool = mesh_ct:start_pool(#{send_watermark_bytes => 1, linger_ms => 0}),
     Peer = mesh_ct:start_peer(),
     _ = mesh_ct:connect(Pool, Peer),
-    mesh_load:pause(Peer),
+    mesh_peer:pause(Peer),
     mesh_ct:send(Pool, Peer, mesh_peer:frame(0, 100)),
     Waiting = mesh_ct:start_task(fun() -> deliver(Pool, Peer, mesh_peer:frame(1, 100)) end),
-    mesh_ct:poll_until(fun() -> mesh_ct:is_waiting(Waiting) end),
+    mesh_wait:eventually(true, fun() -> mesh_ct:is_waiting(Waiting) end),
     ok = ?POOL:remove_connection(Pool, mesh_ct:node_id(Peer)),
     ?assertEqual({error, removed}, mesh_ct:await(Waiting)),
     ?assertMatch(
@@ -123,9 +123,9 @@ a_message_under_way_may_have_arrived_when_the_time_is_over(_Config) ->
     Pool = mesh_ct:start_pool(),
     Peer = mesh_ct:start_peer(),
     _ = mesh_ct:connect(Pool, Peer),
-    mesh_load:pause(Peer),
+    mesh_peer:pause(Peer),
     Outcome = deliver(Pool, Peer, mesh_peer:frame(0, 100), 200),
-    mesh_load:resume(Peer),
+    mesh_peer:resume(Peer),
     ?assertEqual({error, {unconfirmed, timeout}}, Outcome),
     ?assertMatch(#{messages := 1}, mesh_peer:wait(Peer, messages, 1)).
 
@@ -146,9 +146,9 @@ a_connection_lost_after_sending_leaves_the_message_unconfirmed(_Config) ->
     Pool = mesh_ct:start_pool(#{idle_timeout_ms => 1_000, connect_timeout_ms => 1_000}),
     Peer = mesh_ct:start_peer(),
     _ = mesh_ct:connect(Pool, Peer),
-    mesh_load:pause(Peer),
+    mesh_peer:pause(Peer),
     Sending = mesh_ct:start_task(fun() -> deliver(Pool, Peer, mesh_peer:frame(0, 100)) end),
-    mesh_load:eventually(1, fun() -> mesh_ct:stat(outstanding_messages) end),
+    mesh_wait:eventually(1, fun() -> mesh_ct:stat(outstanding_messages) end),
     mesh_peer:kill(Peer),
     ?assertMatch({error, {unconfirmed, _}}, mesh_ct:await(Sending)),
     ?assertMatch(#{messages_unconfirmed := 1}, mesh_load:assert_accounted(Pool, 1)).
@@ -183,12 +183,12 @@ the_message_of_a_sender_that_dies_before_it_leaves_is_withdrawn(_Config) ->
     {Pid, Monitor} = spawn_monitor(fun() ->
         ?POOL:send(Pool, <<"node">>, Nobody, <<"from the dead">>, ?LONG)
     end),
-    mesh_load:eventually(1, fun() -> mesh_ct:stat(outstanding_messages) end),
+    mesh_wait:eventually(1, fun() -> mesh_ct:stat(outstanding_messages) end),
     exit(Pid, kill),
     receive
         {'DOWN', Monitor, process, Pid, killed} -> ok
     end,
-    mesh_load:eventually(0, fun() -> mesh_ct:stat(outstanding_messages) end),
+    mesh_wait:eventually(0, fun() -> mesh_ct:stat(outstanding_messages) end),
     ?assertEqual(#{cancelled => 1}, mesh_ct:stat(messages_dropped)).
 
 withdrawn_messages_give_their_room_back(_Config) ->
@@ -206,7 +206,7 @@ a_stopped_pool_tells_everyone_who_waits(_Config) ->
     Nobody = mesh_peer:silent(),
     Call = fun() -> ?POOL:send(Pool, <<"node">>, Nobody, <<"message">>, ?LONG) end,
     Sending = [mesh_ct:start_task(Call) || _ <- lists:seq(1, 10)],
-    mesh_load:eventually(10, fun() -> mesh_ct:stat(outstanding_messages) end),
+    mesh_wait:eventually(10, fun() -> mesh_ct:stat(outstanding_messages) end),
     ok = ?POOL:stop(Pool),
     [?assertEqual({error, {connect_failed, pool_closed}}, mesh_ct:await(Task)) || Task <- Sending],
     ?assertExit({noproc, _}, Call()).
@@ -239,7 +239,7 @@ a_stale_pid_leads_to_the_registered_server(_Config) ->
     Former = whereis(?POOL),
     Peer = mesh_ct:start_peer(),
     exit(Former, kill),
-    mesh_ct:poll_until(fun() -> not lists:member(whereis(?POOL), [undefined, Former]) end),
+    mesh_wait:eventually(true, fun() -> not lists:member(whereis(?POOL), [undefined, Former]) end),
     ?assertEqual(ok, deliver(Former, Peer, mesh_peer:frame(0, 100))).
 
 every_confirmed_message_arrives_once_among_others(_Config) ->
@@ -359,9 +359,9 @@ kill_a_peer_that_holds_messages(Redelivery) ->
     Pool = mesh_ct:start_pool(#{redelivery => Redelivery, idle_timeout_ms => 1_000}),
     Peer = mesh_ct:start_peer(),
     _ = mesh_ct:connect(Pool, Peer),
-    mesh_load:pause(Peer),
+    mesh_peer:pause(Peer),
     [mesh_ct:send(Pool, Peer, mesh_peer:frame(Index, 100)) || Index <- lists:seq(0, 9)],
     Confirmed = mesh_ct:start_task(fun() -> deliver(Pool, Peer, mesh_peer:frame(10, 100)) end),
-    mesh_load:eventually(11, fun() -> mesh_ct:stat(outstanding_messages) end),
+    mesh_wait:eventually(11, fun() -> mesh_ct:stat(outstanding_messages) end),
     mesh_peer:kill(Peer),
     {Pool, Peer, Confirmed}.

@@ -229,11 +229,11 @@ stopping_ends_although_a_peer_stands_still(_Config) ->
     Peer = mesh_peer:start(),
     {ok, Pool} = ?POOL:start_link(#{linger_ms => 200}),
     {ok, Stream} = ?POOL:get_or_create_connection(Pool, <<"still">>, mesh_peer:address(Peer)),
-    ok = mesh_load:pause(Peer),
+    ok = mesh_peer:pause(Peer),
     mesh_load:send_frames(Pool, <<"still">>, mesh_peer:address(Peer), lists:seq(0, 499)),
     ok = ?POOL:stop(Pool),
     ?assertEqual({error, pool_closed}, macula_quic:send(Stream, <<"late">>)),
-    ok = mesh_load:resume(Peer),
+    ok = mesh_peer:resume(Peer),
     mesh_load:await_peers([Peer], connections_closed, 1),
     mesh_peer:stop(Peer).
 
@@ -249,7 +249,7 @@ the_vm_stops_under_load_with_its_exit_status(_Config) ->
 a_pool_whose_socket_loses_its_port_goes_on_from_another(_Config) ->
     %% The kernel takes sockets from their owners when it is told to. What is sent next gives the
     %% socket another port, and to the peer that is a client that has moved.
-    mesh_load:with(#{}, [[]], fun(Pool, [Peer]) ->
+    mesh_ct:with(#{}, [[]], fun(Pool, [Peer]) ->
         Address = {{127, 0, 0, 1}, mesh_peer:port(Peer)},
         Send = fun(Number) ->
             ?POOL:send(Pool, <<"n">>, Address, mesh_peer:frame(Number, 64), ?WAIT_MS)
@@ -274,19 +274,19 @@ a_pool_whose_socket_loses_its_port_goes_on_from_another(_Config) ->
 
 a_connection_closed_by_its_peer_leaves_the_pool_at_once(_Config) ->
     %% The original hands out dead connections until somebody has tried to use one.
-    mesh_load:with(#{}, [[], []], fun(Pool, [Peer, Other]) ->
+    mesh_ct:with(#{}, [[], []], fun(Pool, [Peer, Other]) ->
         Address = mesh_peer:address(Peer),
         {ok, _} = ?POOL:get_or_create_connection(Pool, <<"other">>, mesh_peer:address(Other)),
         {ok, Stream} = ?POOL:get_or_create_connection(Pool, <<"node">>, Address),
         _ = mesh_peer:wait(Peer, connections_opened, 1),
         {closed, 1} = mesh_peer:command(Peer, "close 9"),
-        mesh_load:eventually([<<"other">>], fun() -> mesh_load:nodes(Pool) end),
+        mesh_load:eventually([<<"other">>], fun() -> mesh_ct:nodes(Pool) end),
         ?assertEqual(1, ?POOL:pool_size(Pool)),
         %% Its stream learns of it a moment after the pool.
-        mesh_load:eventually(1, fun() -> mesh_load:stat(Pool, tasks) end),
+        mesh_load:eventually(1, fun() -> mesh_ct:stat(Pool, tasks) end),
         ?assertEqual(not_found, ?POOL:get_connection_info(Pool, <<"node">>)),
         ?assertEqual({error, {closed_by_peer, 9}}, macula_quic:send(Stream, <<"late">>)),
-        ?assertEqual(#{closed_by_peer => 1}, mesh_load:stat(Pool, closes)),
+        ?assertEqual(#{closed_by_peer => 1}, mesh_ct:stat(Pool, closes)),
         {ok, Fresh} = ?POOL:get_or_create_connection(Pool, <<"node">>, Address),
         ?assertNotEqual(Stream, Fresh),
         ok = macula_quic:send(Fresh, <<"in time">>),
@@ -296,13 +296,13 @@ a_connection_closed_by_its_peer_leaves_the_pool_at_once(_Config) ->
 the_next_dial_uses_the_address_just_given(_Config) ->
     %% A node that moved is reached where the routing table says that it is now; the original
     %% retries where it was.
-    mesh_load:with(#{}, [[], []], fun(Pool, [Former, Present]) ->
+    mesh_ct:with(#{}, [[], []], fun(Pool, [Former, Present]) ->
         Moved = mesh_peer:address(Former),
         {ok, Old} = ?POOL:get_or_create_connection(Pool, <<"n">>, Moved),
         Address = mesh_peer:address(Present),
         ?assertEqual({ok, Old}, ?POOL:get_or_create_connection(Pool, <<"n">>, Address)),
         mesh_peer:stop(Former),
-        mesh_load:eventually([], fun() -> mesh_load:nodes(Pool) end),
+        mesh_load:eventually([], fun() -> mesh_ct:nodes(Pool) end),
         {ok, Stream} = ?POOL:get_or_create_connection(Pool, <<"n">>, Address),
         ?assertMatch({ok, #{address := Address}}, ?POOL:get_connection_info(Pool, <<"n">>)),
         ?assertEqual({ok, Address}, macula_quic:peername(Stream)),
@@ -319,14 +319,14 @@ a_peer_that_restarts_on_its_port_is_found_again(_Config) ->
     %% After a power cut the new process knows nothing of the old connection and says nothing:
     %% only the idle timeout tells.
     Options = #{idle_timeout_ms => 1_000, keep_alive_interval_ms => 300},
-    mesh_load:with(Options, [], fun(Pool, []) ->
+    mesh_ct:with(Options, [], fun(Pool, []) ->
         Peer = mesh_peer:start(),
         Address = mesh_peer:address(Peer),
         {ok, Old} = ?POOL:get_or_create_connection(Pool, <<"node">>, Address),
         Successor = restart(Peer),
-        mesh_load:eventually(0, fun() -> mesh_load:stat(Pool, tasks) end),
-        ?assertEqual([], mesh_load:nodes(Pool)),
-        ?assertEqual(#{idle_timeout => 1}, mesh_load:stat(Pool, closes)),
+        mesh_load:eventually(0, fun() -> mesh_ct:stat(Pool, tasks) end),
+        ?assertEqual([], mesh_ct:nodes(Pool)),
+        ?assertEqual(#{idle_timeout => 1}, mesh_ct:stat(Pool, closes)),
         ?assertEqual({error, idle_timeout}, macula_quic:send(Old, <<"late">>)),
         {ok, Stream} = ?POOL:get_or_create_connection(Pool, <<"node">>, Address),
         ok = macula_quic:send(Stream, mesh_peer:frame(0, 8)),
@@ -338,11 +338,11 @@ messages_queued_for_a_killed_peer_reach_its_successor(_Config) ->
     %% What was never sent need not be lost with the connection. The peer stands still, so exactly
     %% as many messages as it gave stream credits are on their way when it dies.
     Options = #{idle_timeout_ms => 1_500, keep_alive_interval_ms => 300},
-    mesh_load:with(Options, [], fun(Pool, []) ->
+    mesh_ct:with(Options, [], fun(Pool, []) ->
         Peer = mesh_peer:start(["--bidi-streams", "100"]),
         Address = mesh_peer:address(Peer),
         {ok, _} = ?POOL:get_or_create_connection(Pool, <<"node">>, Address),
-        ok = mesh_load:pause(Peer),
+        ok = mesh_peer:pause(Peer),
         mesh_load:send_frames(Pool, <<"node">>, Address, lists:seq(0, 499)),
         Successor = restart(Peer),
         ?assertMatch(
@@ -362,22 +362,22 @@ messages_for_a_peer_that_is_gone_for_good_are_dropped_and_counted(_Config) ->
     Options = #{
         idle_timeout_ms => 1_000, keep_alive_interval_ms => 300, connect_timeout_ms => 500
     },
-    mesh_load:with(Options, [], fun(Pool, []) ->
+    mesh_ct:with(Options, [], fun(Pool, []) ->
         Peer = mesh_peer:start(["--bidi-streams", "100"]),
         Address = mesh_peer:address(Peer),
         mesh_load:eventually({ok, true}, fun() ->
             {Tag, Result} = ?POOL:get_or_create_connection(Pool, <<"node">>, Address),
             {Tag, is_reference(Result)}
         end),
-        ok = mesh_load:pause(Peer),
+        ok = mesh_peer:pause(Peer),
         mesh_load:send_frames(Pool, <<"node">>, Address, lists:seq(0, 499)),
         ok = mesh_peer:kill(Peer),
-        mesh_load:eventually(100, fun() -> mesh_load:stat(Pool, messages_unconfirmed) end),
+        mesh_load:eventually(100, fun() -> mesh_ct:stat(Pool, messages_unconfirmed) end),
         mesh_load:eventually(#{refused => 400}, fun() ->
-            mesh_load:stat(Pool, messages_dropped)
+            mesh_ct:stat(Pool, messages_dropped)
         end),
         ?assertMatch(#{size := 0, dialing := 0}, mesh_load:assert_accounted(Pool, 500)),
-        mesh_load:eventually(0, fun() -> mesh_load:stat(Pool, tasks) end)
+        mesh_load:eventually(0, fun() -> mesh_ct:stat(Pool, tasks) end)
     end).
 
 an_idle_connection_outlives_the_peer_s_shorter_idle_timeout(_Config) ->
@@ -386,7 +386,7 @@ an_idle_connection_outlives_the_peer_s_shorter_idle_timeout(_Config) ->
     %% The wait of three and a half of its timeouts is the claim itself.
     Options = #{keep_alive_interval_ms => 20_000},
     Args = ["--idle-timeout-ms", "1000", "--keep-alive-ms", "0"],
-    mesh_load:with(Options, [Args], fun(Pool, [Peer]) ->
+    mesh_ct:with(Options, [Args], fun(Pool, [Peer]) ->
         {ok, Stream} = ?POOL:get_or_create_connection(Pool, <<"n">>, mesh_peer:address(Peer)),
         {timeout, Stats} = mesh_peer:command(Peer, "wait connections_closed 1 3500"),
         ?assertMatch(#{connections_open := 1, connections_opened := 1}, Stats),
@@ -398,16 +398,16 @@ an_idle_connection_outlives_the_peer_s_shorter_idle_timeout(_Config) ->
 without_keep_alive_the_negotiated_idle_timeout_closes(_Config) ->
     %% Proves that the peer of the case above really gives up, and that the pool then knows.
     Args = ["--idle-timeout-ms", "1000", "--keep-alive-ms", "0"],
-    mesh_load:with(#{keep_alive_interval_ms => 0}, [Args], fun(Pool, [Peer]) ->
+    mesh_ct:with(#{keep_alive_interval_ms => 0}, [Args], fun(Pool, [Peer]) ->
         {ok, _} = ?POOL:get_or_create_connection(Pool, <<"n">>, mesh_peer:address(Peer)),
-        mesh_load:eventually([], fun() -> mesh_load:nodes(Pool) end),
-        ?assertEqual(#{idle_timeout => 1}, mesh_load:stat(Pool, closes)),
+        mesh_load:eventually([], fun() -> mesh_ct:nodes(Pool) end),
+        ?assertEqual(#{idle_timeout => 1}, mesh_ct:stat(Pool, closes)),
         ?assertMatch(#{closed_by_timeout := 1}, mesh_peer:wait(Peer, connections_closed, 1))
     end).
 
 a_name_that_does_not_resolve_fails_its_dial(_Config) ->
     %% Names in routing tables go stale. The top-level domain `invalid' never exists (RFC 2606).
-    mesh_load:with(#{connect_timeout_ms => 9_000}, [], fun(Pool, []) ->
+    mesh_ct:with(#{connect_timeout_ms => 9_000}, [], fun(Pool, []) ->
         Address = {"no-such-node.invalid", 4433},
         [
             ?assertEqual(
@@ -418,14 +418,14 @@ a_name_that_does_not_resolve_fails_its_dial(_Config) ->
         ],
         ok = ?POOL:send_async(Pool, <<"n">>, Address, <<"lost">>),
         mesh_load:eventually(#{nxdomain => 1}, fun() ->
-            mesh_load:stat(Pool, messages_dropped)
+            mesh_ct:stat(Pool, messages_dropped)
         end),
         ?assertMatch({ok, #{size := 0, dialing := 0}}, ?POOL:get_stats(Pool))
     end).
 
 a_peer_is_found_by_its_name(_Config) ->
     %% `localhost' has an IPv6 address on many machines, on which this peer does not listen.
-    mesh_load:with(#{}, [[]], fun(Pool, [Peer]) ->
+    mesh_ct:with(#{}, [[]], fun(Pool, [Peer]) ->
         Port = mesh_peer:port(Peer),
         Text = iolist_to_binary(io_lib:format("localhost:~b", [Port])),
         Addresses = [{"localhost", Port}, Text, <<"https://", Text/binary, "/x">>],

@@ -116,7 +116,7 @@ await_end(Vm, Monitor) ->
 queue_for_a_peer_that_stands_still(Vm, Peer) ->
     Connect = [?POOL, <<"node">>, mesh_peer:address(Peer)],
     {ok, _} = mesh_vm:call(Vm, get_or_create_connection, Connect),
-    mesh_load:pause(Peer),
+    mesh_peer:pause(Peer),
     ok = mesh_vm:call(Vm, mesh_load, send_frames, frames(Peer)),
     {ok, Stats} = mesh_vm:call(Vm, get_stats, [?POOL]),
     ?assertMatch(#{outstanding_messages := ?MESSAGES}, Stats).
@@ -124,7 +124,7 @@ queue_for_a_peer_that_stands_still(Vm, Peer) ->
 %% The peer goes on once the server has begun to leave, and finds it there.
 let_linger(Vm, Peer) ->
     mesh_load:eventually(await_closed, fun() -> mesh_vm:call(Vm, server_function, []) end),
-    mesh_load:resume(Peer).
+    mesh_peer:resume(Peer).
 
 assert_all_arrived(Peer) ->
     mesh_load:await_peers([Peer], connections_closed, 1),

@@ -106,17 +106,17 @@ a_peer_that_restarts_resets_the_connections_of_the_one_before_it(Config) ->
     Address = {{127, 0, 0, 1}, mesh_vm:call(Vm, old_node, port, [First])},
     {ok, Old} = ?POOL:get_or_create_connection(Pool, <<"node">>, Address),
     ok = macula_quic:send(Old, mesh_peer:frame(1, 8)),
-    mesh_ct:poll_until(fun() -> mesh_ct:stat(messages_delivered) =:= 1 end),
+    mesh_wait:eventually(1, fun() -> mesh_ct:stat(messages_delivered) end),
     ok = mesh_vm:kill(Vm),
     {Successor, Node} = start_node(Config, element(2, Address)),
     %% The question of the pool that the successor cannot understand.
     ok = macula_quic:send(Old, mesh_peer:frame(2, 8)),
-    mesh_ct:poll_until(fun() -> mesh_ct:stat(tasks) =:= 0 end),
+    mesh_wait:eventually(0, fun() -> mesh_ct:stat(tasks) end),
     ?assertEqual(#{reset => 1}, mesh_ct:stat(closes)),
     ?assertEqual({error, reset}, macula_quic:send(Old, <<"late">>)),
     ok = ?POOL:send_async(Pool, <<"node">>, Address, mesh_peer:frame(3, 8)),
-    mesh_ct:poll_until(fun() -> notified(Successor, Node) =:= 1 end),
-    mesh_ct:poll_until(fun() -> mesh_ct:stat(messages_delivered) =:= 2 end),
+    mesh_wait:eventually(1, fun() -> notified(Successor, Node) end),
+    mesh_wait:eventually(2, fun() -> mesh_ct:stat(messages_delivered) end),
     ?assertEqual(1, mesh_ct:stat(messages_unconfirmed)),
     ok = peer:stop(Successor).
 
@@ -135,11 +135,11 @@ what_was_not_sent_to_a_peer_before_it_restarted_reaches_it_afterwards(Config) ->
     Second = mesh_ct:start_task(fun() ->
         ?POOL:send(Pool, <<"node">>, Address, mesh_peer:frame(2, 200_000), 60_000)
     end),
-    mesh_ct:poll_until(fun() -> mesh_ct:stat(outstanding_messages) =:= 2 end),
+    mesh_wait:eventually(2, fun() -> mesh_ct:stat(outstanding_messages) end),
     lists:foreach(Send, lists:seq(3, 8)),
     ok = mesh_vm:kill(Vm),
     {Successor, Node} = start_node(Config, element(2, Address), Window),
-    mesh_ct:poll_until(fun() -> notified(Successor, Node) =:= 7 end),
+    mesh_wait:eventually(7, fun() -> notified(Successor, Node) end),
     ?assertEqual(ok, mesh_ct:await(Second)),
     ?assertMatch(
         #{messages_delivered := 7, messages_unconfirmed := 1, closes := #{reset := 1}},
@@ -155,10 +155,10 @@ messages_to_a_node_that_fails_do_not_dial_it_each(_Config) ->
     Pool = start_pool_that_backs_off(60_000),
     Address = {{127, 0, 0, 1}, closed_port({127, 0, 0, 1})},
     ok = ?POOL:send_async(Pool, <<"node">>, Address, <<"refused">>),
-    mesh_ct:poll_until(fun() -> mesh_ct:stat(failing) =:= 1 end),
+    mesh_wait:eventually(1, fun() -> mesh_ct:stat(failing) end),
     [ok = ?POOL:send_async(Pool, <<"node">>, Address, <<"dropped">>) || _ <- lists:seq(1, 1_000)],
-    mesh_ct:poll_until(fun() ->
-        mesh_ct:stat(messages_dropped) =:= #{refused => 1, backing_off => 1_000}
+    mesh_wait:eventually(#{refused => 1, backing_off => 1_000}, fun() ->
+        mesh_ct:stat(messages_dropped)
     end),
     ?assertEqual(1, mesh_ct:stat(dials)).
 
@@ -233,7 +233,7 @@ a_killed_peer_is_noticed_while_something_is_outstanding(_Config) ->
     Stream = mesh_ct:connect(Pool, Peer),
     ok = mesh_peer:kill(Peer),
     ok = macula_quic:send(Stream, mesh_peer:frame(0, 8)),
-    mesh_ct:poll_until(fun() -> mesh_ct:stat(tasks) =:= 0 end),
+    mesh_wait:eventually(0, fun() -> mesh_ct:stat(tasks) end),
     ?assertEqual(#{dead => 1}, mesh_ct:stat(closes)),
     ?assertEqual({error, {dead, ack_timeout}}, macula_quic:send(Stream, <<"late">>)),
     ?assertEqual(1, mesh_ct:stat(messages_unconfirmed)),
@@ -247,7 +247,7 @@ what_was_not_sent_to_a_dead_peer_reaches_its_successor_over_a_fresh_connection(_
     Pool = mesh_ct:start_pool(#{ack_timeout_ms => 1_000}),
     Peer = mesh_ct:start_peer(["--bidi-streams", "100"]),
     Stream = mesh_ct:connect(Pool, Peer),
-    ok = mesh_load:pause(Peer),
+    ok = mesh_peer:pause(Peer),
     [ok = macula_quic:send(Stream, mesh_peer:frame(N, 8)) || N <- lists:seq(0, 499)],
     ok = mesh_peer:kill(Peer),
     Successor = mesh_ct:start_peer(["--port", integer_to_list(mesh_peer:port(Peer))]),
@@ -271,7 +271,7 @@ with_redelivery_what_was_on_its_way_to_a_dead_peer_is_sent_again(_Config) ->
     Pool = mesh_ct:start_pool(#{ack_timeout_ms => 1_000, redelivery => at_least_once}),
     Peer = mesh_ct:start_peer(["--bidi-streams", "100"]),
     Stream = mesh_ct:connect(Pool, Peer),
-    ok = mesh_load:pause(Peer),
+    ok = mesh_peer:pause(Peer),
     [ok = macula_quic:send(Stream, mesh_peer:frame(N, 8)) || N <- lists:seq(0, 499)],
     ok = mesh_peer:kill(Peer),
     Successor = mesh_ct:start_peer(["--port", integer_to_list(mesh_peer:port(Peer))]),
@@ -299,14 +299,14 @@ a_peer_that_stands_still_for_a_moment_keeps_its_connection(_Config) ->
     Peer = mesh_ct:start_peer(),
     Stream = mesh_ct:connect(Pool, Peer),
     ok = macula_quic:send(Stream, mesh_peer:frame(0, 8)),
-    mesh_ct:poll_until(fun() -> mesh_ct:stat(messages_delivered) =:= 1 end),
-    ok = mesh_load:pause(Peer),
+    mesh_wait:eventually(1, fun() -> mesh_ct:stat(messages_delivered) end),
+    ok = mesh_peer:pause(Peer),
     [ok = macula_quic:send(Stream, mesh_peer:frame(N, 8)) || N <- lists:seq(1, 9)],
-    mesh_ct:poll_until(fun() -> mesh_ct:stat(suspicions) =:= 1 end),
+    mesh_wait:eventually(1, fun() -> mesh_ct:stat(suspicions) end),
     %% Kept back, as long as it is not known who will take it.
     ok = macula_quic:send(Stream, mesh_peer:frame(10, 8)),
-    ok = mesh_load:resume(Peer),
-    mesh_ct:poll_until(fun() -> mesh_ct:stat(messages_delivered) =:= 11 end),
+    ok = mesh_peer:resume(Peer),
+    mesh_wait:eventually(11, fun() -> mesh_ct:stat(messages_delivered) end),
     ?assertMatch(#{distinct := 11, duplicates := 0}, mesh_peer:stats(Peer)),
     ?assertMatch({1, #{}}, {mesh_ct:stat(recoveries), mesh_ct:stat(closes)}),
     ?assertEqual({0, 1}, {mesh_ct:stat(messages_unconfirmed), mesh_ct:stat(connections_opened)}),
@@ -320,8 +320,8 @@ an_idle_connection_whose_port_is_closed_for_good_leaves_the_pool(_Config) ->
     Peer = mesh_ct:start_peer(),
     _ = mesh_ct:connect(Pool, Peer),
     ok = mesh_peer:kill(Peer),
-    mesh_ct:poll_until(fun() -> mesh_ct:stat(closes) =:= #{dead => 1} end),
-    mesh_ct:poll_until(fun() -> mesh_ct:stat(size) =:= 0 end).
+    mesh_wait:eventually(#{dead => 1}, fun() -> mesh_ct:stat(closes) end),
+    mesh_wait:eventually(0, fun() -> mesh_ct:stat(size) end).
 
 a_connection_outlives_a_moment_in_which_its_port_is_closed(_Config) ->
     %% Anybody on the way can make the network say that nobody is there, for as long as he likes.
@@ -333,12 +333,12 @@ a_connection_outlives_a_moment_in_which_its_port_is_closed(_Config) ->
     Address = {{127, 0, 0, 1}, Port},
     {ok, Stream} = ?POOL:get_or_create_connection(Pool, <<"node">>, Address),
     ok = macula_quic:send(Stream, mesh_peer:frame(0, 8)),
-    mesh_ct:poll_until(fun() -> mesh_ct:stat(messages_delivered) =:= 1 end),
+    mesh_wait:eventually(1, fun() -> mesh_ct:stat(messages_delivered) end),
     ok = tell_relay(Relay, close),
-    mesh_ct:poll_until(fun() -> mesh_ct:stat(probes) > 0 end),
+    mesh_wait:eventually(true, fun() -> mesh_ct:stat(probes) > 0 end),
     ok = tell_relay(Relay, open),
     ok = macula_quic:send(Stream, mesh_peer:frame(1, 8)),
-    mesh_ct:poll_until(fun() -> mesh_ct:stat(messages_delivered) =:= 2 end),
+    mesh_wait:eventually(2, fun() -> mesh_ct:stat(messages_delivered) end),
     ?assertEqual({#{}, 1}, {mesh_ct:stat(closes), mesh_ct:stat(connections_opened)}),
     ?assertEqual(0, mesh_ct:stat(suspicions)).
 
@@ -350,7 +350,7 @@ a_slow_reader_is_never_suspected(_Config) ->
     Stream = mesh_ct:connect(Pool, Peer),
     [ok = macula_quic:send(Stream, mesh_peer:frame(N, 20_000)) || N <- lists:seq(0, 9)],
     ?assertMatch(#{distinct := 10, duplicates := 0}, mesh_peer:wait(Peer, messages, 10)),
-    mesh_ct:poll_until(fun() -> mesh_ct:stat(messages_delivered) =:= 10 end),
+    mesh_wait:eventually(10, fun() -> mesh_ct:stat(messages_delivered) end),
     ?assertMatch({0, 1}, {mesh_ct:stat(suspicions), mesh_ct:stat(connections_opened)}).
 
 an_idle_peer_is_never_suspected(_Config) ->
@@ -379,7 +379,7 @@ a_rested_connection_to_a_dead_peer_is_replaced_before_it_is_handed_out(_Config) 
     Stream = mesh_ct:connect(Pool, Peer),
     ok = mesh_peer:kill(Peer),
     Successor = mesh_ct:start_peer(["--port", integer_to_list(mesh_peer:port(Peer))]),
-    mesh_ct:poll_until(fun() ->
+    mesh_wait:eventually(true, fun() ->
         ?assertEqual(Stream, mesh_ct:connect(Pool, Peer)),
         mesh_ct:stat(closes) =:= #{dead => 1}
     end),
@@ -399,7 +399,7 @@ a_message_waits_until_a_rested_connection_has_been_checked(_Config) ->
     Successor = mesh_ct:start_peer(["--port", integer_to_list(mesh_peer:port(Peer))]),
     %% A successor may be there within the millisecond in which the peer was heard of last.
     Rested = erlang:monotonic_time(millisecond) + 100,
-    mesh_ct:poll_until(fun() -> erlang:monotonic_time(millisecond) > Rested end),
+    mesh_wait:eventually(true, fun() -> erlang:monotonic_time(millisecond) > Rested end),
     [ok = mesh_ct:send(Pool, Peer, mesh_peer:frame(N, 8)) || N <- lists:seq(0, 99)],
     ?assertMatch(#{distinct := 100}, mesh_peer:wait(Successor, messages, 100)),
     ?assertEqual({#{dead => 1}, 0}, {mesh_ct:stat(closes), mesh_ct:stat(messages_unconfirmed)}).
@@ -411,7 +411,7 @@ a_message_waits_for_a_peer_that_the_network_says_is_gone(_Config) ->
     Peer = mesh_ct:start_peer(),
     _ = mesh_ct:connect(Pool, Peer),
     ok = mesh_peer:kill(Peer),
-    mesh_load:eventually(1, fun() -> mesh_ct:stat(probes) end),
+    mesh_wait:eventually(1, fun() -> mesh_ct:stat(probes) end),
     %% In well below the three seconds until the pool dials it.
     Successor = mesh_ct:start_peer(["--port", integer_to_list(mesh_peer:port(Peer))]),
     [ok = mesh_ct:send(Pool, Peer, mesh_peer:frame(N, 8)) || N <- lists:seq(0, 99)],
@@ -426,7 +426,7 @@ a_message_waits_for_a_peer_that_the_network_says_is_gone_when_another_is_under_w
     _ = mesh_ct:connect(Pool, Peer),
     ok = mesh_peer:kill(Peer),
     ok = mesh_ct:send(Pool, Peer, mesh_peer:frame(0, 8)),
-    mesh_load:eventually(1, fun() -> mesh_ct:stat(probes) end, 5_000),
+    mesh_wait:eventually(1, fun() -> mesh_ct:stat(probes) end, 5_000),
     Frames = [mesh_peer:frame(N, 8) || N <- lists:seq(1, 100)],
     [ok = mesh_ct:send(Pool, Peer, Frame) || Frame <- Frames],
     Successor = mesh_ct:start_peer(["--port", integer_to_list(mesh_peer:port(Peer))]),
@@ -443,11 +443,11 @@ a_dial_that_its_connection_does_not_outlive_is_counted(_Config) ->
     }),
     Peer = mesh_ct:start_peer(),
     _ = mesh_ct:connect(Pool, Peer),
-    mesh_load:pause(Peer),
+    mesh_peer:pause(Peer),
     ok = mesh_ct:send(Pool, Peer, mesh_peer:frame(0, 8)),
-    mesh_ct:poll_until(fun() -> mesh_ct:stat(suspicions) =:= 1 end),
+    mesh_wait:eventually(1, fun() -> mesh_ct:stat(suspicions) end),
     ok = ?POOL:remove_connection(Pool, mesh_ct:node_id(Peer)),
-    mesh_ct:poll_until(fun() -> mesh_ct:stat(tasks) =:= 0 end),
+    mesh_wait:eventually(0, fun() -> mesh_ct:stat(tasks) end),
     ?assertEqual({2, 1}, {mesh_ct:stat(dials), mesh_ct:stat(connections_opened)}),
     ?assertEqual(#{cancelled => 1}, mesh_ct:stat(dial_failures)).
 
@@ -460,12 +460,12 @@ without_an_ack_timeout_only_the_idle_timeout_tells(_Config) ->
     Stream = mesh_ct:connect(Pool, Peer),
     ok = mesh_peer:kill(Peer),
     ok = macula_quic:send(Stream, mesh_peer:frame(0, 8)),
-    mesh_ct:poll_until(fun() -> mesh_ct:stat(closes) =:= #{idle_timeout => 1} end),
+    mesh_wait:eventually(#{idle_timeout => 1}, fun() -> mesh_ct:stat(closes) end),
     ?assertMatch({0, 0}, {mesh_ct:stat(probes), mesh_ct:stat(suspicions)}).
 
 who_vanishes_is_noticed_long_before_the_idle_timeout(Config) ->
     %% The table of docs/operations.md. The pool tells by what it has noticed; the idle timeout is
-    %% longer than poll_until/1 waits.
+    %% longer than eventually/2 waits.
     _ = notice(Config, #{
         ack_timeout_ms => 1_000, connect_timeout_ms => 2_000, idle_timeout_ms => 60_000
     }).
@@ -485,17 +485,23 @@ notice(Config, Options) ->
     ?assertEqual(#{refused => 1}, mesh_ct:stat(dial_failures)),
     Rested = mesh_ct:start_peer(["--keep-alive-ms", "0"]),
     Stream = mesh_ct:connect(Pool, Rested),
-    Check = mesh_ct:poll_until(fun() ->
+    mesh_wait:eventually(true, fun() ->
         Ms = ms(fun() -> Stream = mesh_ct:connect(Pool, Rested) end),
-        mesh_ct:stat(probes) > 0 andalso Ms
+        IsChecked = mesh_ct:stat(probes) > 0,
+        IsChecked andalso (self() ! {checked, Ms}),
+        IsChecked
     end),
+    Check =
+        receive
+            {checked, Last} -> Last
+        end,
     ?assertEqual({0, #{}}, {mesh_ct:stat(suspicions), mesh_ct:stat(closes)}),
     Killed = mesh_ct:start_peer(),
     Dead = ms_until_closed(Pool, Killed, fun() -> mesh_peer:kill(Killed) end),
     ?assertEqual([refused], lists:sort(maps:keys(mesh_ct:stat(dial_failures)))),
     Still = mesh_ct:start_peer(),
-    Paused = ms_until_closed(Pool, Still, fun() -> mesh_load:pause(Still) end),
-    ok = mesh_load:resume(Still),
+    Paused = ms_until_closed(Pool, Still, fun() -> mesh_peer:pause(Still) end),
+    ok = mesh_peer:resume(Still),
     ?assertEqual([refused, timeout], lists:sort(maps:keys(mesh_ct:stat(dial_failures)))),
     ?assertEqual(2, mesh_ct:stat(suspicions)),
     {Vm, Node} = start_node(Config, 0),
@@ -505,10 +511,10 @@ notice(Config, Options) ->
     {Successor, _} = start_node(Config, element(2, Address)),
     Reset = ms(fun() ->
         ok = macula_quic:send(Old, mesh_peer:frame(1, 8)),
-        mesh_ct:poll_until(fun() -> macula_quic:send(Old, <<>>) =:= {error, reset} end)
+        mesh_wait:eventually({error, reset}, fun() -> macula_quic:send(Old, <<>>) end)
     end),
     ok = peer:stop(Successor),
-    mesh_ct:poll_until(fun() -> mesh_ct:stat(closes) =:= #{dead => 2, reset => 1} end),
+    mesh_wait:eventually(#{dead => 2, reset => 1}, fun() -> mesh_ct:stat(closes) end),
     #{
         closed_port => Closed,
         rested_connection_checked => Check,
@@ -572,18 +578,17 @@ ms_until_closed(Pool, Peer, End) ->
     ok = End(),
     ms(fun() ->
         ok = macula_quic:send(Stream, mesh_peer:frame(0, 8)),
-        mesh_ct:poll_until(fun() ->
-            macula_quic:send(Stream, <<>>) =:= {error, {dead, ack_timeout}}
+        mesh_wait:eventually({error, {dead, ack_timeout}}, fun() ->
+            macula_quic:send(Stream, <<>>)
         end)
     end).
 
 %% Asks for the connection until it has rested for so long that it was checked.
 use_until_probed(Pool, Peer, Stream) ->
-    true = mesh_ct:poll_until(fun() ->
+    mesh_wait:eventually(true, fun() ->
         ?assertEqual(Stream, mesh_ct:connect(Pool, Peer)),
         mesh_ct:stat(probes) > 0
-    end),
-    ok.
+    end).
 
 start_pool_that_backs_off(Ms) -> start_pool_that_backs_off(Ms, #{}).
 

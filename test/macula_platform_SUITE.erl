@@ -143,7 +143,7 @@ takes_nothing_on_a_stream_whose_connection_is_lost(Config) ->
     ?assertEqual({error, {closed_by_peer, 7}}, macula_quic:recv(Theirs, ?WAIT)),
     %% The reading half knows; the other hears of it at about the same time.
     Refused = {error, {closed_by_peer, 7}},
-    mesh_ct:poll_until(fun() -> macula_quic:send(Theirs, <<"late">>) =:= Refused end),
+    mesh_wait:eventually(Refused, fun() -> macula_quic:send(Theirs, <<"late">>) end),
     ?assertEqual(Refused, macula_quic:send(Theirs, <<"later">>)).
 
 config(Key, Config) -> proplists:get_value(Key, Config).

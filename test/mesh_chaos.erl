@@ -277,10 +277,10 @@ strike({revive, Node}, #{peers := Peers} = Chaos) ->
         #{} -> start_peer(Node, Chaos)
     end;
 strike({stop, Node}, #{peers := Peers} = Chaos) ->
-    ok = mesh_load:pause(maps:get(Node, Peers)),
+    ok = mesh_peer:pause(maps:get(Node, Peers)),
     ended(Node, Chaos);
 strike({continue, Node}, #{peers := Peers} = Chaos) ->
-    ok = mesh_load:resume(maps:get(Node, Peers)),
+    ok = mesh_peer:resume(maps:get(Node, Peers)),
     Chaos;
 strike({line, Node, Way, Faults}, #{relays := Relays} = Chaos) ->
     ok = mesh_relay:set(maps:get(Node, Relays), Way, Faults),
@@ -326,7 +326,7 @@ strike(nothing, Chaos) ->
 %% Ends every fault; the plan has done so too, but for those that were cut short.
 restore(#{peers := Peers, relays := Relays} = Chaos) ->
     lists:foreach(fun mesh_relay:clear/1, maps:values(Relays)),
-    lists:foreach(fun mesh_load:resume/1, maps:values(Peers)),
+    lists:foreach(fun mesh_peer:resume/1, maps:values(Peers)),
     Revivals = [{revive, Node} || Node <- [mortal, other, listener]],
     lists:foldl(fun strike/2, Chaos, [descriptors, {name, {127, 0, 0, 1}} | Revivals]).
 

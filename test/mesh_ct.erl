@@ -1,18 +1,16 @@
-%%% What the suites share: each test's own pool, peers and tasks, which end with it, and waiting for
-%%% what must become true. Also the callbacks of the supervisor and of the log handler that tests
-%%% start.
+%%% What the suites share: each test's own pool, peers and tasks, which end with it, and the pool's
+%%% figures. Also the callbacks of the supervisor and of the log handler that tests start.
 -module(mesh_ct).
 
 -behaviour(supervisor).
 
 -export([begin_test/0, end_test/0, forget_configuration/0]).
 -export([start_pool/0, start_pool/1, start_peer/0, start_peer/1, connect/2, send/3]).
--export([start_task/1, await/1, is_waiting/1, poll_until/1]).
--export([stat/1, node_id/1, flush/0]).
+-export([with/3, stat/1, stat/2, nodes/1, node_id/1]).
+-export([start_task/1, await/1, is_waiting/1, flush/0]).
 -export([start_supervised/1, init/1, start_logging/0, stop_logging/0, log/2]).
 
 -define(POOL, macula_gateway_mesh).
--define(POLL_MS, 10).
 %% Longer than anything takes on a busy machine: only a failing test ever waits for it.
 -define(DEADLINE_MS, 20_000).
 
@@ -38,7 +36,7 @@ forget_configuration() ->
 end_test() ->
     lists:foreach(fun(Ending) -> Ending() end, remembered()),
     erase(?MODULE),
-    poll_until(fun() -> whereis(?POOL) =:= undefined end).
+    mesh_wait:eventually(undefined, fun() -> whereis(?POOL) end).
 
 %% What `Ending' undoes is undone at the end of the test, the last one first.
 remember(Ending) ->
@@ -70,14 +68,22 @@ start_peer() -> start_peer([]).
 
 start_peer(Args) ->
     Peer = mesh_peer:start(Args),
-    remember(fun() -> end_peer(Peer) end),
+    remember(fun() -> mesh_peer:stop(Peer) end),
     Peer.
 
-%% A test may have ended its peer itself: that of a peer that is gone is no failure. Nor is one that
-%% a failed test has left standing still.
-end_peer(Peer) ->
-    mesh_load:resume(Peer),
-    mesh_peer:stop(Peer).
+%% Runs `Test(Pool, Peers)' with a pool of `Options' and a peer process for each element of
+%% `PeerArgs', none of which outlives it.
+with(Options, PeerArgs, Test) ->
+    forget_configuration(),
+    Peers = [mesh_peer:start(Args) || Args <- PeerArgs],
+    {ok, Pool} = ?POOL:start_link(Options),
+    try
+        Test(Pool, Peers)
+    after
+        unlink(Pool),
+        ok = ?POOL:stop(Pool),
+        lists:foreach(fun mesh_peer:stop/1, Peers)
+    end.
 
 %% The stream of a connection to `Peer', whose node id follows from its port.
 connect(Pool, Peer) ->
@@ -91,9 +97,16 @@ node_id(Peer) ->
     mesh_peer:node_id(mesh_peer:port(Peer)).
 
 %% One of the pool's figures.
-stat(Key) ->
-    {ok, Stats} = ?POOL:get_stats(?POOL),
-    maps:get(Key, Stats).
+stat(Key) -> stat(?POOL, Key).
+
+stat(Pool, Key) ->
+    {ok, #{Key := Value}} = ?POOL:get_stats(Pool),
+    Value.
+
+%% The node ids in the pool, the most recently used first.
+nodes(Pool) ->
+    {ok, List} = ?POOL:list_connections(Pool),
+    [NodeId || {NodeId, _} <- List].
 
 %%% Tasks: calls in a process of their own
 
@@ -120,23 +133,6 @@ await({Pid, Monitor, Ref}) ->
 %% Whether the task sits in a `receive'.
 is_waiting({Pid, _Monitor, _Ref}) ->
     process_info(Pid, status) =:= {status, waiting}.
-
-%%% Waiting
-
-%% Waits until `Fun' returns something else than `false', and returns that.
-poll_until(Fun) ->
-    poll_until(Fun, erlang:monotonic_time(millisecond) + ?DEADLINE_MS).
-
-poll_until(Fun, Deadline) ->
-    case Fun() of
-        false ->
-            erlang:monotonic_time(millisecond) < Deadline orelse error({never_true, Fun}),
-            receive
-            after ?POLL_MS -> poll_until(Fun, Deadline)
-            end;
-        Result ->
-            Result
-    end.
 
 %% The messages in the mailbox, but for the exits of what was started.
 flush() ->

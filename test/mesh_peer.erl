@@ -1,7 +1,8 @@
 %%% Peers of the tests: separate OS processes, built from native/mesh/examples/peer.
 -module(mesh_peer).
 
--export([start/0, start/1, stop/1, kill/1, command/2, port/1, address/1, os_pid/1]).
+-export([start/0, start/1, stop/1, kill/1, pause/1, resume/1]).
+-export([command/2, port/1, address/1, os_pid/1]).
 -export([stats/1, wait/3, wait/4, node_id/1, frame/2, silent/0]).
 
 -export_type([peer/0]).
@@ -15,13 +16,18 @@ start() -> start([]).
 start(Args) ->
     mesh_program:start(mesh_program:peer(), Args).
 
-%% Ends in order: closes its connections, then exits.
+%% Ends in order: closes its connections, then exits, though it may stand still or be gone already.
 stop(Peer) ->
     mesh_program:stop(Peer).
 
 %% Ends as a power cut would: nobody is told.
 kill(Peer) ->
     mesh_program:kill(Peer).
+
+%% A peer that stands still answers nothing, and what is sent to it waits in its socket.
+pause(Peer) -> mesh_program:pause(os_pid(Peer)).
+
+resume(Peer) -> mesh_program:resume(os_pid(Peer)).
 
 port(Peer) -> mesh_program:port(Peer).
 

@@ -2,7 +2,8 @@
 %%% program ends when the port to it closes; each handle is a process that owns the port.
 -module(mesh_program).
 
--export([peer/0, relay/0, start/2, stop/1, kill/1, command/2, port/1, os_pid/1, signal/2]).
+-export([peer/0, relay/0, start/2, stop/1, kill/1, command/2, port/1, os_pid/1]).
+-export([answer/2, pause/1, resume/1, signal/2]).
 
 -export_type([program/0]).
 
@@ -97,7 +98,7 @@ serve(Port, OsPid, Monitor) ->
 finish(Port, OsPid) ->
     try port_command(Port, "quit\n") of
         true ->
-            signal("CONT", OsPid),
+            resume(OsPid),
             await_exit(Port, OsPid)
     catch
         error:badarg -> ok
@@ -112,6 +113,25 @@ await_exit(Port, OsPid) ->
         exit(program_does_not_exit)
     end.
 
+%% Has a process of this machine stand still. A thread that is not running when the signal comes
+%% stops a little later.
+pause(OsPid) when is_integer(OsPid) ->
+    pause(integer_to_list(OsPid));
+pause(OsPid) ->
+    signal("STOP", OsPid),
+    mesh_wait:eventually(["T"], fun() -> lists:usort(thread_states(OsPid)) end).
+
+resume(OsPid) -> signal("CONT", OsPid).
+
+%% The third field of /proc/PID/task/TID/stat; the second, the name, is in parentheses.
+thread_states(OsPid) ->
+    [thread_state(File) || File <- filelib:wildcard("/proc/" ++ OsPid ++ "/task/*/stat")].
+
+thread_state(File) ->
+    {ok, Line} = file:read_file(File),
+    [_, Fields] = string:split(Line, ") ", trailing),
+    binary_to_list(binary:part(Fields, 0, 1)).
+
 %% Sends a signal to a process of this machine.
 signal(Name, OsPid) when is_integer(OsPid) ->
     signal(Name, integer_to_list(OsPid));
@@ -119,6 +139,7 @@ signal(Name, OsPid) ->
     _ = os:cmd(io_lib:format("kill -~s ~s", [Name, OsPid])),
     ok.
 
+%% The next line of a program behind this port, as the term that it is. The caller owns the port.
 answer(Port, Ms) ->
     receive
         {Port, {data, {eol, Line}}} ->

@@ -146,7 +146,7 @@ a_message_beyond_the_receivers_limit_closes_the_connection(Config) ->
     after ?WAIT_MS -> ct:fail(not_told)
     end,
     Pool = proplists:get_value(pool, Config),
-    mesh_ct:poll_until(fun() -> {ok, []} =:= macula_gateway_mesh:list_connections(Pool) end),
+    mesh_wait:eventually({ok, []}, fun() -> macula_gateway_mesh:list_connections(Pool) end),
     {ok, #{closes := Closes, messages_unconfirmed := 1}} = macula_gateway_mesh:get_stats(Pool),
     ?assertEqual(#{closed_by_peer => 1}, Closes).
 
@@ -203,7 +203,7 @@ every_message_is_accounted_for(Config) ->
      || I <- lists:seq(1, 1000)
     ],
     [next(Receiver) || _ <- lists:seq(1, 1000)],
-    mesh_ct:poll_until(fun() ->
+    mesh_wait:eventually(true, fun() ->
         {ok, Stats} = macula_gateway_mesh:get_stats(Pool),
         #{messages_accepted := A, messages_delivered := D, outstanding_messages := O} = Stats,
         A =:= D andalso O =:= 0

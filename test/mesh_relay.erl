@@ -44,7 +44,7 @@ stats(Relay) ->
 
 %% The same once no packet is on its way.
 settled(Relay) ->
-    mesh_load:eventually(0, fun() -> maps:get(queued, stats(Relay)) end),
+    mesh_wait:eventually(0, fun() -> maps:get(queued, stats(Relay)) end),
     stats(Relay).
 
 words(Way, Faults) ->

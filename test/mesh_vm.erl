@@ -42,8 +42,7 @@ start(More) ->
 
 %% It stands still, and can only be killed.
 pause(Vm) ->
-    "" = os:cmd("kill -STOP " ++ os_pid(Vm)),
-    mesh_load:await_standstill(os_pid(Vm)).
+    mesh_program:pause(os_pid(Vm)).
 
 %% Ends it as a power cut would.
 kill(Vm) ->

@@ -42,7 +42,7 @@ an_old_node_serves_everybody_once(_Config) ->
     Clients = [spawn_monitor(fun() -> run_client(Port, N) end) || N <- lists:seq(1, ?CLIENTS)],
     [?assertEqual(normal, ended(Client)) || Client <- Clients],
     Requests = ?CLIENTS * ?REQUESTS_PER_CLIENT,
-    Counts = mesh_ct:poll_until(fun() -> counted(Node, ?NOTIFICATIONS) end),
+    Counts = counted(Node, ?NOTIFICATIONS),
     {ok, Stats} = peer:call(Vm, macula_gateway_mesh, get_stats, [macula_gateway_mesh]),
     ct:pal("node: ~p~npool: ~p", [Counts, Stats]),
     ?assertMatch(#{requests := Requests, notifications := ?NOTIFICATIONS}, Counts),
@@ -64,9 +64,8 @@ an_old_sender_gets_its_credit_back_from_a_node_that_closes_nothing(_Config) ->
     Port = old_node:port(Node),
     {ok, Connection} = macula_quic:connect("127.0.0.1", Port, [{alpn, ["macula"]}], ?WAIT_MS),
     [send_old(Connection, notification(N)) || N <- lists:seq(1, Messages)],
-    _ = mesh_ct:poll_until(fun() -> counted(Node, Messages) end),
     Expected = #{notifications => Messages, streams => Messages, connections => 1},
-    ?assertEqual(Expected, old_node:counts(Node)),
+    ?assertEqual(Expected, counted(Node, Messages)),
     ok = macula_quic:close(Connection),
     ok = old_node:stop(Node).
 
@@ -99,7 +98,7 @@ notify(Port) ->
 %% A node does not know of queues; this one is polite enough not to overrun them.
 send_one(Pool, Address, N) ->
     ok = macula_gateway_mesh:send_async(Pool, <<7:256>>, Address, notification(N)),
-    N rem 1_000 =:= 0 andalso mesh_ct:poll_until(fun() -> has_room(Pool) end).
+    N rem 1_000 =:= 0 andalso mesh_wait:eventually(true, fun() -> has_room(Pool) end).
 
 has_room(Pool) ->
     {ok, #{outstanding_messages := Outstanding}} = macula_gateway_mesh:get_stats(Pool),
@@ -154,7 +153,7 @@ ended({Pid, Monitor}) ->
 
 %% What the node has counted, once that is everything.
 counted(Node, Notifications) ->
-    case old_node:counts(Node) of
-        #{notifications := Notifications} = Counts -> Counts;
-        _ -> false
-    end.
+    mesh_wait:eventually(Notifications, fun() ->
+        maps:get(notifications, old_node:counts(Node), 0)
+    end),
+    old_node:counts(Node).

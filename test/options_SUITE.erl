@@ -324,12 +324,12 @@ a_peer_that_demands_a_certificate_ends_the_connection(_Config) ->
     Refused = {tls_alert, ?CERTIFICATE_REQUIRED},
     case ?POOL:get_or_create_connection(Pool, mesh_ct:node_id(Peer), mesh_peer:address(Peer)) of
         {ok, Stream} ->
-            mesh_ct:poll_until(fun() -> macula_quic:send(Stream, <<"hello">>) =/= ok end),
+            mesh_wait:eventually(true, fun() -> macula_quic:send(Stream, <<"hello">>) =/= ok end),
             ?assertEqual({error, Refused}, macula_quic:send(Stream, <<"hello">>));
         Failure ->
             ?assertEqual({error, {connect_failed, Refused}}, Failure)
     end,
-    mesh_ct:poll_until(fun() -> ?POOL:pool_size(Pool) =:= 0 end).
+    mesh_wait:eventually(0, fun() -> ?POOL:pool_size(Pool) end).
 
 %%% What the tests share
 

@@ -302,14 +302,14 @@ traffic_counters_are_true(_Config) ->
     ?assert(grown(send_cnt, Before, After) >= Size div 65_536),
     ?assert(grown(recv_cnt, Before, After) > 0),
     %% Nobody reads any more: what waits here is told, once all windows are full.
-    _ = mesh_ct:poll_until(fun() ->
+    mesh_wait:eventually(true, fun() ->
         ok = fill(Near, binary:copy(<<7>>, 100_000)),
         {ok, [{send_pend, Pending}]} = macula_quic:getstat(Client, [send_pend]),
         Pending > 900_000
     end),
     ?assertEqual({ok, []}, macula_quic:getstat(Client, [])),
     ok = macula_quic:close(Client),
-    _ = mesh_ct:poll_until(fun() -> macula_quic:getstat(Client, Keys) =:= {error, closed} end).
+    mesh_wait:eventually({error, closed}, fun() -> macula_quic:getstat(Client, Keys) end).
 
 grown(Key, Before, After) ->
     proplists:get_value(Key, After) - proplists:get_value(Key, Before).
@@ -406,7 +406,7 @@ a_peer_without_stream_credit_makes_openers_wait(_Config) ->
     {Near, Far} = quic_ct:streams(Client, Server),
     Agent = quic_ct:agent(),
     Opening = quic_ct:tell(Agent, fun() -> macula_quic:open_stream(Client) end),
-    mesh_ct:poll_until(fun() -> process_info(Agent, status) =:= {status, waiting} end),
+    mesh_wait:eventually({status, waiting}, fun() -> process_info(Agent, status) end),
     [ok = macula_quic:close(Stream) || Stream <- [Near, Far]],
     receive
         {Opening, Result} -> ?assertMatch({ok, _}, Result)
@@ -428,9 +428,9 @@ who_dies_takes_no_credit(Config) ->
     Before = runtime_tasks(Pool),
     Agents = [quic_ct:agent() || _ <- lists:seq(1, 50)],
     [quic_ct:tell(Agent, fun() -> macula_quic:open_stream(Client) end) || Agent <- Agents],
-    mesh_ct:poll_until(fun() -> runtime_tasks(Pool) >= Before + 50 end),
+    mesh_wait:eventually(true, fun() -> runtime_tasks(Pool) >= Before + 50 end),
     lists:foreach(fun quic_ct:give_up/1, Agents),
-    mesh_ct:poll_until(fun() -> runtime_tasks(Pool) =< Before end),
+    mesh_wait:eventually(true, fun() -> runtime_tasks(Pool) =< Before end),
     [ok = macula_quic:close(Stream) || Stream <- [Near, Far]],
     {ok, Next} = macula_quic:open_stream(Client),
     ok = macula_quic:send(Next, quic_ct:frame(<<"next">>)),
@@ -447,7 +447,7 @@ waiting_for_a_stream_of_a_lost_connection_ends(_Config) ->
     {Client, Server} = quic_ct:pair(),
     Agent = quic_ct:agent(),
     Accepting = quic_ct:tell(Agent, fun() -> macula_quic:accept_stream(Server, infinity) end),
-    mesh_ct:poll_until(fun() -> process_info(Agent, status) =:= {status, waiting} end),
+    mesh_wait:eventually({status, waiting}, fun() -> process_info(Agent, status) end),
     ok = macula_quic:close(Client),
     receive
         {Accepting, Result} -> ?assertEqual({error, closed}, Result)

@@ -91,10 +91,10 @@ listens_on_one_address(_Config) ->
     %% A port that was chosen can be asked for again.
     ok = macula_quic:close(Listener),
     Again = fun() -> macula_quic:listen({?LOOPBACK6, Port}, quic_ct:server_options()) end,
-    {ok, _} = mesh_ct:poll_until(fun() -> ok_or_false(Again()) end).
+    mesh_wait:eventually(true, fun() -> is_free(Again()) end).
 
-ok_or_false({ok, Handle}) -> {ok, Handle};
-ok_or_false({error, {socket_error, eaddrinuse}}) -> false.
+is_free({ok, _Listener}) -> true;
+is_free({error, {socket_error, eaddrinuse}}) -> false.
 
 %% Machines with several networks.
 listens_on_many_addresses(_Config) ->
@@ -180,7 +180,7 @@ an_accepted_connection_was_announced_with_its_facts(_Config) ->
 a_connection_is_announced_before_its_end(_Config) ->
     Listener = quic_ct:listen(),
     Clients = [quic_ct:connect(Listener) || _ <- lists:seq(1, 100)],
-    _ = mesh_ct:poll_until(fun() -> figure(waiting, Listener) =:= 100 end),
+    mesh_wait:eventually(100, fun() -> figure(waiting, Listener) end),
     [ok = macula_quic:close(Client) || Client <- Clients],
     [{ok, Listener} = macula_quic:async_accept(Listener, []) || _ <- Clients],
     [
@@ -198,13 +198,28 @@ a_connection_is_announced_before_its_end(_Config) ->
 %% A server that is busy asks for no more.
 each_async_accept_gives_one_connection(_Config) ->
     Listener = quic_ct:listen(),
-    [_, _, _] = [quic_ct:connect(Listener) || _ <- [1, 2, 3]],
-    _ = mesh_ct:poll_until(fun() -> figure(waiting, Listener) =:= 3 end),
+    Clients = [quic_ct:connect(Listener) || _ <- [1, 2, 3]],
+    mesh_wait:eventually(3, fun() -> figure(waiting, Listener) end),
     none_new(),
     [{ok, Listener} = macula_quic:async_accept(Listener, []) || _ <- [1, 2]],
-    _ = [new_conn(), new_conn()],
-    none_new(),
-    ?assertMatch(#{waiting := 1, connections := 3}, macula_quic:listener_stats(Listener)).
+    Two = [new_conn(), new_conn()],
+    ?assertMatch(#{waiting := 1, connections := 3}, macula_quic:listener_stats(Listener)),
+    {ok, Listener} = macula_quic:async_accept(Listener, []),
+    Servers = [Server || {Server, _} <- [new_conn() | Two]],
+    ?assertEqual(lists:sort(ports(sockname, Clients)), lists:sort(ports(peername, Servers))),
+    %% Had one been given that nobody asked for, a request would be left, and this one given to it.
+    _ = quic_ct:connect(Listener),
+    mesh_wait:eventually(1, fun() -> figure(waiting, Listener) end),
+    none_new().
+
+ports(End, Connections) ->
+    [
+        begin
+            {ok, {_, Port}} = macula_quic:End(Connection),
+            Port
+        end
+     || Connection <- Connections
+    ].
 
 %% Polling servers count on it.
 accepting_waits_no_longer_than_told(_Config) ->
@@ -263,7 +278,7 @@ an_acceptor_that_has_died_takes_no_connection_along(_Config) ->
     Listener = quic_ct:listen(),
     Dying = quic_ct:agent(),
     _ = quic_ct:tell(Dying, fun() -> macula_quic:accept(Listener, infinity) end),
-    _ = mesh_ct:poll_until(fun() -> process_info(Dying, status) =:= {status, waiting} end),
+    mesh_wait:eventually({status, waiting}, fun() -> process_info(Dying, status) end),
     quic_ct:give_up(Dying),
     Also = quic_ct:agent(),
     {ok, _} = quic_ct:in(Also, fun() -> macula_quic:async_accept(Listener, []) end),
@@ -281,14 +296,14 @@ an_acceptor_that_dies_as_it_asks_takes_no_connection_along(_Config) ->
 
 dies_as_it_asks(Listener) ->
     Client = quic_ct:connect(Listener),
-    _ = mesh_ct:poll_until(fun() ->
-        maps:get(waiting, macula_quic:listener_stats(Listener)) =:= 1
+    mesh_wait:eventually(1, fun() ->
+        maps:get(waiting, macula_quic:listener_stats(Listener))
     end),
     {_, Monitor} = spawn_monitor(fun() -> macula_quic:async_accept(Listener, []) end),
     receive
         {'DOWN', Monitor, process, _, normal} -> ok
     end,
-    _ = mesh_ct:poll_until(fun() -> is_closed(Client) orelse is_for_the_next(Listener) end),
+    mesh_wait:eventually(true, fun() -> is_closed(Client) orelse is_for_the_next(Listener) end),
     macula_quic:close(Client).
 
 is_closed(Connection) ->
@@ -315,7 +330,7 @@ a_closed_listener_ends_those_who_wait(_Config) ->
             Accept = fun() -> macula_quic:accept(Listener, infinity) end,
             Accepting = quic_ct:tell(Acceptor, Accept),
             Waits = fun() -> process_info(Acceptor, status) =:= {status, waiting} end,
-            _ = mesh_ct:poll_until(Waits),
+            mesh_wait:eventually(true, Waits),
             ok = Close(Listener),
             receive
                 {Accepting, Result} -> ?assertEqual({error, closed}, Result)
@@ -332,8 +347,8 @@ a_closed_listener_ends_those_who_wait(_Config) ->
 a_closed_listener_says_so_to_every_call(Config) ->
     {Cert, Key} = copied(closed, Config),
     {ok, Listener} = macula_quic:listen({?LOOPBACK, 0}, [{certfile, Cert}, {keyfile, Key}]),
-    _Client = quic_ct:connect(Listener),
-    _Server = quic_ct:new_server(Listener),
+    Client = quic_ct:connect(Listener),
+    Server = quic_ct:new_server(Listener),
     ok = macula_quic:close(Listener),
     Closed = {error, closed},
     ?assertEqual(Closed, macula_quic:async_accept(Listener, [])),
@@ -343,6 +358,8 @@ a_closed_listener_says_so_to_every_call(Config) ->
     %% What got in goes on, and is still counted.
     ?assertMatch(#{connections := 1, waiting := 0}, stats(Listener)),
     ?assertEqual(ok, macula_quic:close_listener(Listener)),
+    ok = macula_quic:close(Client),
+    ?assertEqual({shutdown, 0}, quic_ct:next(Server)),
     none_new().
 
 %% Requests that a loop makes by mistake must not become memory without end.
@@ -397,7 +414,7 @@ accepted_connections_outlive_their_listener(_Config) ->
 connections_that_nobody_accepted_end_with_the_listener(_Config) ->
     Listener = quic_ct:listen(),
     Client = quic_ct:connect(Listener),
-    _ = mesh_ct:poll_until(fun() -> figure(waiting, Listener) =:= 1 end),
+    mesh_wait:eventually(1, fun() -> figure(waiting, Listener) end),
     ok = macula_quic:close(Listener),
     ?assertEqual({shutdown, 0}, quic_ct:next(Client)).
 
@@ -458,7 +475,7 @@ a_listener_goes_to_its_new_owner(_Config) ->
     quic_ct:give_up(Starter),
     _ = quic_ct:connect(Listener),
     quic_ct:give_up(Server),
-    _ = mesh_ct:poll_until(fun() -> macula_quic:sockname(Listener) =:= {error, closed} end).
+    mesh_wait:eventually({error, closed}, fun() -> macula_quic:sockname(Listener) end).
 
 %% Tests and shells forget listeners.
 a_listener_that_nobody_holds_is_closed(_Config) ->
@@ -473,7 +490,7 @@ a_listener_that_nobody_holds_is_closed(_Config) ->
 a_full_backlog_refuses(_Config) ->
     Listener = quic_ct:listen([{backlog, 2}]),
     _ = [quic_ct:connect(Listener), quic_ct:connect(Listener)],
-    _ = mesh_ct:poll_until(fun() -> figure(waiting, Listener) =:= 2 end),
+    mesh_wait:eventually(2, fun() -> figure(waiting, Listener) end),
     ?assertEqual({error, refused}, dial(Listener)),
     ?assertMatch(#{waiting := 2, refused := #{backlog := 1}}, stats(Listener)),
     _ = quic_ct:new_server(Listener),
@@ -488,7 +505,7 @@ too_many_connections_are_refused_and_places_come_back(_Config) ->
     ?assertEqual({error, refused}, dial(Listener)),
     ?assertMatch(#{connections := 2, refused := #{max_connections := 2}}, stats(Listener)),
     ok = macula_quic:close(First),
-    _ = mesh_ct:poll_until(fun() -> figure(connections, Listener) =:= 1 end),
+    mesh_wait:eventually(1, fun() -> figure(connections, Listener) end),
     ?assertMatch({ok, _}, dial(Listener)).
 
 %% One address must not use up everybody's places.
@@ -502,7 +519,7 @@ too_many_connections_of_one_address_are_refused(_Config) ->
     ?assertMatch({ok, _}, Dial(?LOOPBACK6)),
     ?assertMatch(#{refused := #{max_connections_per_address := 1}}, stats(Listener)),
     ok = macula_quic:close(First),
-    _ = mesh_ct:poll_until(fun() -> figure(connections, Listener) =:= 1 end),
+    mesh_wait:eventually(1, fun() -> figure(connections, Listener) end),
     ?assertMatch({ok, _}, Dial(?LOOPBACK)).
 
 %% Handshakes are the dear part, and anybody can begin one.
@@ -510,7 +527,7 @@ too_many_handshakes_are_refused(_Config) ->
     Options = [{max_handshakes, 1}, {handshake_idle_timeout_ms, 60_000}],
     Listener = quic_ct:listen(Options),
     ok = begin_handshake(Listener),
-    _ = mesh_ct:poll_until(fun() -> figure(handshakes, Listener) =:= 1 end),
+    mesh_wait:eventually(1, fun() -> figure(handshakes, Listener) end),
     ?assertEqual({error, refused}, dial(Listener)),
     ?assertMatch(#{refused := #{max_handshakes := 1}}, stats(Listener)).
 
@@ -520,14 +537,14 @@ too_many_handshakes_of_one_address_are_refused(_Config) ->
     {ok, Listener} = macula_quic:listen(0, quic_ct:server_options(Options)),
     {ok, {_, Port}} = macula_quic:sockname(Listener),
     ok = begin_handshake_at(?LOOPBACK, Port),
-    _ = mesh_ct:poll_until(fun() -> figure(handshakes, Listener) =:= 1 end),
+    mesh_wait:eventually(1, fun() -> figure(handshakes, Listener) end),
     Dial = fun(Address) -> macula_quic:connect(Address, Port, [], ?WAIT_MS) end,
     ?assertEqual({error, refused}, Dial(?LOOPBACK)),
     [
         begin
             ?assertMatch({ok, _}, Dial(?LOOPBACK6)),
             %% Who dials knows first that it has worked.
-            mesh_ct:poll_until(fun() -> figure(handshakes, Listener) =:= 1 end)
+            mesh_wait:eventually(1, fun() -> figure(handshakes, Listener) end)
         end
      || _ <- [1, 2]
     ],
@@ -537,7 +554,7 @@ too_many_handshakes_of_one_address_are_refused(_Config) ->
 handshakes_under_way_take_no_place_of_the_backlog(_Config) ->
     Listener = quic_ct:listen([{backlog, 1}, {handshake_idle_timeout_ms, 60_000}]),
     [ok = begin_handshake(Listener) || _ <- [1, 2]],
-    _ = mesh_ct:poll_until(fun() -> figure(handshakes, Listener) =:= 2 end),
+    mesh_wait:eventually(2, fun() -> figure(handshakes, Listener) end),
     Client = quic_ct:connect(Listener),
     _ = quic_ct:streams(Client, quic_ct:new_server(Listener)).
 
@@ -545,8 +562,8 @@ handshakes_under_way_take_no_place_of_the_backlog(_Config) ->
 a_handshake_that_never_ends_is_given_up(_Config) ->
     Listener = quic_ct:listen([{handshake_idle_timeout_ms, 200}]),
     ok = begin_handshake(Listener),
-    _ = mesh_ct:poll_until(fun() -> figure(handshakes, Listener) =:= 1 end),
-    _ = mesh_ct:poll_until(fun() -> figure(handshakes, Listener) =:= 0 end),
+    mesh_wait:eventually(1, fun() -> figure(handshakes, Listener) end),
+    mesh_wait:eventually(0, fun() -> figure(handshakes, Listener) end),
     ?assertEqual(
         #{connections => 0, handshakes => 0, waiting => 0, refused => #{handshake_timeout => 1}},
         stats(Listener)
@@ -608,10 +625,11 @@ new_conn() ->
     after ?WAIT_MS -> error(no_connection)
     end.
 
+%% No connection has been announced: asked once something has happened that would have come later.
 none_new() ->
     receive
         {quic, new_conn, _, _} = Message -> error({unexpected, Message})
-    after 50 -> ok
+    after 0 -> ok
     end.
 
 free_port() ->

@@ -1,5 +1,6 @@
-%%% Streams of `macula_quic': sending and reading in each way there is, the messages to owners and
-%%% their order, ends, and flow control. Both ends are ours, on loopback.
+%%% Streams of `macula_quic', from their first byte to their end: sending, accepting, the messages
+%%% to owners and their order, resets and stops, ends, and flow control. Who reads them, and how,
+%%% is in quic_read_SUITE. Both ends are ours, on loopback.
 -module(quic_stream_SUITE).
 
 -include_lib("stdlib/include/assert.hrl").
@@ -9,8 +10,6 @@
 -define(WAIT_MS, 10_000).
 -define(RACES, 1_000).
 -define(MIB, 1_048_576).
-%% Processes that may wait for data of one stream.
--define(READERS, 1_024).
 %% Flags of async_shutdown_stream/3.
 -define(IMMEDIATE, 8).
 -define(GRACEFUL, 1).
@@ -26,23 +25,6 @@ all() ->
         iodata_of_every_shape_is_sent,
         a_timed_out_accept_stream_loses_no_stream,
         who_has_died_in_accept_stream_takes_no_stream_along,
-        what_nobody_waits_for_any_more_is_not_read,
-        a_timed_out_recv_loses_no_data,
-        a_reader_that_has_died_takes_no_data,
-        a_read_does_not_look_through_what_is_in_the_mailbox,
-        readers_of_one_stream_are_served_in_turn,
-        readers_that_give_up_now_and_then_lose_nothing,
-        the_end_of_a_stream_is_told_to_all_its_readers,
-        readers_are_bounded_and_the_dead_make_room,
-        recv_takes_the_messages_of_an_active_stream,
-        recv_takes_what_came_as_messages_before_it_reads,
-        recv_with_timeout_0_returns_what_has_come,
-        recv_tells_how_the_connection_ended,
-        recv_goes_on_to_read_when_a_stream_turns_passive,
-        a_stream_is_passive_until_told_otherwise,
-        active_once_gives_one_message,
-        active_n_gives_n_messages_and_then_passive,
-        a_mode_that_is_none_is_badarg,
         new_stream_comes_before_its_data,
         each_delivery_says_where_it_is_in_the_stream,
         the_end_comes_after_the_data_and_before_stream_closed,
@@ -126,6 +108,12 @@ open_numbered(Client, N) ->
     ok = macula_quic:send(Stream, quic_ct:frame(<<N:32>>)),
     Stream.
 
+poll_accept(Server) ->
+    case macula_quic:accept_stream(Server, rand:uniform(2) - 1) of
+        {ok, Stream} -> Stream;
+        {error, timeout} -> poll_accept(Server)
+    end.
+
 number_of(Stream) ->
     {ok, <<_:8/binary, N:32>>} = macula_quic:recv(Stream, ?WAIT_MS),
     N.
@@ -142,7 +130,7 @@ who_has_died_in_accept_stream_takes_no_stream_along(_Config) ->
     end,
     Ask = fun(Agent, Work) ->
         Ref = quic_ct:tell(Agent, Work),
-        mesh_ct:poll_until(fun() -> process_info(Agent, current_function) =:= Waits end),
+        mesh_wait:eventually(Waits, fun() -> process_info(Agent, current_function) end),
         Ref
     end,
     Async = fun(Agent, _Work) ->
@@ -168,338 +156,7 @@ who_has_died_in_accept_stream_takes_no_stream_along(_Config) ->
      || First <- [Ask, Async], When <- [early, late]
     ].
 
-%% Put together here, it would be memory that no window bounds.
-what_nobody_waits_for_any_more_is_not_read(_Config) ->
-    {Client, Server} = quic_ct:pair([{receive_window_bytes, 65_536}], []),
-    Frame = quic_ct:frame(binary:copy(<<1>>, 1_000_000)),
-    [
-        begin
-            {Near, Far} = quic_ct:streams(Client, Server, macula),
-            _ = GiveUp(Far),
-            ok = macula_quic:send(Near, Frame),
-            quic_ct:none(Far),
-            ?assert(stat(send_pend, Client) > 500_000),
-            ?assertEqual({ok, Frame}, macula_quic:recv(Far, ?WAIT_MS))
-        end
-     || GiveUp <- [
-            fun(Far) -> {error, timeout} = macula_quic:recv(Far, 10) end,
-            fun(Far) -> [ok = macula_quic:setopt(Far, active, Mode) || Mode <- [true, false]] end
-        ]
-    ].
-
-stat(Key, Connection) ->
-    {ok, [{Key, Value}]} = macula_quic:getstat(Connection, [Key]),
-    Value.
-
-poll_accept(Server) ->
-    case macula_quic:accept_stream(Server, rand:uniform(2) - 1) of
-        {ok, Stream} -> Stream;
-        {error, timeout} -> poll_accept(Server)
-    end.
-
-%% As above, for the answer that comes just too late.
-a_timed_out_recv_loses_no_data(_Config) ->
-    {Near, Far} = quic_ct:raw_streams(),
-    ?assertEqual({error, timeout}, macula_quic:recv(Far, 0)),
-    Sender = quic_ct:agent(),
-    _ = quic_ct:tell(Sender, fun() -> [send_and_wait(Near, N) || N <- races()] end),
-    Bytes = poll_recv(Far, Sender, ?RACES * 4),
-    ?assertEqual(<<<<N:32>> || N <- races()>>, Bytes),
-    ?assertEqual({error, timeout}, macula_quic:recv(Far, 0)).
-
-%% One at a time, so that each arrives at a reader that has just begun or just given up.
-send_and_wait(Stream, N) ->
-    ok = macula_quic:send(Stream, <<N:32>>),
-    receive
-        got -> ok
-    end.
-
-poll_recv(_Stream, _Sender, 0) ->
-    <<>>;
-poll_recv(Stream, Sender, Left) ->
-    case macula_quic:recv(Stream, rand:uniform(2) - 1) of
-        {ok, Data} ->
-            [Sender ! got || Left rem 4 =:= 0],
-            Rest = poll_recv(Stream, Sender, Left - byte_size(Data)),
-            <<Data/binary, Rest/binary>>;
-        {error, timeout} ->
-            poll_recv(Stream, Sender, Left)
-    end.
-
-%% A helper that is killed while it waits must not leave its owner without data.
-a_reader_that_has_died_takes_no_data(_Config) ->
-    {Near, Far} = quic_ct:frame_streams(),
-    {Helper, _} = reader(Far),
-    quic_ct:give_up(Helper),
-    ok = macula_quic:send(Near, quic_ct:frame(<<1>>)),
-    ?assertEqual({ok, quic_ct:frame(<<1>>)}, macula_quic:recv(Far, ?WAIT_MS)),
-    %% Nor when it dies with somebody behind it.
-    {Second, _} = reader(Far),
-    {_, Reading} = reader(Far),
-    quic_ct:give_up(Second),
-    ok = macula_quic:send(Near, quic_ct:frame(<<2>>)),
-    ?assertEqual({ok, quic_ct:frame(<<2>>)}, outcome(Reading)).
-
-%% A process in recv/2, and where its result comes.
-reader(Stream) ->
-    Agent = quic_ct:agent(),
-    Reading = quic_ct:tell(Agent, fun() -> macula_quic:recv(Stream, infinity) end),
-    mesh_ct:poll_until(fun() -> is_reading(Agent) end),
-    {Agent, Reading}.
-
-is_reading(Pid) ->
-    case process_info(Pid, [status, current_function]) of
-        [{status, waiting}, {current_function, {macula_quic, _, _}}] -> true;
-        _ -> false
-    end.
-
-outcome(Reading) ->
-    receive
-        {Reading, Result} -> Result
-    after ?WAIT_MS -> error(nothing_was_read)
-    end.
-
-%% A server with much to do must not pay for all of it with each thing it reads. To look at one
-%% message is a reduction.
-a_read_does_not_look_through_what_is_in_the_mailbox(_Config) ->
-    {Client, Server} = quic_ct:pair(),
-    {Near, Far} = quic_ct:streams(Client, Server),
-    Listener = quic_ct:listen(),
-    Waiting = 200_000,
-    Many = lists:seq(1, Waiting),
-    Calls = [
-        fun() -> {error, timeout} = macula_quic:recv(Far, 0) end,
-        fun() -> {error, timeout} = macula_quic:accept(Listener, 0) end,
-        fun() -> {error, timeout} = macula_quic:accept_stream(Server, 0) end
-    ],
-    [self() ! N || N <- Many],
-    ok = macula_quic:send(Near, <<"data">>),
-    {ok, <<"data">>} = macula_quic:recv(Far, ?WAIT_MS),
-    Costs = [reductions(Call) || Call <- Calls],
-    [?assert(Cost < Waiting div 10, Costs) || Cost <- Costs],
-    Many = [receive N when is_integer(N) -> N end || _ <- Many].
-
-reductions(Work) ->
-    {reductions, Before} = process_info(self(), reductions),
-    Work(),
-    {reductions, After} = process_info(self(), reductions),
-    After - Before.
-
-%% Whoever holds a stream may read it.
-readers_of_one_stream_are_served_in_turn(_Config) ->
-    {Near, Far} = quic_ct:frame_streams(),
-    Readers = [reader(Far) || _ <- [1, 2, 3]],
-    ok = macula_quic:send(Near, [quic_ct:frame(<<N>>) || N <- [1, 2, 3]]),
-    Read = [outcome(Reading) || {_, Reading} <- Readers],
-    ?assertEqual([{ok, quic_ct:frame(<<N>>)} || N <- [1, 2, 3]], Read).
-
-%% Who takes his request back must not take another's.
-readers_that_give_up_now_and_then_lose_nothing(_Config) ->
-    {Near, Far} = quic_ct:frame_streams(),
-    Test = self(),
-    [spawn_link(fun() -> read_forever(Far, Test) end) || _ <- [1, 2, 3]],
-    [
-        begin
-            ok = macula_quic:send(Near, quic_ct:frame(<<N:32>>)),
-            ?assertEqual(quic_ct:frame(<<N:32>>), outcome(read))
-        end
-     || N <- races()
-    ].
-
-read_forever(Stream, Test) ->
-    case macula_quic:recv(Stream, rand:uniform(2) - 1) of
-        {ok, Data} ->
-            Test ! {read, Data},
-            read_forever(Stream, Test);
-        {error, timeout} ->
-            read_forever(Stream, Test);
-        {error, closed} ->
-            ok
-    end.
-
-%% Who is not told would wait for good.
-the_end_of_a_stream_is_told_to_all_its_readers(_Config) ->
-    {Client, Server} = quic_ct:pair(),
-    [
-        begin
-            {Near, Far} = quic_ct:streams(Client, Server),
-            Readers = [reader(Far) || _ <- [1, 2]],
-            ok = macula_quic:close(maps:get(Closing, #{near => Near, far => Far})),
-            [?assertEqual({error, closed}, outcome(Reading)) || {_, Reading} <- Readers]
-        end
-     || Closing <- [near, far]
-    ].
-
-%% What waits is bounded, by those who live.
-readers_are_bounded_and_the_dead_make_room(_Config) ->
-    {Near, Far} = quic_ct:frame_streams(),
-    Readers = [reader(Far) || _ <- lists:seq(1, ?READERS)],
-    ?assertEqual({error, too_many_waiters}, macula_quic:recv(Far, ?WAIT_MS)),
-    [quic_ct:give_up(Agent) || {Agent, _} <- Readers],
-    ?assertEqual({error, timeout}, macula_quic:recv(Far, 0)),
-    ok = macula_quic:send(Near, quic_ct:frame(<<1>>)),
-    ?assertEqual({ok, quic_ct:frame(<<1>>)}, macula_quic:recv(Far, ?WAIT_MS)).
-
-%% v0.20.5 nodes make a stream active and still call recv/2 for an answer.
-recv_takes_the_messages_of_an_active_stream(_Config) ->
-    {Near, Far} = quic_ct:raw_streams(),
-    ok = macula_quic:setopt(Far, active, true),
-    ?assertEqual({error, timeout}, macula_quic:recv(Far, 10)),
-    ok = macula_quic:send(Near, <<"one">>),
-    ?assertEqual({ok, <<"one">>}, macula_quic:recv(Far, ?WAIT_MS)),
-    ok = macula_quic:close(Near),
-    ?assertEqual({error, closed}, macula_quic:recv(Far, ?WAIT_MS)).
-
-%% Frames in another order than they were sent are others' answers.
-recv_takes_what_came_as_messages_before_it_reads(_Config) ->
-    {Client, Server} = quic_ct:pair(),
-    [
-        begin
-            {Near, Far} = quic_ct:streams(Client, Server, macula),
-            ok = macula_quic:setopt(Far, active, Mode),
-            ok = macula_quic:send(Near, [quic_ct:frame(<<N>>) || N <- [1, 2, 3, 4]]),
-            mesh_ct:poll_until(fun() -> quic_ct:come(Far) >= Come end),
-            Mode =:= true andalso (ok = macula_quic:setopt(Far, active, false)),
-            Frames = [macula_quic:recv(Far, ?WAIT_MS) || _ <- [1, 2, 3, 4]],
-            ?assertEqual([{ok, quic_ct:frame(<<N>>)} || N <- [1, 2, 3, 4]], Frames)
-        end
-     || {Mode, Come} <- [{2, 3}, {once, 1}, {true, 2}]
-    ].
-
-%% As `gen_tcp' does: who polls a stream must not need luck.
-recv_with_timeout_0_returns_what_has_come(_Config) ->
-    {Client, Server} = quic_ct:pair([{peer_bidi_stream_count, 1_000}], []),
-    [
-        begin
-            {Near, Far} = quic_ct:streams(Client, Server),
-            ok = macula_quic:setopt(Near, active, true),
-            ?assertEqual({error, timeout}, macula_quic:recv(Far, 0)),
-            ok = macula_quic:send(Near, <<N:32>>),
-            ok = macula_quic:async_shutdown_stream(Near, ?GRACEFUL, 0),
-            %% All of it is there.
-            ?assertEqual({send_shutdown_complete, true}, quic_ct:next(Near)),
-            ?assertEqual({ok, <<N:32>>}, macula_quic:recv(Far, 0)),
-            ?assertEqual({error, closed}, macula_quic:recv(Far, 0))
-        end
-     || N <- lists:seq(1, 200)
-    ],
-    %% Behind those who wait.
-    {Near, Far} = quic_ct:streams(Client, Server),
-    Reader = quic_ct:agent(),
-    First = quic_ct:tell(Reader, fun() -> macula_quic:recv(Far, ?WAIT_MS) end),
-    Waits = {current_function, {macula_quic, await, 4}},
-    mesh_ct:poll_until(fun() -> process_info(Reader, current_function) =:= Waits end),
-    ?assertEqual({error, timeout}, macula_quic:recv(Far, 0)),
-    ok = macula_quic:send(Near, <<"first">>),
-    receive
-        {First, Result} -> ?assertEqual({ok, <<"first">>}, Result)
-    after ?WAIT_MS -> error(never_read)
-    end.
-
-%% A body that was cut off must not look as if it was whole.
-recv_tells_how_the_connection_ended(_Config) ->
-    [
-        begin
-            {Client, Server} = quic_ct:pair(),
-            {Near, Far} = quic_ct:streams(Client, Server),
-            ok = macula_quic:setopt(Far, active, Mode),
-            ok = macula_quic:send(Near, <<"half">>),
-            ?assertEqual({ok, <<"half">>}, macula_quic:recv(Far, ?WAIT_MS)),
-            ok = macula_quic:async_shutdown_connection(Client, 0, 7),
-            Lost = {error, {closed_by_peer, 7}},
-            ?assertEqual(Lost, macula_quic:recv(Far, ?WAIT_MS)),
-            ?assertEqual(Lost, macula_quic:recv(Far, ?WAIT_MS))
-        end
-     || Mode <- [false, true]
-    ].
-
-%% Nobody waits for messages that cannot come any more.
-recv_goes_on_to_read_when_a_stream_turns_passive(_Config) ->
-    {Client, Server} = quic_ct:pair(),
-    Waits = {current_function, {macula_quic, recv_message, 4}},
-    Receive = fun(Far) ->
-        Reader = quic_ct:agent(),
-        Tag = quic_ct:tell(Reader, fun() -> macula_quic:recv(Far, ?WAIT_MS) end),
-        mesh_ct:poll_until(fun() -> process_info(Reader, current_function) =:= Waits end),
-        {Reader, Tag}
-    end,
-    Received = fun({_Reader, Tag}) ->
-        receive
-            {Tag, Result} -> Result
-        after ?WAIT_MS -> error(never_received)
-        end
-    end,
-    %% Somebody else, or the owner, who has waited for messages.
-    {Near, Far} = quic_ct:streams(Client, Server),
-    ok = macula_quic:setopt(Far, active, true),
-    {Owner, _} = First = Receive(Far),
-    ok = macula_quic:controlling_process(Far, Owner),
-    ok = macula_quic:setopt(Far, active, false),
-    ok = macula_quic:send(Near, <<"one">>),
-    ?assertEqual({ok, <<"one">>}, Received(First)),
-    %% What the owner has asked for is used up.
-    {Near2, Far2} = quic_ct:streams(Client, Server),
-    ok = macula_quic:setopt(Far2, active, once),
-    Second = Receive(Far2),
-    ok = macula_quic:send(Near2, <<"one">>),
-    ?assertMatch({<<"one">>, _}, quic_ct:next(Far2)),
-    ok = macula_quic:send(Near2, <<"two">>),
-    ?assertEqual({ok, <<"two">>}, Received(Second)),
-    %% The end comes while it is active.
-    {Near3, Far3} = quic_ct:streams(Client, Server),
-    ok = macula_quic:setopt(Far3, active, true),
-    Third = Receive(Far3),
-    ok = macula_quic:async_shutdown_stream(Near3, ?GRACEFUL, 0),
-    ?assertEqual({error, closed}, Received(Third)).
-
 %%% Messages
-
-%% Who has not asked for messages gets none, and nothing is lost meanwhile.
-a_stream_is_passive_until_told_otherwise(_Config) ->
-    {Near, Far} = quic_ct:raw_streams(),
-    ok = macula_quic:send(Near, <<"kept">>),
-    quic_ct:none(Far),
-    ok = macula_quic:setopt(Far, active, true),
-    ?assertMatch({<<"kept">>, _}, quic_ct:next(Far)),
-    ok = macula_quic:setopt(Far, active, false),
-    ok = macula_quic:send(Near, <<"kept again">>),
-    quic_ct:none(Far),
-    ?assertEqual({ok, <<"kept again">>}, macula_quic:recv(Far, ?WAIT_MS)).
-
-%% One message at a time is back-pressure for a slow handler.
-active_once_gives_one_message(_Config) ->
-    {Near, Far} = quic_ct:frame_streams(),
-    ok = macula_quic:send(Near, [quic_ct:frame(<<N>>) || N <- [1, 2, 3]]),
-    [
-        begin
-            ok = macula_quic:setopt(Far, active, once),
-            ?assertMatch({<<_:8/binary, N>>, _}, quic_ct:next(Far)),
-            quic_ct:none(Far)
-        end
-     || N <- [1, 2]
-    ],
-    ?assertEqual({ok, quic_ct:frame(<<3>>)}, macula_quic:recv(Far, ?WAIT_MS)).
-
-%% As gen_tcp's {active, N}: the owner is told when its budget is used up.
-active_n_gives_n_messages_and_then_passive(_Config) ->
-    {Near, Far} = quic_ct:frame_streams(),
-    ok = macula_quic:send(Near, [quic_ct:frame(<<N>>) || N <- [1, 2, 3, 4]]),
-    ok = macula_quic:setopt(Far, active, 3),
-    [?assertMatch({<<_:8/binary, N>>, _}, quic_ct:next(Far)) || N <- [1, 2, 3]],
-    ?assertEqual({passive, undefined}, quic_ct:next(Far)),
-    quic_ct:none(Far),
-    ok = macula_quic:setopt(Far, active, 1),
-    ?assertMatch({<<_:8/binary, 4>>, _}, quic_ct:next(Far)),
-    ?assertEqual({passive, undefined}, quic_ct:next(Far)).
-
-%% A mistake in a mode must not leave a stream that never delivers.
-a_mode_that_is_none_is_badarg(_Config) ->
-    {Near, _Far} = quic_ct:raw_streams(),
-    Modes = [0, -1, 65_536, 65_537, yes, 1.0, "true"],
-    [?assertError(badarg, macula_quic:setopt(Near, active, Mode)) || Mode <- Modes],
-    [?assertError(badarg, macula_quic:setopt(Near, packet, Packet)) || Packet <- [0, line, "raw"]],
-    ?assertError(function_clause, macula_quic:setopt(Near, linger, true)),
-    ?assertEqual(ok, macula_quic:setopt(Near, active, 65_535)).
 
 %% A handler cannot file data under a stream that it has not heard of.
 new_stream_comes_before_its_data(_Config) ->
@@ -583,7 +240,7 @@ recv_at_the_end_gives_what_is_left_and_then_closed(_Config) ->
     ok = macula_quic:setopt(Active, active, true),
     ok = macula_quic:send(Back, <<"last">>),
     ok = macula_quic:async_shutdown_stream(Back, ?GRACEFUL, 0),
-    mesh_ct:poll_until(fun() -> quic_ct:come(Active) =:= 2 end),
+    mesh_wait:eventually(2, fun() -> quic_ct:come(Active) end),
     ?assertEqual({ok, <<"last">>}, macula_quic:recv(Active, ?WAIT_MS)),
     ?assertEqual({error, closed}, macula_quic:recv(Active, ?WAIT_MS)).
 
@@ -658,7 +315,7 @@ closing_a_stream_sends_what_is_queued(_Config) ->
             ?assertEqual({error, closed}, macula_quic:setopt(Near, active, true)),
             ?assert(Data =:= quic_ct:read(Far, ?MIB)),
             ?assertEqual({error, closed}, macula_quic:recv(Far, ?WAIT_MS)),
-            _ = mesh_ct:poll_until(fun() -> macula_quic:send(Far, <<"x">>) =/= ok end)
+            mesh_wait:eventually(true, fun() -> macula_quic:send(Far, <<"x">>) =/= ok end)
         end
      || Close <- [fun macula_quic:close/1, fun macula_quic:close_stream/1]
     ].
@@ -695,8 +352,8 @@ streams_of_a_closed_connection_are_given_up_with_it_or_after_a_while(_Config) ->
             {Listener, Server} = close_behind([<<"text">>]),
             ?assertMatch(#{connections := 1}, macula_quic:listener_stats(Listener)),
             ok = GiveUp(Server),
-            mesh_ct:poll_until(fun() ->
-                maps:get(connections, macula_quic:listener_stats(Listener)) =:= 0
+            mesh_wait:eventually(0, fun() ->
+                maps:get(connections, macula_quic:listener_stats(Listener))
             end),
             ?assertEqual({error, closed}, macula_quic:accept_stream(Server, ?WAIT_MS))
         end
@@ -731,7 +388,7 @@ an_idle_sender_learns_that_its_connection_is_gone(_Config) ->
     ok = macula_quic:close(Server),
     ?assertEqual({shutdown, 0}, quic_ct:next(Client)),
     Gone = {error, {closed_by_peer, 0}},
-    _ = mesh_ct:poll_until(fun() -> macula_quic:async_send(Near, <<>>) =:= Gone end),
+    mesh_wait:eventually(Gone, fun() -> macula_quic:async_send(Near, <<>>) end),
     ?assertEqual(Gone, macula_quic:send(Near, <<"late">>)).
 
 %% Both halves see the loss in any order; the owner hears of it once, after the data.
@@ -844,7 +501,7 @@ a_stopped_passive_stream_tells_its_end_to_who_closes_it(_Config) ->
             [ok = macula_quic:setopt(Near, active, IsActive) || IsActive <- [true, false]],
             ok = macula_quic:async_shutdown_stream(Far, ?ABORT_RECEIVE, 55),
             IsStopped = fun() -> macula_quic:send(Near, <<"x">>) =:= {error, {stopped, 55}} end,
-            mesh_ct:poll_until(IsStopped),
+            mesh_wait:eventually(true, IsStopped),
             quic_ct:none(Near),
             First(Near),
             ?assertEqual({peer_receive_aborted, 55}, quic_ct:next(Near)),
@@ -901,7 +558,7 @@ an_unread_stream_holds_the_peer(_Config) ->
     Sending = quic_ct:tell(Sender, fun() ->
         [ok = macula_quic:send(Near, Chunk) || _ <- lists:seq(1, 1_600)]
     end),
-    _ = mesh_ct:poll_until(fun() ->
+    mesh_wait:eventually(true, fun() ->
         macula_quic:async_send(Near, <<>>) =:= {error, send_queue_full} andalso stands_still(Near)
     end),
     ?assertEqual({status, waiting}, process_info(Sender, status)),

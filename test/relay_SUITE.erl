@@ -133,7 +133,7 @@ a_blackout_on_a_schedule_begins_and_ends(_Config) ->
             #{up := #{blacked_out := Dark, sent := Sent}} = mesh_relay:stats(Relay),
             {Dark > 0, Sent > 0}
         end,
-        mesh_load:eventually({true, false}, fun() ->
+        mesh_wait:eventually({true, false}, fun() ->
             {Dark, _} = Received(),
             #{up := #{sent := Before}} = mesh_relay:settled(Relay),
             ok = send(Client, mesh_relay:address(Relay), <<1:32>>),
@@ -141,7 +141,7 @@ a_blackout_on_a_schedule_begins_and_ends(_Config) ->
             {Dark, After > Before}
         end),
         mesh_relay:later(Relay, 50, clear),
-        mesh_load:eventually({true, true}, Received),
+        mesh_wait:eventually({true, true}, Received),
         {_, _} = take(Server)
     end).
 
@@ -204,7 +204,7 @@ through(Relay, Client, Server, Count) ->
 pass(Relay, Client, Count) ->
     #{up := #{received := Before}} = mesh_relay:stats(Relay),
     [ok = send(Client, mesh_relay:address(Relay), <<N:32>>) || N <- lists:seq(1, Count)],
-    mesh_load:eventually(Before + Count, fun() ->
+    mesh_wait:eventually(Before + Count, fun() ->
         #{up := #{received := Received}} = mesh_relay:stats(Relay),
         Received
     end),

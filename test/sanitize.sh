@@ -21,8 +21,9 @@ reports=$work/reports
 case $tool in
     address)
         slower=5 seconds=1800
-        suites=${*:-term_fuzz binary quic_stream quic_owner stream delivery fault
-            mesh_protocol liveness contract options identity quic quic_listener}
+        suites=${*:-term_fuzz binary quic_stream quic_read quic_owner pool_stream
+            delivery fault mesh_protocol liveness contract dial pool options identity quic
+            quic_listener}
         ;;
     valgrind) slower=30 seconds=3000 suites=${*:-quic_frame delivery} ;;
     *) echo "usage: $0 address|valgrind [SUITE...]" >&2 && exit 2 ;;

@@ -114,7 +114,7 @@ a_dial_ends_with_its_caller(Config) ->
         {ok, _} = gen_udp:recv(Socket, 0, ?CALL_MS),
         ok = call(Vm, kill_caller, []),
         Look = fun() -> is_at_rest(call(Vm, figures, []), undefined) end,
-        mesh_load:eventually(true, Look, ?SOON_MS)
+        mesh_wait:eventually(true, Look, ?SOON_MS)
     end),
     ok = gen_udp:close(Socket).
 
@@ -146,7 +146,7 @@ no_term_crashes_a_function_the_server_or_the_vm(Config) ->
         ?assertEqual(Before, at_rest(Vm, Before)),
         ?assert(call(Vm, atoms, []) - Atoms < ?ATOMS_OF_CODE),
         Grown = fun() -> mesh_vm:grown(mesh_vm:footprint(Vm), Footprint) end,
-        mesh_load:eventually(#{}, Grown, ?REST_MS)
+        mesh_wait:eventually(#{}, Grown, ?REST_MS)
     end).
 
 %%% Internal
@@ -167,7 +167,7 @@ round(Vm, Seed, Round) ->
 
 %% The figures once nothing is left of what was made: as `Before', if that is known.
 at_rest(Vm, Before) ->
-    mesh_load:eventually(true, fun() -> is_at_rest(call(Vm, figures, []), Before) end, ?REST_MS),
+    mesh_wait:eventually(true, fun() -> is_at_rest(call(Vm, figures, []), Before) end, ?REST_MS),
     call(Vm, figures, []).
 
 is_at_rest(#{runtime_tasks := ?RESTING_TASKS, panics := 0}, undefined) -> true;

@@ -119,7 +119,7 @@ end_per_testcase(_Case, Config) ->
 what_is_sent_comes_back_to_the_end(Config) ->
     {Connection, Peer} = pair(Config, "echo"),
     {ok, Stream} = macula_quic:open_stream(Connection),
-    Frame = interop_peer:frame(1, ?SIZE),
+    Frame = mesh_peer:frame(1, ?SIZE),
     ok = macula_quic:send(Stream, Frame),
     ok = macula_quic:async_shutdown_stream(Stream, ?FINISH, 0),
     ?assertEqual({ok, Frame}, macula_quic:recv(Stream, ?TIMEOUT)),
@@ -132,7 +132,7 @@ many_messages_on_one_stream_arrive_whole_both_ways(Config) ->
     {Connection, Peer} = pair(Config, "echo"),
     {ok, Stream} = macula_quic:open_stream(Connection),
     ok = macula_quic:setopt(Stream, active, true),
-    Frames = [interop_peer:frame(Index, ?SIZE) || Index <- lists:seq(0, many() - 1)],
+    Frames = [mesh_peer:frame(Index, ?SIZE) || Index <- lists:seq(0, many() - 1)],
     [ok = macula_quic:send(Stream, Frame) || Frame <- Frames],
     [?assertEqual(Frame, next_data(Stream)) || Frame <- Frames],
     ok = macula_quic:async_shutdown_stream(Stream, ?FINISH, 0),
@@ -150,7 +150,7 @@ many_streams_that_we_open(Config) ->
 
 one_message(Connection, Index) ->
     {ok, Stream} = macula_quic:open_stream(Connection),
-    ok = macula_quic:send(Stream, interop_peer:frame(Index, ?SIZE)),
+    ok = macula_quic:send(Stream, mesh_peer:frame(Index, ?SIZE)),
     macula_quic:close_stream(Stream).
 
 %% And we must give it back for ever.
@@ -159,7 +159,7 @@ many_streams_that_the_peer_opens(Config) ->
     {ok, _} = macula_quic:async_accept_stream(Connection, []),
     ok = interop_peer:ask(Peer, io_lib:format("streams ~b ~b", [many(), ?SIZE])),
     Frames = receive_streams(Connection, many()),
-    ?assertEqual([interop_peer:frame(Index, ?SIZE) || Index <- lists:seq(0, many() - 1)], Frames),
+    ?assertEqual([mesh_peer:frame(Index, ?SIZE) || Index <- lists:seq(0, many() - 1)], Frames),
     ?assertEqual({sent, many()}, interop_peer:await(Peer, ?TIMEOUT)),
     interop_peer:stop(Peer).
 
@@ -169,10 +169,10 @@ frames_cut_at_every_byte_arrive_whole(Config) ->
     {ok, _} = macula_quic:async_accept_stream(Connection, []),
     Size = 24,
     %% Two frames a stream, cut once, at each byte but the last.
-    Count = 2 * byte_size(interop_peer:frame(0, Size)) - 1,
+    Count = 2 * byte_size(mesh_peer:frame(0, Size)) - 1,
     ok = interop_peer:ask(Peer, io_lib:format("split ~b", [Size])),
     Frames = receive_streams(Connection, Count),
-    ?assertEqual([interop_peer:frame(I, Size) || I <- lists:seq(0, 2 * Count - 1)], Frames),
+    ?assertEqual([mesh_peer:frame(I, Size) || I <- lists:seq(0, 2 * Count - 1)], Frames),
     ?assertEqual({sent, 2 * Count}, interop_peer:await(Peer, ?TIMEOUT)),
     interop_peer:stop(Peer).
 
@@ -187,14 +187,14 @@ frames_joined_and_cut_arrive_whole(Config) ->
 joined_and_cut(Connection, Peer, {Count, Size, Length}) ->
     ok = interop_peer:ask(Peer, io_lib:format("messages ~b ~b ~b", [Count, Size, Length])),
     Frames = receive_streams(Connection, 1),
-    ?assertEqual([interop_peer:frame(Index, Size) || Index <- lists:seq(0, Count - 1)], Frames),
+    ?assertEqual([mesh_peer:frame(Index, Size) || Index <- lists:seq(0, Count - 1)], Frames),
     ?assertEqual({sent, Count}, interop_peer:await(Peer, ?TIMEOUT)).
 
 payloads_of_many_packets_arrive_both_ways(Config) ->
     {Connection, Peer} = pair(Config, "echo"),
     {ok, Stream} = macula_quic:open_stream(Connection),
     Sizes = [?LEAST_MTU, 1_452, 9_000, 65_535, 1_000_000],
-    Frames = [interop_peer:frame(Size, Size) || Size <- Sizes],
+    Frames = [mesh_peer:frame(Size, Size) || Size <- Sizes],
     [echo(Stream, Frame) || Frame <- Frames],
     ?assertMatch(#{messages := 5, corrupt := 0}, interop_peer:stats(Peer)),
     interop_peer:stop(Peer).
@@ -202,7 +202,7 @@ payloads_of_many_packets_arrive_both_ways(Config) ->
 our_reset_and_our_stop_arrive_with_their_codes(Config) ->
     {Connection, Peer} = pair(Config, "count"),
     {ok, Stream} = macula_quic:open_stream(Connection),
-    ok = macula_quic:send(Stream, interop_peer:frame(1, ?SIZE)),
+    ok = macula_quic:send(Stream, mesh_peer:frame(1, ?SIZE)),
     _ = interop_peer:wait(Peer, messages, 1),
     ok = macula_quic:async_shutdown_stream(Stream, ?ABORT_RECEIVE, 44),
     ?assertMatch(#{stop_codes := #{44 := 1}}, interop_peer:wait(Peer, stops, 1)),
@@ -216,7 +216,7 @@ the_peers_reset_and_its_stop_arrive_with_their_codes(Config) ->
     ok = interop_peer:command(Peer, io_lib:format("open ~b", [?SIZE])),
     Stream = next(new_stream),
     ok = macula_quic:setopt(Stream, active, true),
-    ?assertEqual(interop_peer:frame(0, ?SIZE), next_data(Stream)),
+    ?assertEqual(mesh_peer:frame(0, ?SIZE), next_data(Stream)),
     ok = interop_peer:command(Peer, "stop 66"),
     ?assertEqual(66, next_of(peer_receive_aborted, Stream)),
     ok = interop_peer:command(Peer, "reset 55"),
@@ -229,7 +229,7 @@ our_close_arrives_with_its_code(Config) ->
     %% A client whose handshake is not confirmed yet says it in a Handshake packet, too (RFC 9000,
     %% section 10.2.3). When the server has confirmed it, quiche drops that one with all that
     %% follows in the datagram.
-    echo(Stream, interop_peer:frame(1, ?SIZE)),
+    echo(Stream, mesh_peer:frame(1, ?SIZE)),
     ok = macula_quic:async_shutdown_connection(Connection, 0, 77),
     ?assertMatch(#{close_codes := #{77 := 1}}, interop_peer:wait(Peer, closes, 1)),
     interop_peer:stop(Peer).
@@ -280,7 +280,7 @@ a_narrow_path_carries_everything(Config) ->
     Width = least_of(proplists:get_value(stack, Config)),
     {Connection, Peer, Nat} = pair_by(Config, fun(Port) -> interop_nat:start(Port, Width) end),
     {ok, Stream} = macula_quic:open_stream(Connection),
-    [echo(Stream, interop_peer:frame(Size, Size)) || Size <- [?LEAST_MTU, 9_000, 300_000]],
+    [echo(Stream, mesh_peer:frame(Size, Size)) || Size <- [?LEAST_MTU, 9_000, 300_000]],
     %% We search, at least: were nothing too long, the path would not have been narrow.
     Dropped = interop_nat:dropped(Nat),
     ct:pal("too long for the path: ~p", [Dropped]),
@@ -298,12 +298,12 @@ the_peer_updates_its_keys(Config) ->
     {ok, Stream} = macula_quic:open_stream(Connection),
     [
         begin
-            echo(Stream, interop_peer:frame(Index, 5_000)),
+            echo(Stream, mesh_peer:frame(Index, 5_000)),
             ok = interop_peer:command(Peer, "key_update")
         end
      || Index <- lists:seq(1, 20)
     ],
-    echo(Stream, interop_peer:frame(0, ?SIZE)),
+    echo(Stream, mesh_peer:frame(0, ?SIZE)),
     interop_peer:stop(Peer).
 
 %% A client behind a NAT that forgets, or one that changes networks.
@@ -323,7 +323,7 @@ the_pool_gives_each_message_a_stream(Config) ->
     {ok, Pool} = macula_gateway_mesh:start_link(#{}),
     Address = {?LOOPBACK, interop_peer:port(Peer)},
     [
-        ok = macula_gateway_mesh:send_async(Pool, <<"n">>, Address, interop_peer:frame(I, ?SIZE))
+        ok = macula_gateway_mesh:send_async(Pool, <<"n">>, Address, mesh_peer:frame(I, ?SIZE))
      || I <- lists:seq(0, many() - 1)
     ],
     Stats = #{streams := Streams} = interop_peer:wait(Peer, finished, many()),
@@ -348,7 +348,7 @@ a_receiver_that_takes_chunks_for_messages_loses_none(Config) ->
     Callers = [
         spawn_monitor(fun() ->
             [
-                ok = macula_quic:send(Stream, interop_peer:frame(Caller * Share + I, ?SIZE))
+                ok = macula_quic:send(Stream, mesh_peer:frame(Caller * Share + I, ?SIZE))
              || I <- lists:seq(0, Share - 1)
             ]
         end)
@@ -374,13 +374,13 @@ goes_on_through_moves(Connection, Peer, Move) ->
     {ok, Stream} = macula_quic:open_stream(Connection),
     Ports = [
         begin
-            echo(Stream, interop_peer:frame(Index, 5_000)),
+            echo(Stream, mesh_peer:frame(Index, 5_000)),
             Move()
         end
      || Index <- lists:seq(1, 3)
     ],
     ?assertEqual(3, length(lists:usort(Ports))),
-    echo(Stream, interop_peer:frame(0, 100_000)),
+    echo(Stream, mesh_peer:frame(0, 100_000)),
     interop_peer:stop(Peer).
 
 %% The same by way of what `Start(Port)' puts before the listener.

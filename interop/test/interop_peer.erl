@@ -3,7 +3,7 @@
 %%% starts it.
 -module(interop_peer).
 
--export([start/2, stop/1, port/1, command/2, ask/2, await/2, wait/3, stats/1, frame/2]).
+-export([start/2, stop/1, port/1, command/2, ask/2, await/2, wait/3, stats/1]).
 
 -define(START_MS, 20_000).
 -define(STOP_MS, 10_000).
@@ -16,7 +16,7 @@
 start([Executable | First], Args) ->
     Options = [{args, First ++ Args}, {line, ?MAX_LINE}, binary, exit_status, use_stdio],
     Port = open_port({spawn_executable, Executable}, Options),
-    {ready, Number} = await(Port, ?START_MS),
+    {ready, Number} = mesh_program:answer(Port, ?START_MS),
     {Port, Number}.
 
 stop({Port, _Number}) ->
@@ -39,19 +39,7 @@ ask({Port, _Number}, Line) ->
     true = port_command(Port, [Line, $\n]),
     ok.
 
-await({Port, _Number}, Ms) ->
-    await(Port, Ms);
-await(Port, Ms) ->
-    receive
-        {Port, {data, {eol, Line}}} ->
-            {ok, Tokens, _} = erl_scan:string(binary_to_list(Line)),
-            {ok, Term} = erl_parse:parse_term(Tokens),
-            Term;
-        {Port, {exit_status, Status}} ->
-            error({peer_exited, Status})
-    after Ms ->
-        error(peer_is_silent)
-    end.
+await({Port, _Number}, Ms) -> mesh_program:answer(Port, Ms).
 
 %% Waits until counter `Field' is at least `Least', and returns all counters.
 wait(Peer, Field, Least) ->
@@ -63,14 +51,6 @@ wait(Peer, Field, Least) ->
 stats(Peer) ->
     {stats, Stats} = command(Peer, "stats"),
     Stats.
-
-%% A protocol frame whose payload has `Size' bytes (8 at least), which both ends can check: its
-%% index, then bytes that follow from it.
-frame(Index, Size) when Size >= 8 ->
-    Cycle = list_to_binary([(Index + I) band 255 || I <- lists:seq(0, 255)]),
-    Fill = Size - 8,
-    Filling = binary:part(binary:copy(Cycle, Fill div 256 + 1), 0, Fill),
-    <<1, 1, 0, 0, Size:32, Index:64, Filling/binary>>.
 
 await_exit(Port) ->
     receive

@@ -298,7 +298,7 @@ get_given_up(#{silent := Silent} = Env, Node) ->
     {Caller, Monitor} = spawn_monitor(fun() ->
         exit(?POOL:get_or_create_connection(?POOL, id(Node), Silent))
     end),
-    mesh_load:eventually(1, fun() -> mesh_load:stat(?POOL, dialing) end),
+    mesh_load:eventually(1, fun() -> mesh_ct:stat(?POOL, dialing) end),
     ok = ?POOL:remove_connection(?POOL, id(Node)),
     receive
         {'DOWN', Monitor, process, Caller, {error, Reason}} -> look(Env, Reason)

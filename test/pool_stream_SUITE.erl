@@ -1,6 +1,7 @@
-%%% The streams of `macula_quic': the pooled one, which carries messages, and those of plain bytes
-%%% that a caller opens himself.
--module(stream_SUITE).
+%%% The streams of a pool's connections: the pooled one, which carries messages, and those of plain
+%%% bytes that a caller opens on the same connection. Streams between a caller's own connections
+%%% are in quic_stream_SUITE and quic_read_SUITE.
+-module(pool_stream_SUITE).
 
 -include_lib("stdlib/include/assert.hrl").
 
@@ -176,7 +177,7 @@ send_waits_above_the_watermark_until_the_peer_reads(_Config) ->
     ok = macula_quic:send(Stream, mesh_peer:frame(0, 200_000)),
     Next = waiting_sender(fun() -> macula_quic:send(Stream, mesh_peer:frame(1, 200_000)) end),
     ?assertEqual({0, #{}}, {mesh_ct:stat(messages_delivered), mesh_ct:stat(messages_dropped)}),
-    mesh_load:resume(Peer),
+    mesh_peer:resume(Peer),
     ?assertEqual(ok, mesh_ct:await(Next)),
     ?assert(mesh_ct:stat(messages_delivered) >= 1),
     ?assertMatch(#{distinct := 2, corrupt := 0}, mesh_peer:wait(Peer, messages, 2)).
@@ -193,7 +194,7 @@ waiting_senders_proceed_in_their_order(_Config) ->
         end)
      || Index <- lists:seq(1, 5)
     ],
-    mesh_load:resume(Peer),
+    mesh_peer:resume(Peer),
     ?assertEqual([1, 2, 3, 4, 5], [receive {accepted, Index} -> Index end || _ <- Tasks]),
     ?assertMatch(#{distinct := 6, corrupt := 0}, mesh_peer:wait(Peer, messages, 6)).
 
@@ -207,7 +208,7 @@ a_sender_that_dies_waiting_has_sent_nothing(_Config) ->
     receive
         {'DOWN', Monitor, process, Pid, killed} -> ok
     end,
-    mesh_load:resume(Peer),
+    mesh_peer:resume(Peer),
     ?assertEqual(ok, mesh_ct:await(Next)),
     ?assertMatch(#{messages := 2}, mesh_peer:wait(Peer, distinct, 2)).
 
@@ -232,7 +233,7 @@ async_send_does_not_overtake_a_waiting_sender(_Config) ->
     ok = macula_quic:send(Stream, binary:copy(<<0>>, ?TOO_MUCH)),
     Sender = waiting_sender(fun() -> macula_quic:send(Stream, binary:copy(<<0>>, 101)) end),
     % The message itself would fit.
-    mesh_ct:poll_until(fun() -> macula_quic:async_send(Stream, <<"m">>) =/= ok end),
+    mesh_wait:eventually(true, fun() -> macula_quic:async_send(Stream, <<"m">>) =/= ok end),
     ?assertEqual({error, send_queue_full}, macula_quic:async_send(Stream, <<"m">>)),
     ?assert(mesh_ct:is_waiting(Sender)).
 
@@ -259,7 +260,7 @@ a_peers_watermark_is_low_while_others_have_much_outstanding(_Config) ->
     ?assertEqual(ok, macula_quic:async_send(Stream, binary:copy(<<0>>, ?MIB div 4))),
     ?assertEqual({error, send_queue_full}, macula_quic:async_send(Stream, <<"m">>)),
     ok = ?POOL:remove_connection(Pool, mesh_ct:node_id(Slow)),
-    mesh_ct:poll_until(fun() -> macula_quic:async_send(Stream, <<"m">>) =:= ok end),
+    mesh_wait:eventually(ok, fun() -> macula_quic:async_send(Stream, <<"m">>) end),
     ?assertEqual(ok, macula_quic:async_send(Stream, binary:copy(<<0>>, ?MIB))).
 
 a_message_above_the_limit_is_too_large(_Config) ->
@@ -282,14 +283,14 @@ the_queue_limit_in_messages_holds_for_sends(_Config) ->
     Peer = mesh_ct:start_peer(),
     Pool = mesh_ct:start_pool(#{queue_max_messages => 2, linger_ms => 0}),
     Stream = mesh_ct:connect(Pool, Peer),
-    ok = mesh_load:pause(Peer),
+    ok = mesh_peer:pause(Peer),
     ok = macula_quic:async_send(Stream, mesh_peer:frame(0, 8)),
     ok = macula_quic:async_send(Stream, mesh_peer:frame(1, 8)),
     ?assertEqual({error, send_queue_full}, macula_quic:async_send(Stream, <<>>)),
     Sender = mesh_ct:start_task(fun() -> macula_quic:send(Stream, mesh_peer:frame(2, 8)) end),
-    mesh_ct:poll_until(fun() -> mesh_ct:is_waiting(Sender) end),
+    mesh_wait:eventually(true, fun() -> mesh_ct:is_waiting(Sender) end),
     ?assertEqual(2, mesh_ct:stat(outstanding_messages)),
-    ok = mesh_load:resume(Peer),
+    ok = mesh_peer:resume(Peer),
     ?assertEqual(ok, mesh_ct:await(Sender)),
     ?assertMatch(#{distinct := 3, messages := 3}, mesh_peer:wait(Peer, distinct, 3)).
 
@@ -330,7 +331,7 @@ a_stream_tells_with_which_code_the_peer_closed(_Config) ->
     Stream = mesh_ct:connect(Pool, Peer),
     mesh_peer:wait(Peer, connections_opened, 1),
     {closed, 1} = mesh_peer:command(Peer, "close 4611686018427387903"),
-    mesh_ct:poll_until(fun() -> ?POOL:pool_size(Pool) =:= 0 end),
+    mesh_wait:eventually(0, fun() -> ?POOL:pool_size(Pool) end),
     % The greatest code there is (RFC 9000, section 16).
     assert_refused({closed_by_peer, 4_611_686_018_427_387_903}, Stream).
 
@@ -340,7 +341,7 @@ a_stream_tells_that_the_peer_is_silent(_Config) ->
     Pool = mesh_ct:start_pool(#{idle_timeout_ms => 600, keep_alive_interval_ms => 100}),
     Stream = mesh_ct:connect(Pool, Peer),
     ok = mesh_peer:kill(Peer),
-    mesh_ct:poll_until(fun() -> ?POOL:pool_size(Pool) =:= 0 end),
+    mesh_wait:eventually(0, fun() -> ?POOL:pool_size(Pool) end),
     assert_refused(idle_timeout, Stream).
 
 a_stream_outlives_a_server_that_was_killed_only_as_an_error(_Config) ->
@@ -372,7 +373,7 @@ a_waiting_sender_is_told_that_the_connection_was_lost(_Config) ->
     mesh_peer:wait(Peer, distinct, length(Accepted)),
     ?assertEqual({missing, Refused}, mesh_peer:command(Peer, "missing 5")),
     % The first was under way.
-    mesh_ct:poll_until(fun() -> mesh_ct:stat(messages_unconfirmed) =:= 1 end),
+    mesh_wait:eventually(1, fun() -> mesh_ct:stat(messages_unconfirmed) end),
     ?assertEqual(1 + length(Accepted), mesh_ct:stat(messages_accepted)).
 
 a_closed_stream_sends_nothing_more(_Config) ->
@@ -422,7 +423,7 @@ closing_a_connection_takes_it_out_of_the_pool(_Config) ->
     assert_refused(closed, Stream),
     Stats = mesh_peer:wait(Peer, closed_by_peer, 1),
     ?assertMatch(#{distinct := 100, close_codes := #{0 := 1}}, Stats),
-    mesh_ct:poll_until(fun() -> ?POOL:pool_size(Pool) =:= 0 end),
+    mesh_wait:eventually(0, fun() -> ?POOL:pool_size(Pool) end),
     ?assertEqual(ok, macula_quic:close(Connection)),
     ?assertEqual(ok, macula_quic:send(mesh_ct:connect(Pool, Peer), mesh_peer:frame(100, 8))),
     mesh_peer:wait(Peer, distinct, 101).
@@ -504,7 +505,7 @@ an_opened_stream_is_finished_when_its_owner_dies(_Config) ->
     receive
         {stream, Stream} -> assert_refused(closed, Stream)
     end,
-    mesh_ct:poll_until(fun() -> maps:get(streams, info(Pool, Peer)) =:= 0 end).
+    mesh_wait:eventually(0, fun() -> maps:get(streams, info(Pool, Peer)) end).
 
 an_opened_stream_is_finished_when_its_handle_is_garbage(_Config) ->
     % A process that lives long must not need to close what it has forgotten.
@@ -520,7 +521,7 @@ an_opened_stream_is_finished_when_its_handle_is_garbage(_Config) ->
     end),
     Stats = mesh_peer:wait(Peer, messages, 1),
     ?assertMatch(#{framed := 1, streams_reset := 0, connections_closed := 0}, Stats),
-    mesh_ct:poll_until(fun() -> maps:get(streams, info(Pool, Peer)) =:= 0 end),
+    mesh_wait:eventually(0, fun() -> maps:get(streams, info(Pool, Peer)) end),
     ?assert(mesh_ct:is_waiting(Owner)).
 
 forget(Pool, Peer) ->
@@ -537,7 +538,7 @@ an_opened_stream_is_known_to_its_connection(_Config) ->
     ok = macula_quic:send(Stream, mesh_peer:frame(0, 8)),
     ok = macula_quic:close(Stream),
     mesh_peer:wait(Used, distinct, 1),
-    mesh_ct:poll_until(fun() -> maps:get(state, info(Pool, Used)) =:= idle end),
+    mesh_wait:eventually(idle, fun() -> maps:get(state, info(Pool, Used)) end),
     ?assertMatch(#{streams := 0}, info(Pool, Used)).
 
 messages_go_past_an_opened_stream(_Config) ->
@@ -565,7 +566,7 @@ opening_waits_for_the_peers_credit(_Config) ->
         ok = macula_quic:send(Stream, mesh_peer:frame(3, 8)),
         ok = macula_quic:close(Stream)
     end),
-    mesh_ct:poll_until(fun() -> mesh_ct:is_waiting(Third) end),
+    mesh_wait:eventually(true, fun() -> mesh_ct:is_waiting(Third) end),
     ok = macula_quic:send(First, mesh_peer:frame(1, 8)),
     ?assertMatch(#{messages := 0}, mesh_peer:wait(Peer, streams, 1)),
     ?assert(mesh_ct:is_waiting(Third)),
@@ -589,7 +590,7 @@ opening_fails_on_a_connection_that_is_gone(_Config) ->
     ],
     ok = ?POOL:remove_connection(Pool, mesh_ct:node_id(Removed)),
     {closed, 1} = mesh_peer:command(Closed, "close 5"),
-    mesh_ct:poll_until(fun() -> ?POOL:pool_size(Pool) =:= 2 end),
+    mesh_wait:eventually(2, fun() -> ?POOL:pool_size(Pool) end),
     ok = ?POOL:set_max_connections(Pool, 1),
     Opened = fun() -> [macula_quic:open_stream(Connection) || Connection <- Connections] end,
     ?assertMatch(
@@ -608,11 +609,11 @@ opening_waits_no_longer_than_the_connection_lives(_Config) ->
     First = open(Pool, Peer),
     #{connection := Connection} = info(Pool, Peer),
     Second = mesh_ct:start_task(fun() -> macula_quic:open_stream(Connection) end),
-    mesh_ct:poll_until(fun() -> mesh_ct:is_waiting(Second) end),
+    mesh_wait:eventually(true, fun() -> mesh_ct:is_waiting(Second) end),
     mesh_peer:wait(Peer, connections_opened, 1),
     {closed, 1} = mesh_peer:command(Peer, "close 5"),
     ?assertEqual({error, {closed_by_peer, 5}}, mesh_ct:await(Second)),
-    mesh_ct:poll_until(fun() -> macula_quic:async_send(First, <<"m">>) =/= ok end).
+    mesh_wait:eventually(true, fun() -> macula_quic:async_send(First, <<"m">>) =/= ok end).
 
 opening_is_given_up_when_the_node_is_removed(_Config) ->
     % The same when we end it ourselves.
@@ -621,10 +622,10 @@ opening_is_given_up_when_the_node_is_removed(_Config) ->
     First = open(Pool, Peer),
     #{connection := Connection} = info(Pool, Peer),
     Second = mesh_ct:start_task(fun() -> macula_quic:open_stream(Connection) end),
-    mesh_ct:poll_until(fun() -> mesh_ct:is_waiting(Second) end),
+    mesh_wait:eventually(true, fun() -> mesh_ct:is_waiting(Second) end),
     ok = ?POOL:remove_connection(Pool, mesh_ct:node_id(Peer)),
     ?assertEqual({error, removed}, mesh_ct:await(Second)),
-    mesh_ct:poll_until(fun() -> macula_quic:async_send(First, <<"m">>) =/= ok end).
+    mesh_wait:eventually(true, fun() -> macula_quic:async_send(First, <<"m">>) =/= ok end).
 
 an_opened_stream_waits_for_its_reader_and_refuses_without_waiting(_Config) ->
     % Flow control of one transfer is the sender's own business.
@@ -649,7 +650,7 @@ an_opened_stream_tells_that_the_peer_stopped_it(_Config) ->
     Pool = mesh_ct:start_pool(),
     Stream = open(Pool, Peer),
     Send = fun() -> macula_quic:send(Stream, binary:copy(<<0>>, 1_000)) end,
-    mesh_ct:poll_until(fun() -> Send() =/= ok end),
+    mesh_wait:eventually(true, fun() -> Send() =/= ok end),
     assert_refused({stopped, ?RESET_CODE}, Stream),
     ?assertEqual(1, ?POOL:pool_size(Pool)),
     ?assert(is_reference(open(Pool, Peer))).
@@ -662,7 +663,7 @@ an_opened_stream_ends_with_its_connection(_Config) ->
     ok = macula_quic:send(Stream, <<"begun">>),
     mesh_peer:wait(Peer, streams, 1),
     {closed, 1} = mesh_peer:command(Peer, "close 8"),
-    mesh_ct:poll_until(fun() -> macula_quic:send(Stream, <<"more">>) =/= ok end),
+    mesh_wait:eventually(true, fun() -> macula_quic:send(Stream, <<"more">>) =/= ok end),
     assert_refused({closed_by_peer, 8}, Stream).
 
 %%% Handles
@@ -713,7 +714,7 @@ leaves_no_messages_behind(_Config) ->
     mesh_peer:wait(Peer, distinct, 4),
     ok = ?POOL:remove_connection(Pool, mesh_ct:node_id(Peer)),
     {error, removed} = macula_quic:send(Pooled, <<"m">>),
-    mesh_ct:poll_until(fun() -> mesh_ct:stat(tasks) =:= 0 end),
+    mesh_wait:eventually(0, fun() -> mesh_ct:stat(tasks) end),
     ok = ?POOL:stop(Pool),
     ?assertEqual([], mesh_ct:flush()).
 
@@ -742,13 +743,13 @@ outstanding() ->
 connect_and_pause(Options) ->
     Peer = mesh_ct:start_peer(),
     Stream = mesh_ct:connect(mesh_ct:start_pool(Options#{ack_timeout_ms => 0}), Peer),
-    mesh_load:pause(Peer),
+    mesh_peer:pause(Peer),
     {Peer, Stream}.
 
 %% A task whose send waits for room.
 waiting_sender(Send) ->
     Task = mesh_ct:start_task(Send),
-    mesh_ct:poll_until(fun() -> mesh_ct:is_waiting(Task) end),
+    mesh_wait:eventually(true, fun() -> mesh_ct:is_waiting(Task) end),
     Task.
 
 parts(Binary, Size) when byte_size(Binary) > Size ->
