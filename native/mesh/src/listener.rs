@@ -317,7 +317,7 @@ impl Inner {
             farewell::close(&carrier, IMPOSTOR);
             return;
         }
-        let facts = Facts::accepted(&carrier, local);
+        let facts = Facts::of(&carrier, local);
         let scope = self.scope.clone();
         self.let_in(Connection::start(carrier, facts, scope, transport, seat));
     }

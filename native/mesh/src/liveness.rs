@@ -20,13 +20,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::Poll;
 use std::time::Duration;
 
-use quinn::VarInt;
 use tokio::sync::Notify;
 use tokio::time::{Instant, Sleep, sleep};
 
 use crate::Error;
 use crate::address::Address;
 use crate::config::Config;
+use crate::keep_alive::ping;
 use crate::outbox::Outbox;
 use crate::pooled::Context;
 use crate::refusals::Hints;
@@ -343,7 +343,7 @@ impl<'a> Vigil<'a> {
                 return None;
             }
         };
-        ping(self.carrier);
+        ping(self.carrier, RECEIVE_WINDOW);
         let rtt = fresh.as_ref().unwrap_or(self.carrier).rtt();
         let until = Instant::now() + LAST_WORD + rtt * LAST_ROUND_TRIPS;
         self.stage = Stage::LastWord { fresh, until };
@@ -414,7 +414,7 @@ impl<'a> Vigil<'a> {
 
     fn ask(&mut self, holds: bool) {
         self.context.scope.stats.probes.add(1);
-        ping(self.carrier);
+        ping(self.carrier, RECEIVE_WINDOW);
         let gap = FIRST_LOOK.max(self.carrier.rtt());
         self.stage = Stage::Asked { gap, holds };
         self.wait(gap.min(self.patience / LOOKS));
@@ -461,14 +461,6 @@ impl Drop for Vigil<'_> {
     fn drop(&mut self) {
         self.give_up_dial();
     }
-}
-
-/// Makes the peer acknowledge something. quinn has no ping to call, but a larger receive window
-/// is a MAX_DATA frame, which elicits an acknowledgement (RFC 9000, section 13.2); giving the
-/// byte back is only noted, and sends nothing.
-pub(crate) fn ping(carrier: &quinn::Connection) {
-    carrier.set_receive_window(VarInt::from_u32(RECEIVE_WINDOW + 1));
-    carrier.set_receive_window(VarInt::from_u32(RECEIVE_WINDOW));
 }
 
 #[cfg(test)]
