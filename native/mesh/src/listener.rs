@@ -153,13 +153,12 @@ impl Listener {
     pub fn set_identity(&self, identity: Identity) -> Result<(), Error> {
         let settings = Settings { identity: Some(identity), ..self.0.settings.clone() };
         let crypto = server_crypto(&settings)?;
-        let server = {
-            let mut server = lock(&self.0.server);
-            // The rest stays: who has been sent a Retry has a token of it.
-            server.crypto = crypto;
-            server.clone()
-        };
-        for endpoint in lock(&self.0.doors).iter().filter_map(|door| door.endpoint.as_ref()) {
+        // Before the configuration, and for as long: no door shows an older one afterwards.
+        let doors = lock(&self.0.doors);
+        let mut server = lock(&self.0.server);
+        // The rest stays: who has been sent a Retry has a token of it.
+        server.crypto = crypto;
+        for endpoint in doors.iter().filter_map(|door| door.endpoint.as_ref()) {
             endpoint.set_server_config(Some(server.clone()));
         }
         Ok(())
@@ -415,6 +414,9 @@ mod tests {
     use crate::byte_stream::SendEnd;
     use crate::connection::Client;
 
+    /// How long a lock is held that somebody else waits for.
+    const HELD_UP: Duration = Duration::from_millis(200);
+
     fn identity() -> Identity {
         let certified = rcgen::generate_simple_self_signed(["node".into()]).expect("a certificate");
         let chain = vec![certified.cert.der().to_vec()];
@@ -486,6 +488,28 @@ mod tests {
         let dialled = client.connect(&address.into(), Settings::default(), patience).await;
         let identity = dialled.expect("a connection").facts().identity.clone();
         assert_eq!(identity.expect("its certificate").certificate, shown);
+    }
+
+    /// One that comes before another, but to the doors after it, would stay there.
+    #[tokio::test]
+    async fn a_certificate_is_another_one_only_together_with_what_the_doors_show() {
+        let settings = Settings { identity: Some(identity()), ..Settings::default() };
+        let place = Place::At(vec![(Ipv4Addr::LOCALHOST, 0).into()]);
+        let listener = Listener::bind(&place, settings, tokio::runtime::Handle::current(), |_| {})
+            .expect("a listener");
+        let crypto = || lock(&listener.0.server).crypto.clone();
+        let first = crypto();
+        std::thread::scope(|scope| {
+            let doors = lock(&listener.0.doors);
+            let change = scope.spawn(|| listener.set_identity(identity()));
+            // In vain, for as long as the change has to wait for the doors.
+            std::thread::sleep(HELD_UP);
+            let is_unchanged = Arc::ptr_eq(&first, &crypto());
+            drop(doors);
+            assert_eq!(change.join().expect("no panic"), Ok(()));
+            assert!(is_unchanged);
+        });
+        assert!(!Arc::ptr_eq(&first, &crypto()));
     }
 
     /// Whoever knew a socket that has died says more only to hear that it is not known any more.
