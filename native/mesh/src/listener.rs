@@ -88,7 +88,8 @@ struct Door {
 }
 
 impl Listener {
-    /// Listens. `observer` must not block.
+    /// Listens. `observer` must not block, nor close the listener, and is called no more once that
+    /// is closed.
     ///
     /// # Errors
     /// [`Error::Socket`] when a socket cannot be bound, [`Error::Unverified`] when the identity
@@ -228,7 +229,7 @@ impl Inner {
                 self.clone().meet(incoming, address);
                 continue;
             }
-            (self.observer)(ListenerEvent::SocketLost(address));
+            self.tell(ListenerEvent::SocketLost(address));
             // Given back before it is bound again: its last holder keeps the address.
             self.place(index, None);
             let endpoint = tokio::select! {
@@ -237,11 +238,19 @@ impl Inner {
                 endpoint = self.rebuild(address) => endpoint,
             };
             self.place(index, Some(endpoint));
-            (self.observer)(ListenerEvent::SocketRebuilt(address));
+            self.tell(ListenerEvent::SocketRebuilt(address));
         }
     }
 
-    /// The next client at a door; `None`: its socket has died.
+    fn tell(&self, event: ListenerEvent) {
+        // Borrowed until it is told: who closes waits for that.
+        let is_closed = self.closed.borrow();
+        if !*is_closed {
+            (self.observer)(event);
+        }
+    }
+
+    /// The next client at a door; `None`: its socket has died, or the listener is closed.
     async fn arrival(&self, index: usize) -> Option<Incoming> {
         let door = lock(&self.doors).get(index).cloned()?;
         let endpoint = door.endpoint?;
@@ -488,6 +497,34 @@ mod tests {
         let dialled = client.connect(&address.into(), Settings::default(), patience).await;
         let identity = dialled.expect("a connection").facts().identity.clone();
         assert_eq!(identity.expect("its certificate").certificate, shown);
+    }
+
+    /// The doors are taken away in the moment in which one is looked for a client.
+    #[tokio::test]
+    async fn who_closes_a_listener_is_not_told_that_its_sockets_have_died() {
+        let settings = Settings { identity: Some(identity()), ..Settings::default() };
+        let (events, mut told) = mpsc::channel(2);
+        let place = Place::At(vec![(Ipv4Addr::LOCALHOST, 0).into()]);
+        let runtime = tokio::runtime::Handle::current();
+        let listener = Listener::bind(&place, settings, runtime, move |event| {
+            events.try_send(event).expect("room for two events");
+        })
+        .expect("a listener");
+        let (is_held, held) = std::sync::mpsc::channel();
+        let inner = listener.0.clone();
+        let closing = std::thread::spawn(move || {
+            let mut doors = lock(&inner.doors);
+            is_held.send(()).expect("somebody waits");
+            std::thread::sleep(HELD_UP);
+            // As `close` does it.
+            inner.closed.send_replace(true);
+            doors.clear();
+        });
+        held.recv().expect("the lock is held");
+        // On this one thread, nobody has come to the door yet.
+        tokio::task::yield_now().await;
+        closing.join().expect("no panic");
+        assert_eq!(told.try_recv().ok(), None);
     }
 
     /// One that comes before another, but to the doors after it, would stay there.
