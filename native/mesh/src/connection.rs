@@ -1,12 +1,11 @@
 //! A connection of a caller's own, dialled or accepted. Its task takes in the streams that the
-//! peer opens and notices its end.
+//! peer opens, keeps it alive and notices its end.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use quinn::VarInt;
-use quinn::crypto::rustls::HandshakeData;
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
@@ -17,14 +16,16 @@ use crate::byte_stream::{ByteStream, Ends, Reader};
 use crate::dial::Dialer;
 use crate::endpoint::Endpoint;
 use crate::farewell;
+use crate::handshake::PeerParameters;
 use crate::joined::{self, MESH_ALPN, MessageReader};
+use crate::keep_alive::keep_alive;
 use crate::rendezvous::{Rendezvous, Request, RequestId, Waiter};
 use crate::scope::Scope;
 use crate::settings::{Settings, Transport};
 use crate::stream::Stream;
 use crate::unfinished::Room;
 use crate::verify::PeerIdentity;
-use crate::{Config, Error, handshake};
+use crate::{Config, Error};
 
 /// How long after the peer has closed a connection its streams may be asked for that had arrived
 /// before: until then they hold memory, the socket and the client's place.
@@ -126,21 +127,16 @@ impl Client {
         let dialer = Dialer::new(endpoint, resolver, settings, 1, timeout)?;
         let carrier = dialer.dial(address, &[]).await?;
         let local = self.endpoint.local_address().ok_or(Error::Cancelled)?;
-        let alpn = handshake::PeerParameters::of(&carrier).alpn;
-        let facts = Facts::new(&carrier, local, alpn, None);
+        let facts = Facts::of(&carrier, local);
         Ok(Connection::start(carrier, facts, self.scope.clone(), &transport, ()))
     }
 }
 
 impl Facts {
-    /// Of a client's or a server's connection.
-    fn new(
-        carrier: &quinn::Connection,
-        local: SocketAddr,
-        alpn: Vec<u8>,
-        server_name: Option<String>,
-    ) -> Self {
+    /// Of a client's or a server's connection through a socket at `local`.
+    pub(crate) fn of(carrier: &quinn::Connection, local: SocketAddr) -> Self {
         let ip = carrier.local_ip().unwrap_or_else(|| local.ip());
+        let PeerParameters { alpn, server_name, .. } = PeerParameters::of(carrier);
         Self {
             remote: canonical(carrier.remote_address()),
             local: canonical(SocketAddr::new(ip, local.port())),
@@ -148,16 +144,6 @@ impl Facts {
             server_name,
             identity: PeerIdentity::of(carrier),
         }
-    }
-
-    /// Of a connection that a listener has accepted.
-    pub(crate) fn accepted(carrier: &quinn::Connection, local: SocketAddr) -> Self {
-        let data = carrier.handshake_data().and_then(|data| data.downcast::<HandshakeData>().ok());
-        let (alpn, server_name) = match data {
-            Some(data) => (data.protocol.unwrap_or_default(), data.server_name),
-            None => (Vec::new(), None),
-        };
-        Self::new(carrier, local, alpn, server_name)
     }
 }
 
@@ -182,9 +168,13 @@ impl Connection {
             unfinished: Room::new(transport.max_unfinished_bytes()),
             scope,
         }));
+        let (own, receive_window) = (transport.keep_alive_interval(), transport.receive_window());
         let task = connection.clone();
         connection.0.scope.tasks.spawn(async move {
-            let error = task.take_in(&carrier).await;
+            let error = tokio::select! {
+                error = task.take_in(&carrier) => error,
+                never = keep_alive(&carrier, own, receive_window) => match never {},
+            };
             drop(carrier);
             task.lock().take();
             let streams = &task.0.streams;

@@ -13,7 +13,8 @@ use tokio::pin;
 use tokio::time::{Duration, Instant, sleep_until};
 
 use crate::farewell::NO_ERROR;
-use crate::liveness::ping;
+use crate::keep_alive::ping;
+use crate::settings::RECEIVE_WINDOW;
 
 /// Of how many streams one shows when the peer has ended its half.
 const MARK_EVERY: u64 = 25;
@@ -96,7 +97,7 @@ impl Credit {
                     self.gap = (self.gap * 2).min(LONGEST_GAP);
                 }
             }
-            ping(carrier);
+            ping(carrier, RECEIVE_WINDOW);
         }
     }
 }

@@ -371,7 +371,7 @@ mod tests {
         let dialer = dialer(60_000);
         for ip in [IpAddr::from(Ipv4Addr::LOCALHOST), IpAddr::from(Ipv6Addr::LOCALHOST)] {
             let closed = Address::from(closed(ip));
-            assert_eq!(dialer.dial(&closed, &[]).await.err(), Some(Error::Refused), "{ip}");
+            assert_eq!(dialer.dial(&closed, &[]).await.err(), Some(Error::PortClosed), "{ip}");
         }
     }
 

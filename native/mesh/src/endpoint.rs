@@ -77,7 +77,7 @@ impl Endpoint {
         tokio::select! {
             biased;
             outcome = connecting => Ok(outcome?),
-            () = watched.refused() => Err(Error::Refused),
+            () = watched.refused() => Err(Error::PortClosed),
         }
     }
 

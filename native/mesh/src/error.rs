@@ -25,10 +25,12 @@ pub enum Error {
     /// The other side did not prove who it is.
     #[error("not verified: {0}")]
     Unverified(#[from] Fault),
-    /// The peer refused the connection (CONNECTION_REFUSED, RFC 9000, section 20.1), or nobody
-    /// listens at its port.
+    /// The peer refused the connection (CONNECTION_REFUSED, RFC 9000, section 20.1).
     #[error("the connection was refused")]
     Refused,
+    /// The network says that nobody listens at the peer's port: told as a refusal, too.
+    #[error("nobody listens there")]
+    PortClosed,
     /// The TLS handshake failed with this alert (RFC 9001, section 4.8; RFC 8446, section 6).
     #[error("TLS alert {0}")]
     TlsAlert(u8),
@@ -103,7 +105,7 @@ impl Error {
             Self::NameNotFound => "nxdomain",
             Self::InvalidServerName => "invalid_server_name",
             Self::Unverified(_) => "unverified",
-            Self::Refused => "refused",
+            Self::Refused | Self::PortClosed => "refused",
             Self::TlsAlert(_) => "tls_alert",
             Self::VersionMismatch => "version_mismatch",
             Self::Transport(_) => "transport_error",

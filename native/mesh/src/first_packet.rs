@@ -9,7 +9,6 @@
 use std::sync::Arc;
 
 use bytes::Buf;
-use quinn::Side;
 use quinn::crypto::{self, CryptoError, KeyPair, Keys, Session, UnsupportedVersion};
 use quinn_proto::coding::Codec;
 use quinn_proto::transport_parameters::TransportParameters;
@@ -65,7 +64,7 @@ impl crypto::ServerConfig for Screened {
         params: &TransportParameters,
     ) -> Box<dyn Session> {
         let session = self.0.clone().start_session(version, params);
-        Box::new(ObservedSession { session, side: Side::Server })
+        Box::new(ObservedSession(session))
     }
 }
 

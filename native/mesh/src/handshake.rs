@@ -24,11 +24,13 @@ const MAX_IDLE_TIMEOUT: u64 = 0x01;
 /// initial_max_streams_bidi (RFC 9000, section 18.2).
 const INITIAL_MAX_STREAMS_BIDI: u64 = 0x08;
 
-/// What the peer declared in the handshake.
+/// What the peer declared in the handshake, and what was agreed on.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct PeerParameters {
     /// The application protocol agreed on (RFC 7301).
     pub(crate) alpn: Vec<u8>,
+    /// The name that a client asked for.
+    pub(crate) server_name: Option<String>,
     /// Silence after which the peer gives the connection up; `None`: never.
     pub(crate) idle_timeout: Option<Duration>,
     /// Bidirectional streams that we may open before any credit comes back.
@@ -36,7 +38,7 @@ pub(crate) struct PeerParameters {
 }
 
 impl PeerParameters {
-    /// The parameters of the peer of a connection that was dialled through [`Observed`].
+    /// The parameters of a connection's peer.
     pub(crate) fn of(connection: &quinn::Connection) -> Self {
         connection
             .handshake_data()
@@ -84,69 +86,64 @@ impl crypto::ClientConfig for Observed {
         params: &TransportParameters,
     ) -> Result<Box<dyn Session>, ConnectError> {
         let session = self.0.clone().start_session(version, server_name, params)?;
-        Ok(Box::new(ObservedSession { session, side: Side::Client }))
+        Ok(Box::new(ObservedSession(session)))
     }
 }
 
 /// A TLS session of either side.
-pub(crate) struct ObservedSession {
-    pub(crate) session: Box<dyn Session>,
-    /// Ours. Only of a server the parameters are wanted.
-    pub(crate) side: Side,
-}
+pub(crate) struct ObservedSession(pub(crate) Box<dyn Session>);
 
 impl Session for ObservedSession {
     fn handshake_data(&self) -> Option<Box<dyn Any>> {
-        if self.side == Side::Server {
-            return self.session.handshake_data();
-        }
-        let parameters = self.session.transport_parameters().ok().flatten()?;
-        let tls =
-            self.session.handshake_data().and_then(|data| data.downcast::<HandshakeData>().ok());
-        let alpn = tls.and_then(|data| data.protocol).unwrap_or_default();
-        Some(Box::new(PeerParameters { alpn, ..PeerParameters::read(&parameters) }))
+        let parameters = self.0.transport_parameters().ok().flatten()?;
+        let tls = self.0.handshake_data()?.downcast::<HandshakeData>().ok()?;
+        Some(Box::new(PeerParameters {
+            alpn: tls.protocol.unwrap_or_default(),
+            server_name: tls.server_name,
+            ..PeerParameters::read(&parameters)
+        }))
     }
 
     fn initial_keys(&self, dst_cid: &ConnectionId, side: Side) -> Keys {
-        let Keys { header, packet } = self.session.initial_keys(dst_cid, side);
+        let Keys { header, packet } = self.0.initial_keys(dst_cid, side);
         Keys { header, packet: moved(packet) }
     }
 
     fn peer_identity(&self) -> Option<Box<dyn Any>> {
-        self.session.peer_identity()
+        self.0.peer_identity()
     }
 
     fn early_crypto(&self) -> Option<(Box<dyn HeaderKey>, Box<dyn PacketKey>)> {
-        self.session.early_crypto()
+        self.0.early_crypto()
     }
 
     fn early_data_accepted(&self) -> Option<bool> {
-        self.session.early_data_accepted()
+        self.0.early_data_accepted()
     }
 
     fn is_handshaking(&self) -> bool {
-        self.session.is_handshaking()
+        self.0.is_handshaking()
     }
 
     fn read_handshake(&mut self, buf: &[u8]) -> Result<bool, TransportError> {
-        self.session.read_handshake(buf)
+        self.0.read_handshake(buf)
     }
 
     fn transport_parameters(&self) -> Result<Option<TransportParameters>, TransportError> {
-        self.session.transport_parameters()
+        self.0.transport_parameters()
     }
 
     fn write_handshake(&mut self, buf: &mut Vec<u8>) -> Option<Keys> {
-        let Keys { header, packet } = self.session.write_handshake(buf)?;
+        let Keys { header, packet } = self.0.write_handshake(buf)?;
         Some(Keys { header, packet: moved(packet) })
     }
 
     fn next_1rtt_keys(&mut self) -> Option<KeyPair<Box<dyn PacketKey>>> {
-        self.session.next_1rtt_keys().map(moved)
+        self.0.next_1rtt_keys().map(moved)
     }
 
     fn is_valid_retry(&self, orig_dst_cid: &ConnectionId, header: &[u8], payload: &[u8]) -> bool {
-        self.session.is_valid_retry(orig_dst_cid, header, payload)
+        self.0.is_valid_retry(orig_dst_cid, header, payload)
     }
 
     fn export_keying_material(
@@ -155,6 +152,6 @@ impl Session for ObservedSession {
         label: &[u8],
         context: &[u8],
     ) -> Result<(), ExportKeyingMaterialError> {
-        self.session.export_keying_material(output, label, context)
+        self.0.export_keying_material(output, label, context)
     }
 }

@@ -37,6 +37,7 @@ mod frames;
 pub mod fuzzing;
 mod handshake;
 mod joined;
+mod keep_alive;
 mod line;
 mod listener;
 mod liveness;

@@ -88,7 +88,8 @@ struct Door {
 }
 
 impl Listener {
-    /// Listens. `observer` must not block.
+    /// Listens. `observer` must not block, nor close the listener, and is called no more once that
+    /// is closed.
     ///
     /// # Errors
     /// [`Error::Socket`] when a socket cannot be bound, [`Error::Unverified`] when the identity
@@ -153,13 +154,12 @@ impl Listener {
     pub fn set_identity(&self, identity: Identity) -> Result<(), Error> {
         let settings = Settings { identity: Some(identity), ..self.0.settings.clone() };
         let crypto = server_crypto(&settings)?;
-        let server = {
-            let mut server = lock(&self.0.server);
-            // The rest stays: who has been sent a Retry has a token of it.
-            server.crypto = crypto;
-            server.clone()
-        };
-        for endpoint in lock(&self.0.doors).iter().filter_map(|door| door.endpoint.as_ref()) {
+        // Before the configuration, and for as long: no door shows an older one afterwards.
+        let doors = lock(&self.0.doors);
+        let mut server = lock(&self.0.server);
+        // The rest stays: who has been sent a Retry has a token of it.
+        server.crypto = crypto;
+        for endpoint in doors.iter().filter_map(|door| door.endpoint.as_ref()) {
             endpoint.set_server_config(Some(server.clone()));
         }
         Ok(())
@@ -229,7 +229,7 @@ impl Inner {
                 self.clone().meet(incoming, address);
                 continue;
             }
-            (self.observer)(ListenerEvent::SocketLost(address));
+            self.tell(ListenerEvent::SocketLost(address));
             // Given back before it is bound again: its last holder keeps the address.
             self.place(index, None);
             let endpoint = tokio::select! {
@@ -238,11 +238,19 @@ impl Inner {
                 endpoint = self.rebuild(address) => endpoint,
             };
             self.place(index, Some(endpoint));
-            (self.observer)(ListenerEvent::SocketRebuilt(address));
+            self.tell(ListenerEvent::SocketRebuilt(address));
         }
     }
 
-    /// The next client at a door; `None`: its socket has died.
+    fn tell(&self, event: ListenerEvent) {
+        // Borrowed until it is told: who closes waits for that.
+        let is_closed = self.closed.borrow();
+        if !*is_closed {
+            (self.observer)(event);
+        }
+    }
+
+    /// The next client at a door; `None`: its socket has died, or the listener is closed.
     async fn arrival(&self, index: usize) -> Option<Incoming> {
         let door = lock(&self.doors).get(index).cloned()?;
         let endpoint = door.endpoint?;
@@ -317,7 +325,7 @@ impl Inner {
             farewell::close(&carrier, IMPOSTOR);
             return;
         }
-        let facts = Facts::accepted(&carrier, local);
+        let facts = Facts::of(&carrier, local);
         let scope = self.scope.clone();
         self.let_in(Connection::start(carrier, facts, scope, transport, seat));
     }
@@ -415,6 +423,9 @@ mod tests {
     use crate::byte_stream::SendEnd;
     use crate::connection::Client;
 
+    /// How long a lock is held that somebody else waits for.
+    const HELD_UP: Duration = Duration::from_millis(200);
+
     fn identity() -> Identity {
         let certified = rcgen::generate_simple_self_signed(["node".into()]).expect("a certificate");
         let chain = vec![certified.cert.der().to_vec()];
@@ -486,6 +497,56 @@ mod tests {
         let dialled = client.connect(&address.into(), Settings::default(), patience).await;
         let identity = dialled.expect("a connection").facts().identity.clone();
         assert_eq!(identity.expect("its certificate").certificate, shown);
+    }
+
+    /// The doors are taken away in the moment in which one is looked for a client.
+    #[tokio::test]
+    async fn who_closes_a_listener_is_not_told_that_its_sockets_have_died() {
+        let settings = Settings { identity: Some(identity()), ..Settings::default() };
+        let (events, mut told) = mpsc::channel(2);
+        let place = Place::At(vec![(Ipv4Addr::LOCALHOST, 0).into()]);
+        let runtime = tokio::runtime::Handle::current();
+        let listener = Listener::bind(&place, settings, runtime, move |event| {
+            events.try_send(event).expect("room for two events");
+        })
+        .expect("a listener");
+        let (is_held, held) = std::sync::mpsc::channel();
+        let inner = listener.0.clone();
+        let closing = std::thread::spawn(move || {
+            let mut doors = lock(&inner.doors);
+            is_held.send(()).expect("somebody waits");
+            std::thread::sleep(HELD_UP);
+            // As `close` does it.
+            inner.closed.send_replace(true);
+            doors.clear();
+        });
+        held.recv().expect("the lock is held");
+        // On this one thread, nobody has come to the door yet.
+        tokio::task::yield_now().await;
+        closing.join().expect("no panic");
+        assert_eq!(told.try_recv().ok(), None);
+    }
+
+    /// One that comes before another, but to the doors after it, would stay there.
+    #[tokio::test]
+    async fn a_certificate_is_another_one_only_together_with_what_the_doors_show() {
+        let settings = Settings { identity: Some(identity()), ..Settings::default() };
+        let place = Place::At(vec![(Ipv4Addr::LOCALHOST, 0).into()]);
+        let listener = Listener::bind(&place, settings, tokio::runtime::Handle::current(), |_| {})
+            .expect("a listener");
+        let crypto = || lock(&listener.0.server).crypto.clone();
+        let first = crypto();
+        std::thread::scope(|scope| {
+            let doors = lock(&listener.0.doors);
+            let change = scope.spawn(|| listener.set_identity(identity()));
+            // In vain, for as long as the change has to wait for the doors.
+            std::thread::sleep(HELD_UP);
+            let is_unchanged = Arc::ptr_eq(&first, &crypto());
+            drop(doors);
+            assert_eq!(change.join().expect("no panic"), Ok(()));
+            assert!(is_unchanged);
+        });
+        assert!(!Arc::ptr_eq(&first, &crypto()));
     }
 
     /// Whoever knew a socket that has died says more only to hear that it is not known any more.

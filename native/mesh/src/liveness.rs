@@ -5,7 +5,8 @@
 //! reads slowly owes us nothing but the acknowledgement of a ping. So when something is outstanding
 //! and nothing at all has come for half of `ack_timeout_ms`, the peer is asked; after the whole of
 //! it, the connection is suspect: another is dialled, while this one is still listened to. It is
-//! dead when that dial has failed, too, or has succeeded and this one is silent even then.
+//! dead when it is silent even after that dial, whatever came of it: a living peer may have refused
+//! it. Only where the network says that nobody is there, that is the end at once.
 //!
 //! When the network says that nobody is at the peer's port, the peer is asked, too, and messages
 //! wait for its answer; but anybody can make it say so, and no connection ends by it (RFC 9000,
@@ -19,13 +20,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::Poll;
 use std::time::Duration;
 
-use quinn::VarInt;
 use tokio::sync::Notify;
 use tokio::time::{Instant, Sleep, sleep};
 
 use crate::Error;
 use crate::address::Address;
 use crate::config::Config;
+use crate::keep_alive::ping;
 use crate::outbox::Outbox;
 use crate::pooled::Context;
 use crate::refusals::Hints;
@@ -36,9 +37,9 @@ const LOOKS: u32 = 8;
 /// The same within one `probe_after_ms`, while nothing is outstanding. Each is a wake-up of every
 /// pooled connection.
 const RESTING_LOOKS: u32 = 4;
-/// How long a peer that stood still, and has just answered a dial, may take to answer here, too,
-/// besides some round trips: what waits in its socket comes first, and an acknowledgement may be
-/// delayed (by 25 ms as a rule, RFC 9000, section 18.2).
+/// How long a peer that stood still, and may have just answered a dial, may take to answer here,
+/// too, besides some round trips: what waits in its socket comes first, and an acknowledgement may
+/// be delayed (by 25 ms as a rule, RFC 9000, section 18.2).
 const LAST_WORD: Duration = Duration::from_millis(200);
 const LAST_ROUND_TRIPS: u32 = 3;
 /// Between looks at a rested connection that nobody wants to be checked: there is nothing to see.
@@ -147,8 +148,8 @@ enum Stage<'a> {
     Asked { gap: Duration, holds: bool },
     /// It has not answered in time.
     Suspect(Dial<'a>),
-    /// It answers on another connection, which takes this one's place if it says nothing on this one
-    /// until then.
+    /// The dial is over. If the peer says nothing on this connection until then, the one that the
+    /// dial gave takes its place, or none.
     LastWord { fresh: Option<quinn::Connection>, until: Instant },
 }
 
@@ -327,24 +328,27 @@ impl<'a> Vigil<'a> {
         if self.has_heard() {
             return Some(self.recover());
         }
-        match outcome {
-            Some(Ok(fresh)) => {
-                ping(self.carrier);
-                let until = Instant::now() + LAST_WORD + fresh.rtt() * LAST_ROUND_TRIPS;
-                self.stage = Stage::LastWord { fresh: Some(fresh), until };
-                self.wait(FIRST_LOOK);
-                None
-            }
+        let fresh = match outcome {
+            Some(Ok(fresh)) => Some(fresh),
             Some(Err(error)) => {
                 self.context.scope.stats.dial_failures.add(&error, 1);
-                self.stage = Stage::Resting;
-                Some(News::Dead(None))
+                if error == Error::PortClosed {
+                    self.stage = Stage::Resting;
+                    return Some(News::Dead(None));
+                }
+                None
             }
             None => {
                 self.wait(self.patience / LOOKS);
-                None
+                return None;
             }
-        }
+        };
+        ping(self.carrier, RECEIVE_WINDOW);
+        let rtt = fresh.as_ref().unwrap_or(self.carrier).rtt();
+        let until = Instant::now() + LAST_WORD + rtt * LAST_ROUND_TRIPS;
+        self.stage = Stage::LastWord { fresh, until };
+        self.wait(FIRST_LOOK);
+        None
     }
 
     async fn while_last_word(&mut self, until: Instant) -> Option<News> {
@@ -359,10 +363,14 @@ impl<'a> Vigil<'a> {
         let Stage::LastWord { fresh, .. } = &mut self.stage else {
             return None;
         };
-        let stats = &self.context.scope.stats;
-        stats.connections.add(1);
-        stats.closes.add(&Error::Dead, 1);
-        Some(News::Dead(fresh.take()))
+        let fresh = fresh.take();
+        if fresh.is_some() {
+            // Without one, the slot ends, and counts that itself.
+            let stats = &self.context.scope.stats;
+            stats.connections.add(1);
+            stats.closes.add(&Error::Dead, 1);
+        }
+        Some(News::Dead(fresh))
     }
 
     /// It answers after all. The dial, or the connection that it gave, is dropped, and so closed.
@@ -406,7 +414,7 @@ impl<'a> Vigil<'a> {
 
     fn ask(&mut self, holds: bool) {
         self.context.scope.stats.probes.add(1);
-        ping(self.carrier);
+        ping(self.carrier, RECEIVE_WINDOW);
         let gap = FIRST_LOOK.max(self.carrier.rtt());
         self.stage = Stage::Asked { gap, holds };
         self.wait(gap.min(self.patience / LOOKS));
@@ -453,14 +461,6 @@ impl Drop for Vigil<'_> {
     fn drop(&mut self) {
         self.give_up_dial();
     }
-}
-
-/// Makes the peer acknowledge something. quinn has no ping to call, but a larger receive window
-/// is a MAX_DATA frame, which elicits an acknowledgement (RFC 9000, section 13.2); giving the
-/// byte back is only noted, and sends nothing.
-pub(crate) fn ping(carrier: &quinn::Connection) {
-    carrier.set_receive_window(VarInt::from_u32(RECEIVE_WINDOW + 1));
-    carrier.set_receive_window(VarInt::from_u32(RECEIVE_WINDOW));
 }
 
 #[cfg(test)]

@@ -12,7 +12,7 @@ use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt, StreamExt};
 use quinn::ConnectionError;
 use tokio::sync::Semaphore;
-use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep};
+use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
@@ -24,12 +24,12 @@ use crate::connection::Traffic;
 use crate::dial::Dialer;
 use crate::farewell::{self, NO_ERROR};
 use crate::flight::{Flight, Kind, Landing};
-use crate::handshake::PeerParameters;
-use crate::liveness::{News, Pulse, Vigil, ping};
+use crate::keep_alive::keep_alive;
+use crate::liveness::{News, Pulse, Vigil};
 use crate::outbox::Outbox;
 use crate::scope::Scope;
 use crate::sender::{Sender, Turn};
-use crate::settings::send_window;
+use crate::settings::{RECEIVE_WINDOW, send_window};
 use crate::stream::Stream;
 use crate::trail::Trail;
 use crate::{Config, Error};
@@ -48,11 +48,6 @@ const MAX_RETIRED: usize = 64;
 const PACKETS_AT_ONCE: usize = 16;
 /// How long credit may take that comes at all, from a peer that has given none back so far.
 pub(crate) const ROUND_TRIPS_FOR_CREDIT: u32 = 3;
-/// Keep-alives sent within one idle timeout of the peer, so that one may be lost.
-const KEEP_ALIVES_PER_TIMEOUT: u32 = 3;
-/// The least time between two of them: a peer that names a shorter timeout has no connection from
-/// anybody who is not next to it.
-const LEAST_KEEP_ALIVE: Duration = Duration::from_millis(50);
 
 /// A handle to a pooled connection. Handles do not keep the connection open: the pool does.
 #[derive(Clone, Debug)]
@@ -533,18 +528,8 @@ impl PooledConnection {
 
     /// What a connection needs beside its messages. Never resolves.
     async fn tend(&self, carrier: &quinn::Connection) {
-        tokio::join!(keep_alive(carrier, self.keep_alives(carrier)), turn_away_strays(carrier));
-    }
-
-    /// When to keep a connection alive whose peer gives up sooner than quinn's own keep-alive comes.
-    fn keep_alives(&self, carrier: &quinn::Connection) -> Option<Box<Interval>> {
-        let peer_timeout = PeerParameters::of(carrier).idle_timeout?;
-        let needed = LEAST_KEEP_ALIVE.max(peer_timeout / KEEP_ALIVES_PER_TIMEOUT);
-        let own = self.0.context.config.keep_alive_interval()?;
-        // In a box: most connections do not need it.
-        let mut ticks = (own > needed).then(|| Box::new(interval(needed)))?;
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        Some(ticks)
+        let own = self.0.context.config.keep_alive_interval();
+        tokio::join!(keep_alive(carrier, own, RECEIVE_WINDOW), turn_away_strays(carrier));
     }
 
     fn carrier(&self) -> Option<quinn::Connection> {
@@ -567,17 +552,6 @@ fn send_off(
     while let Some(flight) = next {
         flights.extend(trail.send_off(flight).map(|left| left.fly().boxed()));
         next = sender.follow();
-    }
-}
-
-/// Never resolves.
-async fn keep_alive(carrier: &quinn::Connection, ticks: Option<Box<Interval>>) {
-    let Some(mut ticks) = ticks else {
-        return std::future::pending().await;
-    };
-    loop {
-        ticks.tick().await;
-        ping(carrier);
     }
 }
 

@@ -117,7 +117,7 @@ impl Transport {
             .keep_alive_interval(self.keep_alive_interval())
             .max_concurrent_bidi_streams(streams(self.peer_bidi_stream_count))
             .max_concurrent_uni_streams(streams(self.peer_unidi_stream_count))
-            .receive_window(VarInt::from_u64(self.receive_window_bytes).unwrap_or(VarInt::MAX))
+            .receive_window(VarInt::from_u32(self.receive_window()))
             .congestion_controller_factory(Arc::new(Windows::default()))
             .datagram_receive_buffer_size(None);
         transport
@@ -126,6 +126,11 @@ impl Transport {
     pub(crate) fn keep_alive_interval(&self) -> Option<Duration> {
         (self.keep_alive_interval_ms > 0)
             .then(|| Duration::from_millis(self.keep_alive_interval_ms))
+    }
+
+    /// The option's bound is less than a u32 holds.
+    pub(crate) fn receive_window(&self) -> u32 {
+        u32::try_from(self.receive_window_bytes).unwrap_or(u32::MAX)
     }
 
     pub(crate) fn handshake_timeout(&self) -> Duration {

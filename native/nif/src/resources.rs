@@ -251,6 +251,8 @@ pub(crate) struct ListenerResource {
     pub(crate) owner: Mutex<Owner>,
     /// Where its certificate and key came from.
     pub(crate) files: Option<Files>,
+    /// Held while these are read again: what was read first is shown first.
+    pub(crate) reloading: Mutex<()>,
 }
 
 #[rustler::resource_impl(register = false)]

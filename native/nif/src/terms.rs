@@ -23,7 +23,7 @@ pub(crate) fn reason<'a>(env: Env<'a>, error: &Error) -> Term<'a> {
         Error::NameNotFound => atoms::nxdomain().encode(env),
         Error::InvalidServerName => atoms::invalid_server_name().encode(env),
         Error::Unverified(fault) => (atoms::unverified(), unverified(*fault)).encode(env),
-        Error::Refused => atoms::refused().encode(env),
+        Error::Refused | Error::PortClosed => atoms::refused().encode(env),
         Error::TlsAlert(alert) => detailed(atoms::tls_alert(), u64::from(*alert)),
         Error::VersionMismatch => atoms::version_mismatch().encode(env),
         Error::Transport(code) => detailed(atoms::transport_error(), *code),

@@ -54,7 +54,7 @@ fn quic_listen<'a>(env: Env<'a>, place: Term<'a>, options: Term<'a>) -> NifResul
         Err(error) => return Ok(terms::error(env, &error)),
     };
     let owner = Mutex::new(Owner { pid: owner, monitor: None, has_closed: false });
-    let resource = hold(ListenerResource { listener, owner, files });
+    let resource = hold(ListenerResource { listener, owner, files, reloading: Mutex::default() });
     lock(&resource.owner).monitor = env.monitor(&resource, &env.pid());
     Ok((atoms::ok(), resource).encode(env))
 }
@@ -68,6 +68,7 @@ fn listener_reload<'a>(env: Env<'a>, listener: Listener) -> Term<'a> {
     let Some((cert, key)) = &listener.files else {
         return (atoms::error(), atoms::no_certificate()).encode(env);
     };
+    let _turn = lock(&listener.reloading);
     match Identity::load(cert, key) {
         Ok(identity) => match listener.listener.set_identity(identity) {
             Ok(()) => atoms::ok().encode(env),

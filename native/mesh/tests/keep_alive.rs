@@ -1,0 +1,78 @@
+//! Connections whose ends have agreed on less than one of them would wait for.
+
+#![allow(clippy::disallowed_methods, reason = "tokio's test macro blocks, on a thread of the test")]
+#![allow(clippy::expect_used, reason = "how a test fails")]
+
+mod common;
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use common::{PATIENCE, listen, next};
+use mesh::{Address, Client, Connection, Listener, Settings};
+use tokio::time::{sleep, timeout};
+
+/// Three times as long as the impatient end waits.
+const REST: Duration = Duration::from_secs(3);
+
+/// What the peer may send unread, and much more than that.
+const WINDOW_BYTES: u64 = 65_536;
+const BULK_BYTES: usize = 1_000_000;
+
+/// An end that gives up after a second, and does nothing against it.
+fn impatient() -> Settings {
+    let mut settings = Settings::default();
+    settings.transport.set("idle_timeout_ms", 1_000).expect("a timeout");
+    settings.transport.set("keep_alive_interval_ms", 0).expect("no keep-alives");
+    settings
+}
+
+/// Both ends of a connection, and the listener, which is to be kept.
+async fn pair(server: Settings, client: Settings) -> (Listener, Connection, Connection) {
+    let (listener, address) = listen(server);
+    let dialler = Client::new(tokio::runtime::Handle::current());
+    let address = Address::from(address);
+    let dial = dialler.connect(&address, client, PATIENCE);
+    let (dialled, accepted) = tokio::join!(dial, next(|waiter| listener.request(1, waiter)));
+    (listener, dialled.expect("a connection"), accepted)
+}
+
+/// Both ends rest, and then one asks for a stream and the other gets it.
+async fn outlives_a_rest(server: Settings, client: Settings) {
+    let (_listener, dialled, accepted) = pair(server, client).await;
+    let end = timeout(REST, dialled.ended()).await.ok();
+    assert_eq!(end, None, "it has ended");
+    let stream = dialled.open_stream().await.expect("a stream");
+    stream.send(Bytes::from_static(b"hello").into()).expect("taken");
+    let _stream = next(|waiter| accepted.request_stream(1, waiter)).await;
+}
+
+#[tokio::test]
+async fn a_dialled_connection_is_kept_alive_for_a_peer_that_would_not_wait() {
+    outlives_a_rest(impatient(), Settings::default()).await;
+}
+
+#[tokio::test]
+async fn an_accepted_connection_is_kept_alive_for_a_client_that_would_not_wait() {
+    outlives_a_rest(Settings::default(), impatient()).await;
+}
+
+/// A keep-alive is a larger window, by one byte: what a peer may pin stays what it was.
+#[tokio::test]
+async fn a_keep_alive_grants_no_more_than_the_connection_s_own_window() {
+    let mut client = Settings::default();
+    client.transport.set("receive_window_bytes", WINDOW_BYTES).expect("a window");
+    let (_listener, _dialled, accepted) = pair(impatient(), client).await;
+    let stream = accepted.open_stream().await.expect("a stream");
+    stream.send(Bytes::from(vec![0; BULK_BYTES]).into()).expect("taken");
+    let sent = || accepted.traffic().map_or(0, |traffic| traffic.sent_bytes);
+    // All that it may, when for a while nothing more is sent.
+    let mut before = 0;
+    let full = async {
+        while sent() < WINDOW_BYTES || std::mem::replace(&mut before, sent()) != sent() {
+            sleep(Duration::from_millis(20)).await;
+        }
+    };
+    timeout(PATIENCE, full).await.expect("a full window");
+    assert!(sent() < 2 * WINDOW_BYTES, "{}", sent());
+}
