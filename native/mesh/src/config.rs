@@ -8,6 +8,7 @@ use std::time::Duration;
 use thiserror::Error;
 
 use crate::backoff::Backoff;
+use crate::keep_alive::KEEP_ALIVES_PER_TIMEOUT;
 use crate::settings::Transport;
 
 /// An option was refused: the name of the option and the value that it may not have.
@@ -249,15 +250,12 @@ impl Config {
     }
 }
 
-/// Keep-alives within one idle timeout, when nothing is said: one may be lost.
-const KEEP_ALIVES_PER_TIMEOUT: u64 = 3;
-
 /// The keep-alive interval to go with an idle timeout, both in milliseconds.
 pub(crate) fn keep_alive(value: u64, idle_timeout: u64, is_given: bool) -> Result<u64, BadOption> {
     match value < idle_timeout {
         true => Ok(value),
         false if is_given => Err(BadOption { key: "keep_alive_interval_ms", value }),
-        false => Ok(idle_timeout / KEEP_ALIVES_PER_TIMEOUT),
+        false => Ok(idle_timeout / u64::from(KEEP_ALIVES_PER_TIMEOUT)),
     }
 }
 

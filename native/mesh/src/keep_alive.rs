@@ -1,5 +1,5 @@
-//! Keep-alives for a peer that gives a connection up sooner than quinn's own, at our interval, come:
-//! quinn does not tell what the peer declared.
+//! Keep-alives for a peer that gives a connection up sooner than quinn's own, at our interval,
+//! come: quinn does not tell what the peer declared.
 
 use std::convert::Infallible;
 use std::time::Duration;
@@ -9,8 +9,8 @@ use tokio::time::{Interval, MissedTickBehavior, interval};
 
 use crate::handshake::PeerParameters;
 
-/// Keep-alives sent within one idle timeout of the peer, so that one may be lost.
-const KEEP_ALIVES_PER_TIMEOUT: u32 = 3;
+/// Keep-alives sent within one idle timeout, so that one may be lost.
+pub(crate) const KEEP_ALIVES_PER_TIMEOUT: u32 = 3;
 /// The least time between two of them: a peer that names a shorter timeout has no connection from
 /// anybody who is not next to it.
 const LEAST_KEEP_ALIVE: Duration = Duration::from_millis(50);
@@ -41,9 +41,9 @@ fn ticks(carrier: &quinn::Connection, own: Option<Duration>) -> Option<Box<Inter
     Some(ticks)
 }
 
-/// Makes the peer acknowledge something. quinn has no ping to call, but a receive window larger than
-/// the connection's own is a MAX_DATA frame, which elicits an acknowledgement (RFC 9000, section
-/// 13.2); giving the byte back is only noted, and sends nothing.
+/// Makes the peer acknowledge something. quinn has no ping to call, but a receive window larger
+/// than the connection's own is a MAX_DATA frame, which elicits an acknowledgement (RFC 9000,
+/// section 13.2); giving the byte back is only noted, and sends nothing.
 pub(crate) fn ping(carrier: &quinn::Connection, receive_window: u32) {
     carrier.set_receive_window(VarInt::from_u32(receive_window.saturating_add(1)));
     carrier.set_receive_window(VarInt::from_u32(receive_window));

@@ -296,7 +296,8 @@ impl<'a> Sender<'a> {
     }
 
     /// Gives back to the queue what has survived the connection.
-    pub(crate) fn end(self) {
-        self.outbox.restore(self.stranded.into_values().flatten());
+    pub(crate) fn end(&mut self) {
+        let stranded = std::mem::take(&mut self.stranded);
+        self.outbox.restore(stranded.into_values().flatten());
     }
 }

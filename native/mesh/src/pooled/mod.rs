@@ -1,53 +1,32 @@
-//! One live connection of the pool: the task that gives each queued message a stream of its own,
-//! and the QUIC connection beneath, which is replaced when its peer never returns stream credit.
+//! One live connection of the pool, as callers hold it and as the pool does. What carries its
+//! messages is beneath it, in `carrier.rs`.
+
+mod carrier;
 
 use std::net::SocketAddr;
-use std::pin::{Pin, pin};
+use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use futures_util::future::BoxFuture;
-use futures_util::stream::FuturesUnordered;
-use futures_util::{FutureExt, StreamExt};
 use quinn::ConnectionError;
-use tokio::sync::Semaphore;
-use tokio::time::{Instant, sleep};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
-use crate::address::{Address, canonical};
+pub(crate) use self::carrier::ROUND_TRIPS_FOR_CREDIT;
+use crate::address::canonical;
 use crate::byte_stream::{ByteStream, Ends, Hold, Reader};
 use crate::config::Load;
 use crate::connection::Traffic;
 use crate::dial::Dialer;
 use crate::farewell::{self, NO_ERROR};
-use crate::flight::{Flight, Kind, Landing};
-use crate::keep_alive::keep_alive;
-use crate::liveness::{News, Pulse, Vigil};
+use crate::liveness::Pulse;
 use crate::outbox::Outbox;
 use crate::scope::Scope;
-use crate::sender::{Sender, Turn};
-use crate::settings::{RECEIVE_WINDOW, send_window};
 use crate::stream::Stream;
-use crate::trail::Trail;
 use crate::{Config, Error};
-
-/// A receiver reads what its transport has acknowledged a little later, and what it has not read
-/// when we close is lost: nothing is closed this soon after its last message.
-const CLOSE_GRACE: Duration = Duration::from_millis(50);
-/// The least time to wait for credit from a peer known to return none: its transport may be late
-/// by the delayed acknowledgement of RFC 9000, section 13.2.1.
-const LEAST_PATIENCE: Duration = Duration::from_millis(5);
-/// Replaced connections of one peer that linger at once; the next one waits for a place. One on
-/// which users had streams is closed after the last of them, if there is none then.
-const MAX_RETIRED: usize = 64;
-/// Packets filled in a row, of messages to a node of the field, before anything else is looked at:
-/// that costs as much as filling one.
-const PACKETS_AT_ONCE: usize = 16;
-/// How long credit may take that comes at all, from a peer that has given none back so far.
-pub(crate) const ROUND_TRIPS_FOR_CREDIT: u32 = 3;
 
 /// A handle to a pooled connection. Handles do not keep the connection open: the pool does.
 #[derive(Clone, Debug)]
@@ -118,19 +97,6 @@ pub struct Figures {
     pub sent_bytes: u64,
     /// UDP payload bytes received.
     pub received_bytes: u64,
-}
-
-/// Why a QUIC connection no longer carries messages.
-enum End {
-    Lost(Error),
-    /// Everything went out, or the time to linger is over.
-    Drained,
-    /// No stream credit comes back.
-    Exhausted,
-    /// There never was any.
-    Barren,
-    /// The peer is dead, or was: another connection to it takes this one's place.
-    Superseded(quinn::Connection),
 }
 
 impl PooledConnection {
@@ -321,58 +287,6 @@ impl PooledConnection {
         self.0.outbox.refusal().unwrap_or(Error::Cancelled)
     }
 
-    /// Carries messages until the connection is over, and tells why it is.
-    pub(crate) async fn serve(&self, address: &Address, node: &[u8]) -> Error {
-        let mut patience = self.0.context.config.stream_credit_timeout();
-        let mut places = None;
-        // One for all carriers: the time to linger does not begin anew with each.
-        let mut linger_over = pin!(self.linger_over());
-        while let Some(carrier) = self.carrier() {
-            match self.carry(&carrier, patience, address, node, linger_over.as_mut()).await {
-                End::Lost(error) => return error,
-                End::Superseded(fresh) => {
-                    drop(self.replace_by(fresh));
-                    continue;
-                }
-                End::Drained => break,
-                End::Barren => return Error::NoCredit,
-                End::Exhausted => {}
-            }
-            let stats = &self.0.context.scope.stats;
-            stats.dials.add(1);
-            // In a box, for in most connections' lives it never comes to it.
-            let dialled = tokio::select! {
-                biased;
-                dialled = Box::pin(self.0.context.dialer.dial(address, node)) => Some(dialled),
-                () = &mut linger_over => None,
-            };
-            match dialled {
-                Some(Ok(fresh)) => {
-                    stats.connections.add(1);
-                    stats.renewals.add(1);
-                    patience = LEAST_PATIENCE.max(carrier.rtt() * ROUND_TRIPS_FOR_CREDIT);
-                    let former = self.replace_by(fresh);
-                    let places =
-                        places.get_or_insert_with(|| Arc::new(Semaphore::new(MAX_RETIRED)));
-                    tokio::select! {
-                        biased;
-                        () = Box::pin(self.retire(former, places)) => {}
-                        () = &mut linger_over => break,
-                    }
-                }
-                Some(Err(error)) => {
-                    stats.dial_failures.add(&error, 1);
-                    return Error::NoCredit;
-                }
-                None => {
-                    stats.dial_failures.add(&self.refusal(), 1);
-                    break;
-                }
-            }
-        }
-        self.refusal()
-    }
-
     /// Gives the messages another carrier, and returns the former one.
     fn replace_by(&self, fresh: quinn::Connection) -> Option<Carrier> {
         let former = self.lock().replace(fresh.into());
@@ -393,145 +307,6 @@ impl PooledConnection {
         }
     }
 
-    /// Lets a replaced connection linger, so that its peer can read what it has acknowledged; as
-    /// long as users have streams on it, it stays, unless the pooled connection ends before.
-    async fn retire(&self, carrier: Option<Carrier>, places: &Arc<Semaphore>) {
-        let Some(Carrier { connection, users }) = carrier else { return };
-        let users = users.filter(|users| !users.streams.is_empty());
-        let place = match &users {
-            None => places.clone().acquire_owned().await.ok(),
-            // They may stay for long, and messages do not wait for them.
-            Some(_) => None,
-        };
-        let places = places.clone();
-        let linger = self.0.context.scope.linger.max(CLOSE_GRACE);
-        let pooled = self.clone();
-        self.0.context.scope.tasks.spawn(async move {
-            let lingering = async {
-                if let Some(users) = users {
-                    users.streams.wait().await;
-                }
-                if let Some(_place) = place.or_else(|| places.try_acquire_owned().ok()) {
-                    sleep(linger).await;
-                }
-            };
-            tokio::select! {
-                _ = connection.closed() => {}
-                () = lingering => {}
-                () = pooled.linger_over() => {}
-                () = pooled.tend(&connection) => {}
-            }
-            farewell::close(&connection, NO_ERROR);
-        });
-    }
-
-    /// Sends what is queued over `carrier`: to a node of the field each message on a stream of its
-    /// own, to one of ours many on one.
-    async fn carry(
-        &self,
-        carrier: &quinn::Connection,
-        patience: Duration,
-        address: &Address,
-        node: &[u8],
-        mut linger_over: Pin<&mut impl Future<Output = ()>>,
-    ) -> End {
-        let Inner { outbox, pulse, context, has_delivered, .. } = &*self.0;
-        carrier.set_send_window(send_window(carrier.rtt()));
-        let mut vigil = Vigil::new(carrier, outbox, pulse, context, address, node);
-        let mut sender = Sender::new(carrier, outbox, context, has_delivered, patience);
-        let mut last_landing: Option<Instant> = None;
-        // In boxes: even an empty set has room for one of what it holds.
-        let mut flights = FuturesUnordered::new();
-        let mut trail = Trail::new();
-        let mut is_drained = false;
-        let mut packets = 0;
-        let mut lost = pin!(carrier.closed());
-        let mut tending = pin!(self.tend(carrier));
-        let (error, fresh) = loop {
-            // Not in the select below, whose outcome each idle connection would keep a place for.
-            while packets > 0 {
-                let first = if sender.goes_on().await { sender.follow() } else { None };
-                packets = if first.is_some() { packets - 1 } else { 0 };
-                send_off(first, &mut sender, &mut trail, &mut flights);
-            }
-            if is_drained && sender.is_resting() && self.is_idle() {
-                self.grace(last_landing).await;
-                return End::Drained;
-            }
-            self.date_sending();
-            tokio::select! {
-                biased;
-                error = &mut lost => break (error.into(), None),
-                () = &mut linger_over => {
-                    // Before the flights are dropped: a closed connection finishes no stream.
-                    farewell::close(carrier, NO_ERROR);
-                    return End::Drained;
-                }
-                Some(landing) = flights.next() => {
-                    sender.land(vec![landing]);
-                    last_landing = Some(Instant::now());
-                }
-                landings = trail.landed() => {
-                    sender.land(landings);
-                    last_landing = Some(Instant::now());
-                }
-                // Before the turn, which must not use what may be dead.
-                news = vigil.next() => if let News::Dead(fresh) = news {
-                    farewell::close(carrier, NO_ERROR);
-                    break (Error::Dead, fresh);
-                },
-                turn = sender.turn(is_drained), if !vigil.holds() && sender.may_fly() => match turn {
-                    Ok(Turn::Send(flight)) if flight.kind == Kind::Single => {
-                        packets = PACKETS_AT_ONCE - 1;
-                        send_off(Some(flight), &mut sender, &mut trail, &mut flights);
-                    }
-                    Ok(Turn::Send(flight)) => flights.push(flight.fly().boxed()),
-                    Ok(Turn::Nothing) => {}
-                    Ok(Turn::Drained) => is_drained = true,
-                    Ok(Turn::NoCredit) if sender.is_exhausted() => {
-                        // A user who has a stream has had credit.
-                        let has_users = self.0.user_streams.load(Ordering::Relaxed) > 0;
-                        let is_barren = sender.is_barren() && !has_users;
-                        return if is_barren { End::Barren } else { End::Exhausted };
-                    }
-                    Ok(Turn::NoCredit) => {}
-                    Err(error) => break (error, None),
-                },
-                () = &mut tending => {}
-            }
-        };
-        // The outcome of each flight is known now: acknowledged before, or never.
-        let mut landings = trail.end();
-        while let Some(landing) = flights.next().await {
-            landings.push(landing);
-        }
-        if error == Error::Dead {
-            // We closed it, and know why.
-            landings.iter_mut().for_each(Landing::ascribe_to_death);
-        }
-        sender.land(landings);
-        sender.end();
-        fresh.map_or(End::Lost(error), End::Superseded)
-    }
-
-    async fn grace(&self, last_landing: Option<Instant>) {
-        if let Some(last) = last_landing {
-            sleep(CLOSE_GRACE.saturating_sub(last.elapsed())).await;
-        }
-    }
-
-    async fn linger_over(&self) {
-        self.0.outbox.draining().await;
-        // In a box, for it comes once.
-        Box::pin(sleep(self.0.context.scope.linger)).await;
-    }
-
-    /// What a connection needs beside its messages. Never resolves.
-    async fn tend(&self, carrier: &quinn::Connection) {
-        let own = self.0.context.config.keep_alive_interval();
-        tokio::join!(keep_alive(carrier, own, RECEIVE_WINDOW), turn_away_strays(carrier));
-    }
-
     fn carrier(&self) -> Option<quinn::Connection> {
         self.lock().as_ref().map(|carrier| carrier.connection.clone())
     }
@@ -540,29 +315,6 @@ impl PooledConnection {
     fn lock(&self) -> MutexGuard<'_, Option<Carrier>> {
         self.0.carrier.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// Sends a message off to a node of the field, and those that share its packet.
-fn send_off(
-    mut next: Option<Flight>,
-    sender: &mut Sender<'_>,
-    trail: &mut Trail,
-    flights: &mut FuturesUnordered<BoxFuture<'static, Landing>>,
-) {
-    while let Some(flight) = next {
-        flights.extend(trail.send_off(flight).map(|left| left.fly().boxed()));
-        next = sender.follow();
-    }
-}
-
-/// Has the peer told that nobody reads the streams that it opens. Unread, each would be memory that
-/// it pins here.
-async fn turn_away_strays(carrier: &quinn::Connection) {
-    while let Ok(mut stray) = carrier.accept_uni().await {
-        // One that has ended already needs no answer.
-        stray.stop(NO_ERROR).ok();
-    }
-    std::future::pending().await
 }
 
 impl From<quinn::Connection> for Carrier {
