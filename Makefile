@@ -11,7 +11,7 @@ export MACULA_PEER := $(CARGO_TARGET_DIR)/$(if $(CARGO_BUILD_TARGET),$(CARGO_BUI
 
 .DEFAULT_GOAL := help
 .PHONY: help setup setup-build build peer demo test test-rust test-erlang test-facade
-.PHONY: bench bench-quick bench-smoke setup-bench build-bench
+.PHONY: bench bench-quick bench-smoke setup-fuzz setup-bench build-bench
 .PHONY: test-mix mix chaos soak fuzz sanitize otp27 otp29 interop interop-aioquic lint docs clean
 # The targets share cargo's and rebar3's folders.
 .NOTPARALLEL:
@@ -46,6 +46,9 @@ bench-quick: build-bench ## a part of it, to the terminal; under 2 minutes
 bench-smoke: build-bench ## whether its programs still work, in seconds
 	bench/run --smoke
 
+setup-fuzz:
+	@sh erlang/scripts/setup.sh fuzz
+
 setup-bench:
 	@sh erlang/scripts/setup.sh bench
 
@@ -69,7 +72,7 @@ chaos: peer ## a pool in a storm of faults, MINUTES=5 long; SEED=... repeats the
 	CHAOS_MINUTES=$(or $(MINUTES),5) $(REBAR3) ct --suite test/chaos_SUITE
 
 soak: peer ## a pool at a steady load, HOURS=1 long (or MINUTES): samples and a plot in _build/soak
-	SOAK_MINUTES=$(or $(MINUTES),$$(( $(or $(HOURS),1) * 60 ))) SOAK_DIR=$(CURDIR)/_build/soak \
+	SOAK_MINUTES=$(or $(MINUTES),$$(( $(or $(HOURS),1) * 60 ))) SOAK_DIR="$(CURDIR)/_build/soak" \
 		$(REBAR3) ct --suite test/soak_SUITE
 
 # The facade is an application of its own: it finds the main one as any application does.
@@ -90,12 +93,12 @@ mix: ## use as a dependency of a Mix project
 
 # Short forms of these are in `make test`: the fuzz targets' functions on their seeds, and fewer terms.
 FUZZ_TERMS ?= 50000
-fuzz: setup peer ## fuzz every decoder, FUZZ_SECONDS (60) each, and functions with FUZZ_TERMS calls
+fuzz: setup-fuzz peer ## fuzz every decoder, FUZZ_SECONDS (60) each, and functions with FUZZ_TERMS calls
 	sh fuzz/run.sh
 	TERM_FUZZ_CALLS=$(FUZZ_TERMS) $(REBAR3) ct --suite test/term_fuzz_SUITE
 
 # No short form: it builds everything a second time, which takes minutes.
-sanitize: setup peer ## suites under AddressSanitizer and LeakSanitizer, then under valgrind
+sanitize: setup setup-bench peer ## suites under AddressSanitizer and LeakSanitizer, then under valgrind
 	sh test/sanitize.sh address
 	sh test/sanitize.sh valgrind
 
@@ -115,6 +118,7 @@ lint: setup ## formatting, clippy, compiler warnings, xref, dialyzer, documentat
 	sh erlang/scripts/check_style.sh
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
+	$(CARGO) tree --locked --manifest-path fuzz/Cargo.toml >/dev/null
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --locked
 	$(REBAR3) as lint do compile, xref, dialyzer
 	$(REBAR3) compile

@@ -23,6 +23,8 @@ here=$(pwd -P)
 work=$here/_build/fuzz
 [ "$#" -gt 0 ] || set -- $(sed -n 's|^path = "targets/\(.*\)\.rs"|\1|p' fuzz/Cargo.toml)
 mkdir -p "$work/found"
+# cargo fuzz has no such option itself.
+"$cargo" tree --locked --manifest-path fuzz/Cargo.toml >/dev/null
 for target in "$@"; do
     mkdir -p "$work/corpus/$target"
     log=$work/$target.log

@@ -21,7 +21,8 @@ say() {
     echo "interop: $1"
 }
 
-# The packages are pinned in requirements.txt; a changed file makes a new environment.
+# The packages are pinned in requirements.txt, as `pip freeze` tells them; a changed file makes a
+# new environment.
 set_up_python() {
     venv=$build/venv
     if cmp -s "$here/aioquic/requirements.txt" "$venv/requirements.txt"; then
@@ -76,8 +77,9 @@ find_libclang() {
 
 build_peer() {
     say "building the peer on $1; the first time takes minutes"
-    CARGO_TARGET_DIR=$build/target "${CARGO:-cargo}" build --release --locked \
-        --manifest-path "$here/Cargo.toml" --package "$1-peer"
+    env -u CARGO_BUILD_TARGET CARGO_TARGET_DIR="$build/target" \
+        "${CARGO:-cargo}" build --release --locked --manifest-path "$here/Cargo.toml" \
+        --package "$1-peer"
 }
 
 for peer in "$@"; do

@@ -8,5 +8,5 @@ here=$(cd "$(dirname "$0")/.." && pwd -P)
 work=$here/_build/mix
 export MIX_HOME="$work/home" MIX_BUILD_PATH="$work/build" MIX_DEPS_PATH="$work/deps" MIX_ENV=test
 cd "$here/test/mix"
-mix local.rebar rebar3 "$(command -v rebar3)" --force >/dev/null
+mix local.rebar rebar3 "$(command -v "${REBAR3:-rebar3}")" --force >/dev/null
 timeout --kill-after=10 "$seconds" mix do deps.get, compile, test

@@ -46,15 +46,15 @@ issue(Dir, Name, Facts) ->
     {CertFile, KeyFile} = files(filename:join(Dir, Name)),
     key(maps:get(kind, Facts, p256), KeyFile),
     Request = CertFile ++ ".csr",
-    run("req -new -key ~s -subj /CN=~s -out ~s", [KeyFile, Name, Request]),
+    run("req -new -key '~s' -subj /CN=~s -out '~s'", [KeyFile, Name, Request]),
     Dates = [
         io_lib:format("-~s ~s ", [Option, maps:get(Key, Facts)])
      || {Key, Option} <- [{from, "startdate"}, {to, "enddate"}], is_map_key(Key, Facts)
     ],
     Names = maps:get(names, Facts, ?NAMES),
     Purpose = maps:get(purpose, Facts, "serverAuth,clientAuth"),
-    shell("cd ~s && NAMES=~s PURPOSE=~s openssl ca -batch -notext -config settings -cert ca.pem "
-        "-keyfile ca.key -in ~s -out ~s -extensions leaf ~s", [
+    shell("cd '~s' && NAMES=~s PURPOSE=~s openssl ca -batch -notext -config settings -cert ca.pem "
+        "-keyfile ca.key -in '~s' -out '~s' -extensions leaf ~s", [
         Dir, Names, Purpose, Request, CertFile, Dates
     ]),
     {CertFile, KeyFile}.
@@ -79,7 +79,7 @@ ed25519(CertFile) ->
 
 key_info(CertFile) ->
     File = CertFile ++ ".spki",
-    Format = "openssl x509 -in ~s -noout -pubkey | openssl pkey -pubin -outform der -out ~s",
+    Format = "openssl x509 -in '~s' -noout -pubkey | openssl pkey -pubin -outform der -out '~s'",
     shell(Format, [CertFile, File]),
     {ok, Info} = file:read_file(File),
     Info.
@@ -98,9 +98,9 @@ entries(File) ->
 
 files(Base) -> {Base ++ ".pem", Base ++ ".key"}.
 
-key(p256, File) -> run("genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 -out ~s", [File]);
-key(rsa, File) -> run("genpkey -algorithm RSA -pkeyopt rsa_keygen_bits:2048 -out ~s", [File]);
-key(ed25519, File) -> run("genpkey -algorithm ED25519 -out ~s", [File]).
+key(p256, File) -> run("genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 -out '~s'", [File]);
+key(rsa, File) -> run("genpkey -algorithm RSA -pkeyopt rsa_keygen_bits:2048 -out '~s'", [File]);
+key(ed25519, File) -> run("genpkey -algorithm ED25519 -out '~s'", [File]).
 
 run(Format, Arguments) -> shell("openssl " ++ Format, Arguments).
 

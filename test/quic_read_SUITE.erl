@@ -258,6 +258,16 @@ recv_with_timeout_0_returns_what_has_come(_Config) ->
         end
      || N <- lists:seq(1, 200)
     ],
+    %% Nothing has: each of many who ask at once is told so.
+    {_, Silent} = quic_ct:streams(Client, Server),
+    Poll = fun() -> [macula_quic:recv(Silent, 0) || _ <- lists:seq(1, 20_000)] end,
+    Polls = [quic_ct:tell(quic_ct:agent(), Poll) || _ <- [1, 2]],
+    [
+        receive
+            {Ref, Told} -> ?assertEqual([{error, timeout}], lists:usort(Told))
+        end
+     || Ref <- Polls
+    ],
     %% Behind those who wait.
     {Near, Far} = quic_ct:streams(Client, Server),
     Reader = quic_ct:agent(),

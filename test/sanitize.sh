@@ -36,7 +36,7 @@ fail() {
 
 # The library as the tool wants it, with these options of cargo.
 build() {
-    target=$(rustc -vV | sed -n 's/^host: //p')
+    target=$("${RUSTC:-rustc}" -vV | sed -n 's/^host: //p')
     if [ "$tool" = address ]; then
         # Sanitizers are unstable, and the toolchain is not to be another one for that.
         export RUSTC_BOOTSTRAP=1
@@ -111,6 +111,7 @@ prove() {
     echo "sanitize: the defect '$1' on purpose is reported"
 }
 
+case $here in *[[:space:]]*) fail "the path of this folder has a space in it" ;; esac
 [ -x "$MACULA_PEER" ] || fail "MACULA_PEER names no program: this is for make sanitize"
 command -v valgrind >/dev/null || [ "$tool" != valgrind ] || fail "valgrind is missing"
 cd "$here"

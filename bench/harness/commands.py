@@ -5,6 +5,7 @@ import pathlib
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 TARGET = pathlib.Path(os.environ.get("CARGO_TARGET_DIR") or ROOT / "target")
+RELEASE = TARGET / os.environ.get("CARGO_BUILD_TARGET", "") / "release"
 EBIN = ROOT / "_build/bench/ebin"
 APPLICATION = ROOT / "_build/default/lib/macula_gateway_mesh/ebin"
 
@@ -14,7 +15,7 @@ FIELD = "macula"
 
 def rust(command, *options):
     """A command of the crate mesh-bench."""
-    return [TARGET / "release/mesh-bench", command, *options]
+    return [RELEASE / "mesh-bench", command, *options]
 
 
 def erlang(module, function, *options):

@@ -21,7 +21,7 @@ def facts():
         "Erlang/OTP": output("erl", "-noshell", "-eval",
                              'io:put_chars(erlang:system_info(otp_release) ++ ", ERTS " ++ '
                              "erlang:system_info(version)), halt()."),
-        "Rust": output(os.environ.get("CARGO", "cargo").replace("cargo", "rustc"), "--version"),
+        "Rust": output(os.environ.get("RUSTC", "rustc"), "--version"),
         "crates": ", ".join(f"{name} {version(name)}" for name in ("quinn", "quinn-proto", "rustls",
                                                                    "tokio", "rustler")),
     }

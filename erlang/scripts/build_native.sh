@@ -35,7 +35,7 @@ fi
 
 cargo=${CARGO:-cargo}
 command -v "$cargo" >/dev/null 2>&1 || fail "cargo is missing: there is no '$cargo' on PATH.
-  Install Rust 1.88 or later (https://rustup.rs) and put cargo on PATH, or set CARGO to it,
+  Install Rust 1.91 or later (https://rustup.rs) and put cargo on PATH, or set CARGO to it,
   or set MACULA_GATEWAY_MESH_NIF to the absolute path of a prebuilt $name library."
 
 target=${CARGO_TARGET_DIR:-target}

@@ -4,6 +4,7 @@
 #
 #   setup.sh build    what building and the demo need
 #   setup.sh test     the same, and what tests and checks need (the default)
+#   setup.sh fuzz     as test, and what fuzzing needs
 #   setup.sh bench    what building and the benchmark need
 #
 # NEED=check only reports (exit code 1 when something is missing).
@@ -11,18 +12,18 @@
 set -eu
 
 otp_least=25
-cargo_least=1.88
+cargo_least=1.91
 
 # rebar3 itself needs these; the application needs no more than kernel and stdlib.
 applications="crypto public_key ssl"
 scope=${1:-test}
 case $scope in
     build | bench) ;;
-    test)
+    test | fuzz)
         applications="$applications common_test dialyzer edoc eunit proper runtime_tools tools"
         ;;
     *)
-        echo "usage: $0 [build|test|bench]" >&2
+        echo "usage: $0 [build|test|fuzz|bench]" >&2
         exit 2
         ;;
 esac
@@ -94,7 +95,7 @@ check_erlang() {
     else
         missing "Erlang/OTP" rebar3
     fi
-    has rebar3 || missing_in_erlang "rebar3" rebar3
+    has "${REBAR3:-rebar3}" || missing_in_erlang "rebar3" rebar3
     for application in $absent; do
         case $application in
             proper) missing_in_erlang "PropEr" erlang-proper erlang-proper-dev ;;
@@ -108,7 +109,7 @@ check_erlang() {
 
 # cargo is never taken from apt: Debian 12 has 1.65.
 check_cargo() {
-    hint="install Rust from https://rustup.rs and put cargo on PATH, or set CARGO to it"
+    hint="install Rust (https://rustup.rs); put cargo and rustc on PATH, or set CARGO and RUSTC"
     cargo=${CARGO:-cargo}
     if ! has "$cargo"; then
         problem "cargo is missing: $hint"
@@ -117,6 +118,7 @@ check_cargo() {
     version=$("$cargo" --version | cut -d ' ' -f 2)
     at_least "$version" "$cargo_least" ||
         problem "cargo $version is too old, $cargo_least or later is needed: $hint"
+    has "${RUSTC:-rustc}" || problem "rustc is missing: $hint"
 }
 
 check_compiler() {
@@ -135,6 +137,11 @@ check_openssl() {
 check_python() {
     python3 -c 'import ensurepip, sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null ||
         missing "Python 3.11 with venv" python3 python3-venv
+}
+
+# libFuzzer is in C++. The compiler is of use only with its headers, a package apart.
+check_cxx() {
+    echo '#include <string>' | c++ -x c++ -E - >/dev/null 2>&1 || missing "a C++ compiler" g++
 }
 
 # The benchmark's driver is in Python; it counts instructions with valgrind.
@@ -161,8 +168,13 @@ install_packages() {
 check_erlang
 check_cargo
 check_compiler
-[ "$scope" != test ] || check_openssl
-[ "$scope" != test ] || check_python
+case $scope in
+    test | fuzz)
+        check_openssl
+        check_python
+        ;;
+esac
+[ "$scope" != fuzz ] || check_cxx
 [ "$scope" != bench ] || check_bench
 
 if [ -n "$packages" ]; then

@@ -189,6 +189,8 @@ impl Dialer {
             tokio::select! {
                 outcome = attempts.next() => match outcome {
                     Some(Ok(connection)) => return Ok(connection),
+                    // That nobody is at one address says nothing of who has answered at another.
+                    Some(Err(Error::PortClosed)) if last != Error::NameNotFound => {}
                     Some(Err(error)) => last = verdict.fault().map_or(error, Error::from),
                     None => return Err(last),
                 },

@@ -144,7 +144,10 @@ impl<T: Handles> Shared<T> {
     ) -> Result<Arc<Outbox>, Undelivered> {
         if bytes > self.context.config.queue_limits().bytes {
             // No queue would take it: nobody is dialled for that.
-            return Err(Undelivered::NotSent(Error::MessageTooLarge));
+            return Err(match self.lock().is_closed {
+                true => Undelivered::NotConnected(Error::PoolClosed),
+                false => Undelivered::NotSent(Error::MessageTooLarge),
+            });
         }
         let mut target = Some(target);
         let mut refusal = Undelivered::NotSent(Error::Cancelled);
@@ -247,8 +250,11 @@ impl<T: Handles> Shared<T> {
             outbox: dial.outbox.clone(),
             connection: None,
             is_retry: occasion == Occasion::Remains,
-            not_before,
-            pending: Some(Pending { urgent: dial.urgent.clone(), _place: slots.pending.clone() }),
+            pending: Some(Box::new(Pending {
+                not_before,
+                urgent: dial.urgent.clone(),
+                _place: slots.pending.clone(),
+            })),
             end: Error::Cancelled,
         };
         self.context.scope.tasks.spawn(tenancy.run(dial.outcome.clone()));

@@ -15,6 +15,7 @@ use crate::outbox::{Outbox, Remains};
 use crate::pool::Ticket;
 use crate::pooled::{Context, PooledConnection};
 use crate::resident::{Handles, Resident};
+use crate::scope::Scope;
 use crate::slots::{Outcome, Shared};
 use crate::stream::Usage;
 
@@ -29,17 +30,17 @@ pub(crate) struct Tenancy<T: Handles> {
     pub(crate) connection: Option<PooledConnection>,
     /// Whether it was begun for what a lost connection left.
     pub(crate) is_retry: bool,
-    /// Until when the dial waits, after one that has failed.
-    pub(crate) not_before: Option<Instant>,
-    /// Nothing once the dial is over.
-    pub(crate) pending: Option<Pending>,
+    /// Nothing once the dial is over. In a box, for it is short compared with what follows.
+    pub(crate) pending: Option<Box<Pending>>,
     /// Why it ended.
     pub(crate) end: Error,
 }
 
 /// What there is of a dial before it is over.
 pub(crate) struct Pending {
-    /// Ends the wait before it: somebody waits for it now.
+    /// Until when it waits, after one that has failed.
+    pub(crate) not_before: Option<Instant>,
+    /// Ends that wait: somebody waits for it now.
     pub(crate) urgent: Arc<Notify>,
     /// Its place among those that there may be, also when its slot has been removed.
     pub(crate) _place: Arc<()>,
@@ -53,22 +54,7 @@ impl<T: Handles> Tenancy<T> {
     ) -> impl Future<Output = ()> + Send {
         async move {
             let context = self.shared.context.clone();
-            let dialled = {
-                let mut abandoned = pin!(self.abandoned(context.scope.linger));
-                tokio::select! {
-                    () = self.due() => {
-                        let dialled = tokio::select! {
-                            dialled = self.dial() => dialled,
-                            reason = &mut abandoned => Err(reason),
-                        };
-                        let failure = dialled.as_ref().err();
-                        failure.inspect(|error| context.scope.stats.dial_failures.add(error, 1));
-                        dialled
-                    }
-                    // Before it has begun.
-                    reason = &mut abandoned => Err(reason),
-                }
-            };
+            let dialled = self.dial_if_wanted().await;
             self.pending = None;
             let (carrier, failures) = match dialled {
                 Ok(dialled) => dialled,
@@ -96,11 +82,31 @@ impl<T: Handles> Tenancy<T> {
         }
     }
 
+    /// As [`Tenancy::dial`], once it is due, unless nobody wants it any more.
+    async fn dial_if_wanted(&self) -> Result<(quinn::Connection, u32), Error> {
+        let Scope { stats, linger, .. } = &self.shared.context.scope;
+        let mut abandoned = pin!(self.abandoned(*linger));
+        tokio::select! {
+            biased;
+            // Before it has begun.
+            reason = &mut abandoned => return Err(reason),
+            () = self.due() => {}
+        }
+        let dialled = tokio::select! {
+            // It has to begin, or would be counted as failed and not as begun.
+            biased;
+            dialled = self.dial() => dialled,
+            reason = &mut abandoned => Err(reason),
+        };
+        dialled.inspect_err(|error| stats.dial_failures.add(error, 1))
+    }
+
     /// Resolves when the dial may begin.
     async fn due(&self) {
-        if let (Some(not_before), Some(Pending { urgent, .. })) = (self.not_before, &self.pending) {
+        if let Some(Pending { not_before: Some(not_before), urgent, .. }) = self.pending.as_deref()
+        {
             tokio::select! {
-                () = sleep_until(not_before.into()) => {}
+                () = sleep_until((*not_before).into()) => {}
                 () = urgent.notified() => {}
             }
         }

@@ -231,6 +231,13 @@ async fn a_dial_counts_until_it_is_over_though_its_node_was_removed() {
 #[tokio::test]
 async fn a_dial_that_was_taken_back_before_it_began_has_not_failed() {
     let mut scene = Scene::new(4, &[("linger_ms", 0), ("dial_backoff_min_ms", 4_000)]);
+    for _ in 0..50 {
+        drop(scene.mesh.connect(NODE, scene.target()));
+        assert!(scene.mesh.remove(NODE));
+    }
+    scene.nothing_is_left().await;
+    let stats = scene.mesh.stats();
+    assert_eq!((stats.dials, stats.dial_failures.len()), (0, 0), "{stats:?}");
     // Nobody is there.
     let closed = std::net::UdpSocket::bind((std::net::Ipv4Addr::LOCALHOST, 0)).expect("a socket");
     scene.address = closed.local_addr().expect("its address");

@@ -21,7 +21,7 @@ const MAX_DATAGRAM: usize = 65_535;
 const LONG_HEADER: u8 = 0x80;
 
 /// Carries datagrams between a client and `server`. While `holds`, those of a connection that is
-/// made are kept back on their way there.
+/// made are kept back, on either way.
 async fn path(server: SocketAddr, mut holds: watch::Receiver<bool>) -> SocketAddr {
     let near = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a socket");
     let far = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a socket");
@@ -29,25 +29,35 @@ async fn path(server: SocketAddr, mut holds: watch::Receiver<bool>) -> SocketAdd
     let address = near.local_addr().expect("an address");
     tokio::spawn(async move {
         let (mut there, mut back) = (vec![0; MAX_DATAGRAM], vec![0; MAX_DATAGRAM]);
-        let (mut client, mut held) = (None, Vec::new());
+        let (mut held_there, mut held_back) = (Vec::new(), Vec::new());
+        let is_short = |datagram: &[u8]| datagram.first().is_some_and(|b| b & LONG_HEADER == 0);
+        let (length, mut client) = near.recv_from(&mut there).await.expect("a client");
+        far.send(there.get(..length).unwrap_or_default()).await.ok();
         loop {
             tokio::select! {
                 Ok((length, from)) = near.recv_from(&mut there) => {
-                    client = Some(from);
+                    client = from;
                     let datagram = there.get(..length).unwrap_or_default();
-                    let is_short = datagram.first().is_some_and(|first| first & LONG_HEADER == 0);
-                    if is_short && *holds.borrow() {
-                        held.push(datagram.to_vec());
+                    if is_short(datagram) && *holds.borrow() {
+                        held_there.push(datagram.to_vec());
                     } else {
                         far.send(datagram).await.ok();
                     }
                 }
-                Ok(length) = far.recv(&mut back) => if let Some(client) = client {
-                    near.send_to(back.get(..length).unwrap_or_default(), client).await.ok();
-                },
+                Ok(length) = far.recv(&mut back) => {
+                    let datagram = back.get(..length).unwrap_or_default();
+                    if is_short(datagram) && *holds.borrow() {
+                        held_back.push(datagram.to_vec());
+                    } else {
+                        near.send_to(datagram, client).await.ok();
+                    }
+                }
                 Ok(()) = holds.changed() => if !*holds.borrow_and_update() {
-                    for datagram in held.drain(..) {
+                    for datagram in held_there.drain(..) {
                         far.send(&datagram).await.ok();
+                    }
+                    for datagram in held_back.drain(..) {
+                        near.send_to(&datagram, client).await.ok();
                     }
                 },
             }

@@ -63,6 +63,8 @@ struct Carriage<'a> {
     is_drained: bool,
     /// How many more may be filled before anything else is looked at.
     packets: usize,
+    /// At last, for it goes last.
+    vigil: Vigil<'a>,
 }
 
 impl PooledConnection {
@@ -162,7 +164,6 @@ impl PooledConnection {
     ) -> End {
         let Inner { outbox, pulse, context, has_delivered, .. } = &*self.0;
         carrier.set_send_window(send_window(carrier.rtt()));
-        let mut vigil = Vigil::new(carrier, outbox, pulse, context, address, node);
         let mut carriage = Carriage {
             pooled: self,
             carrier,
@@ -172,8 +173,9 @@ impl PooledConnection {
             last_landing: None,
             is_drained: false,
             packets: 0,
+            vigil: Vigil::new(carrier, outbox, pulse, context, address, node),
         };
-        carriage.run(&mut vigil, linger_over).await
+        carriage.run(linger_over).await
     }
 
     async fn linger_over(&self) {
@@ -190,11 +192,7 @@ impl PooledConnection {
 }
 
 impl Carriage<'_> {
-    async fn run(
-        &mut self,
-        vigil: &mut Vigil<'_>,
-        mut linger_over: Pin<&mut impl Future<Output = ()>>,
-    ) -> End {
+    async fn run(&mut self, mut linger_over: Pin<&mut impl Future<Output = ()>>) -> End {
         let mut lost = pin!(self.carrier.closed());
         let mut tending = pin!(self.pooled.tend(self.carrier));
         let (error, fresh) = loop {
@@ -207,7 +205,7 @@ impl Carriage<'_> {
                 return End::Drained;
             }
             self.pooled.date_sending();
-            let may_fly = !vigil.holds() && self.sender.may_fly();
+            let may_fly = !self.vigil.holds() && self.sender.may_fly();
             tokio::select! {
                 biased;
                 error = &mut lost => break (error.into(), None),
@@ -219,7 +217,7 @@ impl Carriage<'_> {
                 Some(landing) = self.flights.next() => self.land(vec![landing]),
                 landings = self.trail.landed() => self.land(landings),
                 // Before the turn, which must not use what may be dead.
-                news = vigil.next() => if let News::Dead(fresh) = news {
+                news = self.vigil.next() => if let News::Dead(fresh) = news {
                     farewell::close(self.carrier, NO_ERROR);
                     break (Error::Dead, fresh);
                 },

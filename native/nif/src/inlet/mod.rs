@@ -254,14 +254,22 @@ impl Inlet {
         let mut receiving = pin!(reader.receive());
         let mut interrupted = pin!(self.interrupted());
         poll_fn(|context| {
-            // Who asks from here on may do so because something has come, which this look misses.
+            // First: who asks from here on wakes this task, though it be running.
+            if interrupted.as_mut().poll(context).is_ready() {
+                return Poll::Ready(None);
+            }
+            // Who asks behind this may do so because something has come, which this look misses.
             self.lock().readers.look();
             if let Poll::Ready(received) = receiving.as_mut().poll(context) {
                 return Poll::Ready(Some(received));
             }
             let late = self.lock().readers.take_looked_for();
-            late.into_iter().for_each(tell_timeout);
-            interrupted.as_mut().poll(context).map(|()| None)
+            if !late.is_empty() {
+                late.into_iter().for_each(tell_timeout);
+                // Perhaps nobody wants anything any more.
+                self.changed.notify_one();
+            }
+            Poll::Pending
         })
         .await
     }
