@@ -17,17 +17,21 @@ const LEAST_KEEP_ALIVE: Duration = Duration::from_millis(50);
 
 /// Keeps `carrier` alive whose peer needs more than quinn's keep-alives every `own`; without these,
 /// nobody wants any. Never resolves.
-pub(crate) async fn keep_alive(
+pub(crate) fn keep_alive(
     carrier: &quinn::Connection,
     own: Option<Duration>,
     receive_window: u32,
-) -> Infallible {
-    let Some(mut ticks) = ticks(carrier, own) else {
-        return std::future::pending().await;
-    };
-    loop {
-        ticks.tick().await;
-        ping(carrier, receive_window);
+) -> impl Future<Output = Infallible> {
+    // Before the future, which every connection keeps.
+    let ticks = ticks(carrier, own);
+    async move {
+        let Some(mut ticks) = ticks else {
+            return std::future::pending().await;
+        };
+        loop {
+            ticks.tick().await;
+            ping(carrier, receive_window);
+        }
     }
 }
 

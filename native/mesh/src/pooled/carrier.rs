@@ -75,7 +75,10 @@ impl PooledConnection {
         // One for all carriers: the time to linger does not begin anew with each.
         let mut linger_over = pin!(self.linger_over());
         while let Some(carrier) = self.carrier() {
-            match self.carry(&carrier, patience, address, node, linger_over.as_mut()).await {
+            let mut carriage = Carriage::new(self, &carrier, patience, address, node);
+            let end = carriage.run(linger_over.as_mut()).await;
+            drop(carriage);
+            match end {
                 End::Lost(error) => return error,
                 End::Superseded(fresh) => {
                     drop(self.replace_by(fresh));
@@ -152,32 +155,6 @@ impl PooledConnection {
         });
     }
 
-    /// Sends what is queued over `carrier`: to a node of the field each message on a stream of its
-    /// own, to one of ours many on one.
-    async fn carry(
-        &self,
-        carrier: &quinn::Connection,
-        patience: Duration,
-        address: &Address,
-        node: &[u8],
-        linger_over: Pin<&mut impl Future<Output = ()>>,
-    ) -> End {
-        let Inner { outbox, pulse, context, has_delivered, .. } = &*self.0;
-        carrier.set_send_window(send_window(carrier.rtt()));
-        let mut carriage = Carriage {
-            pooled: self,
-            carrier,
-            sender: Sender::new(carrier, outbox, context, has_delivered, patience),
-            flights: FuturesUnordered::new(),
-            trail: Trail::new(),
-            last_landing: None,
-            is_drained: false,
-            packets: 0,
-            vigil: Vigil::new(carrier, outbox, pulse, context, address, node),
-        };
-        carriage.run(linger_over).await
-    }
-
     async fn linger_over(&self) {
         self.0.outbox.draining().await;
         // In a box, for it comes once.
@@ -191,7 +168,31 @@ impl PooledConnection {
     }
 }
 
-impl Carriage<'_> {
+impl<'a> Carriage<'a> {
+    fn new(
+        pooled: &'a PooledConnection,
+        carrier: &'a quinn::Connection,
+        patience: Duration,
+        address: &'a Address,
+        node: &'a [u8],
+    ) -> Self {
+        let Inner { outbox, pulse, context, has_delivered, .. } = &*pooled.0;
+        carrier.set_send_window(send_window(carrier.rtt()));
+        Self {
+            pooled,
+            carrier,
+            sender: Sender::new(carrier, outbox, context, has_delivered, patience),
+            flights: FuturesUnordered::new(),
+            trail: Trail::new(),
+            last_landing: None,
+            is_drained: false,
+            packets: 0,
+            vigil: Vigil::new(carrier, outbox, pulse, context, address, node),
+        }
+    }
+
+    /// Sends what is queued: to a node of the field each message on a stream of its own, to one of
+    /// ours many on one.
     async fn run(&mut self, mut linger_over: Pin<&mut impl Future<Output = ()>>) -> End {
         let mut lost = pin!(self.carrier.closed());
         let mut tending = pin!(self.pooled.tend(self.carrier));
