@@ -27,7 +27,7 @@
 %% alone, and what is free within them stays. With one heap for all threads that has been 32 MB at
 %% most, with one for each, 80. It is gross leaks that show here, smaller ones in soak_SUITE.
 -define(MEMORY_KIB, 64 * 1_024).
--define(ONE_HEAP, #{env => [{"MALLOC_ARENA_MAX", "1"}]}).
+-define(ONE_HEAP, [{"MALLOC_ARENA_MAX", "1"}]).
 -define(OPTIONS, #{
     max_mesh_connections => ?LIMIT,
     linger_ms => 500,
@@ -76,10 +76,11 @@ begin_test(Chaos, Vm, HasNames, Test) ->
 
 %% In a namespace, the VM sees our file in place of the system's names.
 exec(false, _Hosts) ->
-    ?ONE_HEAP;
+    #{env => ?ONE_HEAP};
 exec(true, Hosts) ->
     Script = "mount --bind \"$0\" /etc/hosts && exec erl \"$@\"",
-    ?ONE_HEAP#{exec => {os:find_executable("unshare"), ["--mount", "sh", "-c", Script, Hosts]}}.
+    Unshare = os:find_executable("unshare"),
+    #{env => ?ONE_HEAP, exec => {Unshare, ["--mount", "sh", "-c", Script, Hosts]}}.
 
 %% Peers on their own, behind a relay, and behind a name that has two addresses in turn; and
 %% the listener in a VM of its own, behind a relay, which alone speaks `macula-mesh/1'.

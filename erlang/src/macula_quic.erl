@@ -398,8 +398,9 @@ close_stream(Stream) ->
 %%% All handles
 
 %% @doc Closes a stream (what is queued still goes out, then FIN; nothing more is read), a
-%% connection, or a listener. Closing a pooled stream leaves its connection alone: the next request
-%% for that node gets a fresh stream on it.
+%% connection (at once: what its peer has not acknowledged may be lost), or a listener. Closing a
+%% pooled stream leaves its connection alone: the next request for that node gets a fresh stream on
+%% it.
 -spec close(stream() | connection() | listener()) -> ok.
 close(Handle) ->
     case macula_gateway_mesh_nif:handle_close(Handle) of
