@@ -22,7 +22,7 @@ self_signed(Base) -> self_signed(Base, p256).
 self_signed(Base, Kind) ->
     {CertFile, KeyFile} = files(Base),
     key(Kind, KeyFile),
-    run("req -x509 -new -key ~s -subj /CN=localhost -days 30 -out ~s "
+    run("req -x509 -new -key '~s' -subj /CN=localhost -days 30 -out '~s' "
         "-addext basicConstraints=critical,CA:FALSE -addext subjectAltName=~s", [
         KeyFile, CertFile, ?NAMES
     ]),
@@ -33,7 +33,7 @@ authority(Dir) ->
     ok = filelib:ensure_dir(filename:join(Dir, "x")),
     {CertFile, KeyFile} = files(filename:join(Dir, "ca")),
     key(p256, KeyFile),
-    run("req -x509 -new -key ~s -subj /CN=~s -days 30 -out ~s "
+    run("req -x509 -new -key '~s' -subj /CN=~s -days 30 -out '~s' "
         "-addext basicConstraints=critical,CA:TRUE", [KeyFile, filename:basename(Dir), CertFile]),
     ok = file:write_file(filename:join(Dir, "settings"), ?SETTINGS),
     ok = file:write_file(filename:join(Dir, "index"), <<>>),

@@ -95,7 +95,12 @@ check_erlang() {
     else
         missing "Erlang/OTP" rebar3
     fi
-    has "${REBAR3:-rebar3}" || missing_in_erlang "rebar3" rebar3
+    # make passes REBAR3 on only if it is set; it may be a command with arguments.
+    if [ -n "${REBAR3:-}" ]; then
+        has "${REBAR3%% *}" || problem "REBAR3 names no program: $REBAR3"
+    else
+        has rebar3 || missing_in_erlang "rebar3" rebar3
+    fi
     for application in $absent; do
         case $application in
             proper) missing_in_erlang "PropEr" erlang-proper erlang-proper-dev ;;

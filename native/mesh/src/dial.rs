@@ -182,6 +182,7 @@ impl Dialer {
         let connect = |address| self.connect(config.clone(), address, (server_name, node), verdict);
         let mut addresses = addresses.into_iter();
         let mut attempts = FuturesUnordered::new();
+        let is_own = |error: &_| matches!(error, Error::NameNotFound | Error::Socket(_));
         let mut last = Error::NameNotFound;
         loop {
             attempts.extend(addresses.next().map(connect));
@@ -190,7 +191,7 @@ impl Dialer {
                 outcome = attempts.next() => match outcome {
                     Some(Ok(connection)) => return Ok(connection),
                     // That nobody is at one address says nothing of who has answered at another.
-                    Some(Err(Error::PortClosed)) if last != Error::NameNotFound => {}
+                    Some(Err(Error::PortClosed)) if !is_own(&last) => {}
                     Some(Err(error)) => last = verdict.fault().map_or(error, Error::from),
                     None => return Err(last),
                 },
@@ -375,6 +376,15 @@ mod tests {
             let closed = Address::from(closed(ip));
             assert_eq!(dialer.dial(&closed, &[]).await.err(), Some(Error::PortClosed), "{ip}");
         }
+    }
+
+    #[cfg(target_os = "linux")]
+    #[tokio::test]
+    async fn a_closed_port_is_told_though_this_machine_could_not_dial_another_address() {
+        let nowhere = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        let addresses = vec![nowhere, closed(Ipv4Addr::LOCALHOST.into())];
+        let dialled = dialer(60_000).race(addresses, "peer", &[], &Verdict::default()).await;
+        assert_eq!(dialled.err(), Some(Error::PortClosed));
     }
 
     #[cfg(target_os = "linux")]
