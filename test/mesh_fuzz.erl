@@ -99,7 +99,7 @@ functions() ->
         {?NIF, stream_give, [stream, process]},
         {?NIF, stream_look_again, [stream]},
         {?NIF, stream_pause, [stream, process]},
-        {?NIF, stream_receive, [stream, number, any]},
+        {?NIF, stream_receive, [stream, number, any, mode]},
         {?NIF, stream_send, [stream, data]},
         {?NIF, stream_send_wait, [stream, data, any]},
         {?NIF, stream_set_active, [stream, mode]},
