@@ -324,7 +324,10 @@ type(delivery_error) ->
         {unconfirmed, {one_of, send_error}}
     ] ++ type(send_error);
 type(start_error) ->
-    [{bad_option, 'Atom', 'Term'}, {bad_certificate, 'Path', 'Atom'}];
+    [
+        {bad_option, 'Atom', 'Term'}, {bad_certificate, 'Path', 'Atom'}, {unverified, 'Atom'},
+        runtime_failed
+    ];
 type(send_error) ->
     [
         closed, removed, evicted, pool_closed, idle_timeout, reset, {dead, ack_timeout},

@@ -199,8 +199,9 @@
 %%% The API
 
 %% @doc Starts the pool and registers it. `{error, {bad_option, Key, Value}}' or
-%% `{error, {bad_certificate, Path, Reason}}' when an option or a certificate file is of no use;
-%% a file that does not exist is only warned of.
+%% `{error, {bad_certificate, Path, Reason}}' when an option or a certificate file is of no use, and
+%% `{error, {unverified, Reason}}' when peers are to be verified and there is nobody to trust, as on
+%% a system without CA certificates; a file that does not exist is only warned of.
 -spec start_link(options()) -> {ok, pid()} | {error, term()}.
 start_link(Options) when is_map(Options) ->
     case gen_server:start_link({local, ?SERVER}, ?MODULE, Options, []) of
