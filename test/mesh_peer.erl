@@ -2,7 +2,7 @@
 -module(mesh_peer).
 
 -export([start/0, start/1, stop/1, kill/1, pause/1, resume/1]).
--export([command/2, port/1, address/1, os_pid/1]).
+-export([command/2, port/1, address/1]).
 -export([stats/1, wait/3, wait/4, node_id/1, frame/2, silent/0]).
 
 -export_type([peer/0]).
@@ -25,13 +25,11 @@ kill(Peer) ->
     mesh_program:kill(Peer).
 
 %% A peer that stands still answers nothing, and what is sent to it waits in its socket.
-pause(Peer) -> mesh_program:pause(os_pid(Peer)).
+pause(Peer) -> mesh_program:pause(mesh_program:os_pid(Peer)).
 
-resume(Peer) -> mesh_program:resume(os_pid(Peer)).
+resume(Peer) -> mesh_program:resume(mesh_program:os_pid(Peer)).
 
 port(Peer) -> mesh_program:port(Peer).
-
-os_pid(Peer) -> mesh_program:os_pid(Peer).
 
 address(Peer) -> {{127, 0, 0, 1}, port(Peer)}.
 

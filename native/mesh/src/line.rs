@@ -10,6 +10,7 @@ use crate::turns::Turns;
 /// Senders that may wait for room at one peer. Each is a process that waits, so this is reached
 /// only by a leak of such processes.
 const MOST: usize = 65_536;
+
 #[derive(Debug)]
 pub(crate) struct Line {
     waiting: Turns<Waiting>,

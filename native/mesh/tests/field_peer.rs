@@ -6,6 +6,8 @@
 
 #[path = "common/field.rs"]
 mod field;
+#[path = "common/wait.rs"]
+mod wait;
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -14,7 +16,8 @@ use bytes::Bytes;
 use mesh::{Address, Config, Error, Mesh, Plain, PooledConnection, Received, Sent};
 use mesh::{Snapshot, Target, Verification};
 use tokio::sync::mpsc;
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
+use wait::until;
 
 /// How long anything here may take at most.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -70,13 +73,7 @@ impl Scene {
     }
 
     async fn eventually(&self, holds: impl Fn(&Snapshot) -> bool) {
-        let waiting = async {
-            while !holds(&self.mesh.stats()) {
-                sleep(Duration::from_millis(1)).await;
-            }
-        };
-        let outcome = timeout(PATIENCE, waiting).await;
-        assert!(outcome.is_ok(), "{:?}", self.mesh.stats());
+        assert!(until(|| holds(&self.mesh.stats())).await, "{:?}", self.mesh.stats());
     }
 }
 
@@ -156,12 +153,8 @@ async fn who_waits_for_a_stream_gets_one_of_the_next_connection() {
     let mut scene = Scene::new(2, &[]);
     let (pooled, _first) = scene.connect().await;
     scene.send(2);
-    let delivered = async {
-        while scene.mesh.stats().delivered < 2 {
-            sleep(Duration::from_millis(1)).await;
-        }
-    };
-    timeout(PATIENCE, delivered).await.expect("all credit is used up");
+    // All credit is used up.
+    scene.eventually(|stats| stats.delivered >= 2).await;
     let opening = tokio::spawn(async move { pooled.open_stream().await });
     scene.send(1);
     let opened = timeout(PATIENCE, opening).await.expect("in time").expect("no panic");

@@ -4,16 +4,17 @@
 #![allow(clippy::expect_used, reason = "how a test fails")]
 
 mod common;
+#[path = "common/wait.rs"]
+mod wait;
 
 use std::net::{Ipv4Addr, SocketAddr};
-use std::time::Duration;
 
 use bytes::Bytes;
-use common::{PATIENCE, listen, next};
+use common::{listen, next};
 use mesh::{Address, Config, Mesh, Plain, Sent, Settings, Target, Verification};
 use tokio::net::UdpSocket;
 use tokio::sync::watch;
-use tokio::time::{sleep, timeout};
+use wait::until;
 
 /// The longest UDP datagram.
 const MAX_DATAGRAM: usize = 65_535;
@@ -66,15 +67,6 @@ async fn path(server: SocketAddr, mut holds: watch::Receiver<bool>) -> SocketAdd
     address
 }
 
-async fn until(is_so: impl Fn() -> bool) {
-    let waiting = async {
-        while !is_so() {
-            sleep(Duration::from_millis(1)).await;
-        }
-    };
-    timeout(PATIENCE, waiting).await.expect("in time");
-}
-
 /// A listener that is full refuses the dial, and is no less alive: what waits in its socket, or on
 /// the way there, it acknowledges a moment later.
 #[tokio::test]
@@ -95,14 +87,14 @@ async fn a_peer_that_refuses_a_second_dial_is_listened_to_for_a_moment() {
     let stream = dialled.expect("a connection");
     let send = || stream.send(Bytes::from_static(b"message").into());
     assert!(matches!(send(), Ok(Sent::Accepted)));
-    until(|| mesh.stats().delivered == 1).await;
+    assert!(until(|| mesh.stats().delivered == 1).await);
     holds.send_replace(true);
     assert!(matches!(send(), Ok(Sent::Accepted)));
-    until(|| mesh.stats().dial_failures.contains_key("refused")).await;
+    assert!(until(|| mesh.stats().dial_failures.contains_key("refused")).await);
     holds.send_replace(false);
     // One look later than the message's arrival, the peer is known to be there.
-    until(|| mesh.stats().recoveries == 1 || !mesh.stats().closes.is_empty()).await;
-    until(|| mesh.stats().delivered + mesh.stats().unconfirmed == 2).await;
+    assert!(until(|| mesh.stats().recoveries == 1 || !mesh.stats().closes.is_empty()).await);
+    assert!(until(|| mesh.stats().delivered + mesh.stats().unconfirmed == 2).await);
     let stats = mesh.stats();
     assert!(stats.closes.is_empty(), "{:?}", stats.closes);
     assert_eq!((stats.suspicions, stats.recoveries, stats.unconfirmed), (1, 1, 0));

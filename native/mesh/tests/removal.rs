@@ -5,6 +5,8 @@
 
 #[path = "common/field.rs"]
 mod field;
+#[path = "common/wait.rs"]
+mod wait;
 
 use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
@@ -14,11 +16,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use mesh::{Address, Config, Mesh, Plain, Sent, Target, Verification};
-use tokio::time::{sleep, timeout};
+use wait::until;
 
 const NODE: &[u8] = b"node";
-/// How long anything here may take at most.
-const PATIENCE: Duration = Duration::from_secs(10);
 /// How long a removal is waited for that the pool's lock keeps from its end.
 const HELD_UP: Duration = Duration::from_millis(200);
 
@@ -77,12 +77,7 @@ async fn a_node_that_is_removed_as_its_connection_is_lost_is_not_dialled_again()
     let mut turn = pin!(turn);
     assert!(turn.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
     accepted.close(0_u32.into(), b"");
-    let nothing_is_left = async {
-        while mesh.stats().tasks > 0 {
-            sleep(Duration::from_millis(1)).await;
-        }
-    };
-    timeout(PATIENCE, nothing_is_left).await.expect("the node has gone");
+    assert!(until(|| mesh.stats().tasks == 0).await, "the node has not gone");
     assert_eq!(outcome.recv(), Ok(true), "it was there");
     assert_eq!((mesh.size(), mesh.stats().dialing), (0, 0));
 }
