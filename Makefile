@@ -11,7 +11,7 @@ export MACULA_PEER := $(CARGO_TARGET_DIR)/$(if $(CARGO_BUILD_TARGET),$(CARGO_BUI
 
 .DEFAULT_GOAL := help
 .PHONY: help setup setup-build build peer demo test test-rust test-erlang test-facade
-.PHONY: bench bench-quick bench-smoke setup-fuzz setup-bench build-bench
+.PHONY: bench bench-quick bench-smoke setup-fuzz setup-interop setup-bench build-bench
 .PHONY: test-mix mix chaos soak fuzz sanitize otp27 otp29 interop interop-aioquic lint docs clean
 # The targets share cargo's and rebar3's folders.
 .NOTPARALLEL:
@@ -108,7 +108,10 @@ otp27: build peer ## all suites on Debian 13's Erlang, in a folder; as root
 otp29: build peer ## all suites on the Erlang of the Debian after that; as root
 	sh test/otp.sh forky 29
 
-interop: setup ## peers on four other QUIC stacks, which it builds; minutes
+setup-interop:
+	@sh erlang/scripts/setup.sh interop
+
+interop: setup-interop ## peers on four other QUIC stacks, which it builds; minutes
 	sh interop/run.sh aioquic msquic s2n quiche
 
 interop-aioquic: setup ## the short form: one of them, in Python, and fewer messages

@@ -1,9 +1,8 @@
 #!/bin/sh
-# Runs the interoperability suite against peers on QUIC stacks that are not ours, and sets up first
-# what they need.
+# Builds peers on QUIC stacks that are not ours, and runs the interoperability suite against them.
 #
-#   run.sh aioquic                        needs Python with venv, and pip
-#   run.sh aioquic msquic s2n quiche      builds the peers in Rust, too
+#   run.sh aioquic                        needs what `setup.sh test` sees to
+#   run.sh aioquic msquic s2n quiche      needs what `setup.sh interop` sees to
 #
 # All goes to _build/interop: the Python environment, and the target folder of the Rust workspace.
 set -eu
@@ -36,45 +35,6 @@ set_up_python() {
     cp "$here/aioquic/requirements.txt" "$venv/requirements.txt"
 }
 
-# install WHAT PACKAGE...
-install() {
-    what=$1
-    shift
-    command -v apt-get >/dev/null 2>&1 || {
-        say "$what is missing, and there is no apt-get here to install it" >&2
-        exit 1
-    }
-    say "missing, to be installed by apt-get: $*"
-    as_root=
-    [ "$(id -u)" -eq 0 ] || as_root=sudo
-    $as_root apt-get update
-    $as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "$@"
-}
-
-# MsQuic, and the TLS libraries of s2n-quic and quiche, are built from sources in C and C++.
-set_up_compilers() {
-    command -v cmake >/dev/null 2>&1 || install cmake cmake
-    # quiche's is in C++. The compiler is of use only with its headers, a package apart.
-    echo '#include <string>' | c++ -x c++ -E - >/dev/null 2>&1 || install "a C++ compiler" g++
-}
-
-# quiche's TLS library is bound with bindgen, which looks for libclang here.
-set_up_bindgen() {
-    [ -z "${LIBCLANG_PATH:-}" ] || return 0
-    find_libclang
-    [ -n "$LIBCLANG_PATH" ] || install libclang clang libclang-dev
-    find_libclang
-    export LIBCLANG_PATH
-}
-
-find_libclang() {
-    LIBCLANG_PATH=
-    for library in /usr/lib/llvm-*/lib/libclang.so /usr/lib/llvm-*/lib/libclang.so.1; do
-        [ -e "$library" ] && LIBCLANG_PATH=$(dirname "$library")
-    done
-    return 0
-}
-
 build_peer() {
     say "building the peer on $1; the first time takes minutes"
     env -u CARGO_BUILD_TARGET CARGO_TARGET_DIR="$build/target" \
@@ -89,8 +49,6 @@ for peer in "$@"; do
             export MACULA_INTEROP_AIOQUIC="$venv/bin/python$line_break$here/aioquic/peer.py"
             ;;
         msquic | s2n | quiche)
-            set_up_compilers
-            [ "$peer" != quiche ] || set_up_bindgen
             build_peer "$peer"
             program=$build/target/release/$peer-peer
             export "MACULA_INTEROP_$(echo "$peer" | tr '[:lower:]' '[:upper:]')=$program"

@@ -5,6 +5,7 @@
 #   setup.sh build    what building and the demo need
 #   setup.sh test     the same, and what tests and checks need (the default)
 #   setup.sh fuzz     as test, and what fuzzing needs
+#   setup.sh interop  as test, and what peers on other QUIC stacks are built with
 #   setup.sh bench    what building and the benchmark need
 #
 # NEED=check only reports (exit code 1 when something is missing).
@@ -19,11 +20,11 @@ applications="crypto public_key ssl"
 scope=${1:-test}
 case $scope in
     build | bench) ;;
-    test | fuzz)
+    test | fuzz | interop)
         applications="$applications common_test dialyzer edoc eunit proper runtime_tools tools"
         ;;
     *)
-        echo "usage: $0 [build|test|fuzz|bench]" >&2
+        echo "usage: $0 [build|test|fuzz|interop|bench]" >&2
         exit 2
         ;;
 esac
@@ -144,9 +145,21 @@ check_python() {
         missing "Python 3.11 with venv" python3 python3-venv
 }
 
-# libFuzzer is in C++. The compiler is of use only with its headers, a package apart.
+# libFuzzer and other QUIC stacks are in C++. The compiler is of use only with its headers, which
+# are a package apart.
 check_cxx() {
     echo '#include <string>' | c++ -x c++ -E - >/dev/null 2>&1 || missing "a C++ compiler" g++
+}
+
+# Other QUIC stacks, or their TLS libraries, are built with cmake; quiche's is bound with bindgen,
+# which wants libclang.
+check_interop() {
+    check_cxx
+    has cmake || missing "cmake" cmake
+    for library in /usr/lib/llvm-*/lib/libclang.so* "${LIBCLANG_PATH:-}"/libclang.so*; do
+        [ ! -e "$library" ] || return 0
+    done
+    missing "libclang" clang libclang-dev
 }
 
 # The benchmark's driver is in Python; it counts instructions with valgrind.
@@ -174,12 +187,13 @@ check_erlang
 check_cargo
 check_compiler
 case $scope in
-    test | fuzz)
+    test | fuzz | interop)
         check_openssl
         check_python
         ;;
 esac
 [ "$scope" != fuzz ] || check_cxx
+[ "$scope" != interop ] || check_interop
 [ "$scope" != bench ] || check_bench
 
 if [ -n "$packages" ]; then
