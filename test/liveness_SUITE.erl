@@ -26,6 +26,8 @@
     an_idle_peer_is_never_suspected/1,
     a_rested_connection_is_checked_before_it_is_handed_out/1,
     a_rested_connection_to_a_dead_peer_is_replaced_before_it_is_handed_out/1,
+    who_asks_for_a_silent_peer_at_another_address_reaches_it_there/1,
+    messages_for_a_silent_peer_go_where_it_is_said_to_be/1,
     a_message_waits_until_a_rested_connection_has_been_checked/1,
     a_message_waits_for_a_peer_that_the_network_says_is_gone/1,
     a_message_waits_for_a_peer_that_the_network_says_is_gone_when_another_is_under_way/1,
@@ -60,6 +62,8 @@ all() ->
         an_idle_peer_is_never_suspected,
         a_rested_connection_is_checked_before_it_is_handed_out,
         a_rested_connection_to_a_dead_peer_is_replaced_before_it_is_handed_out,
+        who_asks_for_a_silent_peer_at_another_address_reaches_it_there,
+        messages_for_a_silent_peer_go_where_it_is_said_to_be,
         a_message_waits_until_a_rested_connection_has_been_checked,
         a_message_waits_for_a_peer_that_the_network_says_is_gone,
         a_message_waits_for_a_peer_that_the_network_says_is_gone_when_another_is_under_way,
@@ -386,6 +390,51 @@ a_rested_connection_to_a_dead_peer_is_replaced_before_it_is_handed_out(_Config) 
     ok = macula_quic:send(Stream, mesh_peer:frame(0, 8)),
     ?assertMatch(#{distinct := 1}, mesh_peer:wait(Successor, messages, 1)),
     ?assertEqual({#{dead => 1}, 0}, {mesh_ct:stat(closes), mesh_ct:stat(messages_unconfirmed)}).
+
+who_asks_for_a_silent_peer_at_another_address_reaches_it_there(_Config) ->
+    %% Its host has vanished, and the routing table has learned where it is now. A dial of where it
+    %% was would have no outcome for a minute.
+    Pool = mesh_ct:start_pool(#{
+        ack_timeout_ms => 300, probe_after_ms => 100, connect_timeout_ms => 60_000
+    }),
+    Peer = mesh_ct:start_peer(),
+    Stream = mesh_ct:connect(Pool, Peer),
+    ok = mesh_peer:pause(Peer),
+    Successor = mesh_ct:start_peer(),
+    {NodeId, Address} = {mesh_ct:node_id(Peer), mesh_peer:address(Successor)},
+    mesh_wait:eventually(Address, fun() ->
+        ?assertEqual({ok, Stream}, ?POOL:get_or_create_connection(Pool, NodeId, Address)),
+        {ok, #{address := Known}} = ?POOL:get_connection_info(Pool, NodeId),
+        Known
+    end),
+    ?assertEqual({ok, Address}, macula_quic:peername(Stream)),
+    ok = macula_quic:send(Stream, mesh_peer:frame(0, 8)),
+    ?assertMatch(#{distinct := 1}, mesh_peer:wait(Successor, messages, 1)),
+    ?assertEqual({2, #{dead => 1}}, {mesh_ct:stat(dials), mesh_ct:stat(closes)}).
+
+messages_for_a_silent_peer_go_where_it_is_said_to_be(_Config) ->
+    %% The same for who only sends, also when the dial of where it was is under way.
+    Pool = mesh_ct:start_pool(#{ack_timeout_ms => 300, connect_timeout_ms => 60_000}),
+    Peer = mesh_ct:start_peer(),
+    _ = mesh_ct:connect(Pool, Peer),
+    ok = mesh_peer:pause(Peer),
+    ok = mesh_ct:send(Pool, Peer, mesh_peer:frame(0, 8)),
+    mesh_wait:eventually({1, 2}, fun() ->
+        {mesh_ct:stat(suspicions), mesh_ct:stat(dials)}
+    end),
+    Successor = mesh_ct:start_peer(),
+    {NodeId, Address} = {mesh_ct:node_id(Peer), mesh_peer:address(Successor)},
+    [
+        ok = ?POOL:send_async(Pool, NodeId, Address, mesh_peer:frame(N, 8))
+     || N <- lists:seq(1, 10)
+    ],
+    ?assertMatch(#{distinct := 10, duplicates := 0}, mesh_peer:wait(Successor, messages, 10)),
+    ?assertMatch(
+        #{messages_delivered := 10, messages_unconfirmed := 1},
+        mesh_load:assert_accounted(Pool, 11)
+    ),
+    ?assertEqual(#{cancelled => 1}, mesh_ct:stat(dial_failures)),
+    ?assertEqual({3, 1}, {mesh_ct:stat(dials), mesh_ct:stat(suspicions)}).
 
 a_message_waits_until_a_rested_connection_has_been_checked(_Config) ->
     %% What was sent into the void is lost, or at least not known to have arrived; what waits is

@@ -70,6 +70,7 @@ mod turns;
 mod unfinished;
 mod unshared;
 mod verify;
+mod whereabouts;
 
 pub use address::Address;
 pub use byte_stream::{ByteStream, Reader, Received, SendEnd, StreamReader};

@@ -6,7 +6,8 @@
 //! and nothing at all has come for half of `ack_timeout_ms`, the peer is asked; after the whole of
 //! it, the connection is suspect: another is dialled, while this one is still listened to. It is
 //! dead when it is silent even after that dial, whatever came of it: a living peer may have refused
-//! it. Only where the network says that nobody is there, that is the end at once.
+//! it, and what the network says of it may be of others, or forged. The dial goes where callers say
+//! that the peer is by now.
 //!
 //! When the network says that nobody is at the peer's port, the peer is asked, too, and messages
 //! wait for its answer; but anybody can make it say so, and no connection ends by it (RFC 9000,
@@ -16,7 +17,7 @@
 
 use std::future::poll_fn;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::Poll;
 use std::time::Duration;
 
@@ -24,13 +25,13 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, Sleep, sleep};
 
 use crate::Error;
-use crate::address::Address;
 use crate::config::Config;
 use crate::keep_alive::ping;
 use crate::outbox::Outbox;
 use crate::pooled::Context;
 use crate::refusals::Hints;
 use crate::settings::RECEIVE_WINDOW;
+use crate::whereabouts::{Fresh, Redial, Whereabouts};
 
 /// Looks within one time of patience: by so much later than due is silence noticed at worst.
 const LOOKS: u32 = 8;
@@ -55,6 +56,8 @@ pub(crate) struct Pulse {
     begin: Instant,
     /// When the peer was last heard of, in milliseconds since the beginning.
     heard_ms: AtomicU64,
+    /// Whether it has to be asked, or does not answer, as the connection's task knows.
+    is_silent: AtomicBool,
     /// Silence after which it is asked before it is used; 0 for never.
     probe_after_ms: u64,
     /// Somebody wants it to be asked.
@@ -68,17 +71,27 @@ impl Pulse {
         Self {
             begin: Instant::now(),
             heard_ms: AtomicU64::new(0),
+            is_silent: AtomicBool::new(false),
             probe_after_ms: config.probe_after_ms(),
             wanted: Notify::new(),
             settled: Notify::new(),
         }
     }
 
-    /// Whether the peer has to be asked before it is used. Takes no lock.
+    /// Whether the peer has to be heard of before it is used. Takes no lock.
     pub(crate) fn is_doubtful(&self, now: Instant) -> bool {
+        self.is_silent() || self.has_rested(now)
+    }
+
+    fn has_rested(&self, now: Instant) -> bool {
         // Relaxed: a time alone, which orders nothing.
         let heard = self.heard_ms.load(Ordering::Relaxed);
         self.probe_after_ms > 0 && self.ms_at(now).saturating_sub(heard) >= self.probe_after_ms
+    }
+
+    /// The same, as far as the connection's task has noticed. Needs no clock.
+    pub(crate) fn is_silent(&self) -> bool {
+        self.is_silent.load(Ordering::Relaxed)
     }
 
     /// Has the peer asked, and resolves when it was heard of or the connection `is_over`. What
@@ -101,6 +114,7 @@ impl Pulse {
 
     fn beat(&self) {
         self.heard_ms.store(self.ms_at(Instant::now()), Ordering::Relaxed);
+        self.is_silent.store(false, Ordering::Relaxed);
         self.settled.notify_waiters();
     }
 
@@ -115,7 +129,7 @@ pub(crate) enum News {
     /// [`Vigil::holds`] has another answer.
     Changed,
     /// The peer does not answer; the connection that takes this one's place, if one could be made.
-    Dead(Option<quinn::Connection>),
+    Dead(Option<Box<Fresh>>),
 }
 
 /// The watch over one QUIC connection, kept by the task that sends on it.
@@ -125,12 +139,12 @@ pub(crate) struct Vigil<'a> {
     outbox: &'a Outbox,
     pulse: &'a Pulse,
     context: &'a Context,
-    address: &'a Address,
+    whereabouts: &'a Whereabouts,
     node: &'a [u8],
     /// Silence that makes a connection suspect; zero for never.
     patience: Duration,
-    /// Datagrams received when we last looked.
-    received: u64,
+    /// What had been heard when we last looked ([`heard`]).
+    heard: u64,
     /// Since when we have been listening in vain.
     since: Instant,
     /// When the peer last answered while messages were kept back.
@@ -147,10 +161,10 @@ enum Stage<'a> {
     /// It was asked; the time until the next look. `holds`: nothing more is sent until it answers.
     Asked { gap: Duration, holds: bool },
     /// It has not answered in time.
-    Suspect(Dial<'a>),
+    Suspect(Redial<'a>),
     /// The dial is over. If the peer says nothing on this connection until then, the one that the
     /// dial gave takes its place, or none.
-    LastWord { fresh: Option<quinn::Connection>, until: Instant },
+    LastWord { fresh: Option<Box<Fresh>>, until: Instant },
 }
 
 /// Why rest is over.
@@ -177,8 +191,6 @@ enum Woken {
     Hint,
 }
 
-type Dial<'a> = Pin<Box<dyn Future<Output = Result<quinn::Connection, Error>> + Send + 'a>>;
-
 impl<'a> Vigil<'a> {
     /// Begins with the peer just heard of.
     pub(crate) fn new(
@@ -186,7 +198,7 @@ impl<'a> Vigil<'a> {
         outbox: &'a Outbox,
         pulse: &'a Pulse,
         context: &'a Context,
-        address: &'a Address,
+        whereabouts: &'a Whereabouts,
         node: &'a [u8],
     ) -> Self {
         pulse.beat();
@@ -196,10 +208,10 @@ impl<'a> Vigil<'a> {
             outbox,
             pulse,
             context,
-            address,
+            whereabouts,
             node,
             patience: context.config.ack_timeout(),
-            received: 0,
+            heard: 0,
             since: Instant::now(),
             answered: None,
             stage: Stage::Resting,
@@ -251,7 +263,12 @@ impl<'a> Vigil<'a> {
         self.has_heard();
         self.since = Instant::now();
         match cause {
-            Cause::None => self.rest(),
+            Cause::None => {
+                if self.pulse.has_rested(Instant::now()) {
+                    self.fall_silent();
+                }
+                self.rest();
+            }
             Cause::Owed | Cause::Wanted if !self.pulse.is_doubtful(Instant::now()) => {
                 self.listen();
             }
@@ -328,41 +345,48 @@ impl<'a> Vigil<'a> {
         if self.has_heard() {
             return Some(self.recover());
         }
-        let fresh = match outcome {
-            Some(Ok(fresh)) => Some(fresh),
+        let is_elsewhere = self.whereabouts.is_untried();
+        match outcome {
+            Some(Ok(fresh)) => self.hear_out(Some(fresh)),
             Some(Err(error)) => {
                 self.context.scope.stats.dial_failures.add(&error, 1);
-                if error == Error::PortClosed {
-                    self.stage = Stage::Resting;
-                    return Some(News::Dead(None));
+                match is_elsewhere {
+                    true => self.dial(),
+                    false => self.hear_out(None),
                 }
-                None
             }
-            None => {
-                self.wait(self.patience / LOOKS);
-                return None;
+            None if is_elsewhere => {
+                self.give_up_dial();
+                self.dial();
             }
-        };
-        ping(self.carrier, RECEIVE_WINDOW);
-        let rtt = fresh.as_ref().unwrap_or(self.carrier).rtt();
-        let until = Instant::now() + LAST_WORD + rtt * LAST_ROUND_TRIPS;
-        self.stage = Stage::LastWord { fresh, until };
-        self.wait(FIRST_LOOK);
+            None => self.wait(self.patience / LOOKS),
+        }
         None
     }
 
     async fn while_last_word(&mut self, until: Instant) -> Option<News> {
+        let due = self.timer.deadline();
         self.timer.as_mut().await;
         if self.has_heard() {
             return Some(self.recover());
+        }
+        let Stage::LastWord { fresh, .. } = &mut self.stage else {
+            return None;
+        };
+        if due.elapsed() >= LAST_WORD / 2 {
+            // It was we who were not there.
+            let fresh = fresh.take();
+            self.hear_out(fresh);
+            return None;
         }
         if Instant::now() < until {
             self.wait(LAST_WORD / LOOKS);
             return None;
         }
-        let Stage::LastWord { fresh, .. } = &mut self.stage else {
+        if fresh.is_none() && self.whereabouts.is_untried() {
+            self.dial();
             return None;
-        };
+        }
         let fresh = fresh.take();
         if fresh.is_some() {
             // Without one, the slot ends, and counts that itself.
@@ -413,6 +437,9 @@ impl<'a> Vigil<'a> {
     }
 
     fn ask(&mut self, holds: bool) {
+        if holds {
+            self.fall_silent();
+        }
         self.context.scope.stats.probes.add(1);
         ping(self.carrier, RECEIVE_WINDOW);
         let gap = FIRST_LOOK.max(self.carrier.rtt());
@@ -421,11 +448,29 @@ impl<'a> Vigil<'a> {
     }
 
     fn suspect(&mut self) {
-        let stats = &self.context.scope.stats;
-        stats.suspicions.add(1);
-        stats.dials.add(1);
-        self.stage = Stage::Suspect(Box::pin(self.context.dialer.dial(self.address, self.node)));
+        self.context.scope.stats.suspicions.add(1);
+        self.fall_silent();
+        self.dial();
+    }
+
+    fn dial(&mut self) {
+        self.context.scope.stats.dials.add(1);
+        self.stage = Stage::Suspect(self.whereabouts.redial(&self.context.dialer, self.node));
         self.wait(self.patience / LOOKS);
+    }
+
+    /// The dial is over: asks the peer once more.
+    fn hear_out(&mut self, fresh: Option<Box<Fresh>>) {
+        ping(self.carrier, RECEIVE_WINDOW);
+        let rtt = fresh.as_deref().map_or(self.carrier, |fresh| &fresh.connection).rtt();
+        let until = Instant::now() + LAST_WORD + rtt * LAST_ROUND_TRIPS;
+        self.stage = Stage::LastWord { fresh, until };
+        self.wait(FIRST_LOOK);
+    }
+
+    /// From now on an address that a caller gives counts: the peer may have moved.
+    fn fall_silent(&self) {
+        self.pulse.is_silent.store(true, Ordering::Relaxed);
     }
 
     fn wait(&mut self, time: Duration) {
@@ -445,12 +490,13 @@ impl<'a> Vigil<'a> {
         }
     }
 
-    /// Whether anything has come since the last time that this was asked.
+    /// Whether the peer was heard of since the last time that this was asked.
     fn has_heard(&mut self) -> bool {
-        let received = self.carrier.stats().udp_rx.datagrams;
-        let has_heard = std::mem::replace(&mut self.received, received) != received;
+        let heard = heard(self.carrier);
+        let has_heard = std::mem::replace(&mut self.heard, heard) != heard;
         if has_heard {
             self.pulse.beat();
+            self.whereabouts.confirm();
         }
         has_heard
     }
@@ -461,6 +507,15 @@ impl Drop for Vigil<'_> {
     fn drop(&mut self) {
         self.give_up_dial();
     }
+}
+
+/// Counts what only the peer can have sent, and only now: whoever is there acknowledges, keeps
+/// alive, or sends. Datagrams would not do: others can forge or repeat them, and what is in those
+/// is no frame (RFC 9000, section 10.1, likewise lets only packets that were processed successfully
+/// keep a connection alive).
+fn heard(carrier: &quinn::Connection) -> u64 {
+    let frames = carrier.stats().frame_rx;
+    frames.acks + frames.ping + frames.stream
 }
 
 #[cfg(test)]

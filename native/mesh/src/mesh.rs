@@ -2,9 +2,10 @@
 //! dial under way, or begins one. Each slot has one task, which dials, serves and cleans up.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::runtime::Handle;
+use tokio::time::timeout;
 
 use crate::address::{Address, Resolver};
 use crate::config::BadOption;
@@ -47,6 +48,10 @@ pub enum Event {
     /// The UDP socket has died, and all connections with it; the next dial binds another.
     SocketLost,
 }
+
+/// What a request that began with a silent peer may take beyond the time for silence and for a
+/// dial: with the default times, it is answered before a `gen_server:call` of ten seconds gives up.
+const SPARE: Duration = Duration::from_secs(1);
 
 /// A bounded pool of connections by node id. Dropping it closes it.
 pub struct Mesh<T: Handles>(Arc<Shared<T>>);
@@ -109,8 +114,9 @@ impl<T: Handles> Mesh<T> {
         Some(stream)
     }
 
-    /// The stream of a connection to `node`, dialled at `target` if there is none. The request
-    /// is made now, the future only waits for its outcome: dropping it disturbs nobody.
+    /// The stream of a connection to `node`, dialled at `target` if there is none, or if its peer is
+    /// silent. The request is made now, the future only waits for its outcome: dropping it disturbs
+    /// nobody.
     ///
     /// # Errors
     /// Why there is no connection.
@@ -120,30 +126,49 @@ impl<T: Handles> Mesh<T> {
         target: Target,
     ) -> impl Future<Output = Result<T::Stream, Error>> + Send + use<T> {
         let shared = self.0.clone();
-        let (mut claim, node) = (shared.claim(node, target.clone(), false), NodeId::from(node));
+        let claim = shared.claim(node, target.clone(), false);
+        let is_doubtful = matches!(claim, Ok(Claim::Doubtful(_)));
+        let config = &shared.context.config;
+        // Silence, one dial, and a last word.
+        let most = config.ack_timeout() + config.connect_timeout() + SPARE;
+        let outcome = Self::outcome(shared, claim, node.into(), target);
         async move {
-            let mut pending = loop {
-                match claim? {
-                    Claim::Ready(stream) => return Ok(stream),
-                    Claim::Pending(pending) => break pending,
-                    Claim::Doubtful(connection) => {
-                        connection.settled().await;
-                        // Dialled in vain just now.
-                        if connection.outbox().refusal() == Some(Error::Dead) {
-                            return Err(Error::Dead);
-                        }
-                        claim = shared.claim(&node, target.clone(), true);
-                    }
-                }
-            };
-            let outcome = pending.wait_for(Option::is_some).await.map_err(|_| Error::Cancelled)?;
-            outcome.clone().unwrap_or(Err(Error::Cancelled))
+            match is_doubtful {
+                true => timeout(most, outcome).await.unwrap_or(Err(Error::ConnectTimeout)),
+                false => outcome.await,
+            }
         }
     }
 
+    async fn outcome(
+        shared: Arc<Shared<T>>,
+        mut claim: Result<Claim<T>, Error>,
+        node: NodeId,
+        target: Target,
+    ) -> Result<T::Stream, Error> {
+        let mut pending = loop {
+            match claim? {
+                Claim::Ready(stream) => return Ok(stream),
+                Claim::Pending(pending) => break pending,
+                Claim::Doubtful(connection) => {
+                    connection.settled().await;
+                    // Dialled in vain just now, and there.
+                    if connection.outbox().refusal() == Some(Error::Dead)
+                        && !connection.whereabouts().is_untried()
+                    {
+                        return Err(Error::Dead);
+                    }
+                    claim = shared.claim(&node, target.clone(), true);
+                }
+            }
+        };
+        let outcome = pending.wait_for(Option::is_some).await.map_err(|_| Error::Cancelled)?;
+        outcome.clone().unwrap_or(Err(Error::Cancelled))
+    }
+
     /// Queues a message for `node`, which is dialled if there is no connection; `target` is only
-    /// asked for then. Never waits. A message that is refused is counted by cause, unless the
-    /// pool is closed.
+    /// asked for then, or if the peer is silent. Never waits. A message that is refused is counted
+    /// by cause, unless the pool is closed.
     ///
     /// # Errors
     /// Why the message was not taken.
@@ -151,7 +176,7 @@ impl<T: Handles> Mesh<T> {
         &self,
         node: &[u8],
         message: Payload<'_>,
-        target: impl FnOnce() -> Option<Target>,
+        target: impl Fn() -> Option<Target>,
     ) -> Result<(), Error> {
         let give = |outbox: &Outbox| outbox.push(message.clone());
         let bytes = message.len();
@@ -162,8 +187,7 @@ impl<T: Handles> Mesh<T> {
     }
 
     /// Queues a message for `node`, behind others if there is no room, whose sender waits for what
-    /// becomes of it. `target` is only asked for if there is no connection. Never waits. A message
-    /// that is refused is counted as by [`Mesh::send`].
+    /// becomes of it. For the rest as [`Mesh::send`].
     ///
     /// # Errors
     /// Why the message was not taken.
@@ -171,7 +195,7 @@ impl<T: Handles> Mesh<T> {
         &self,
         node: &[u8],
         message: Payload<'_>,
-        target: impl FnOnce() -> Option<Target>,
+        target: impl Fn() -> Option<Target>,
     ) -> Result<Delivery, Undelivered> {
         let bytes = message.len();
         let (message, confirmation) = Message::confirmed(message.into_bytes());

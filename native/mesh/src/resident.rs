@@ -64,10 +64,10 @@ pub(crate) struct Resident<T: Handles> {
 }
 
 impl<T: Handles> Resident<T> {
-    pub(crate) fn new(connection: PooledConnection, given: Box<[u8]>, usage: Usage) -> Self {
+    pub(crate) fn new(connection: PooledConnection, usage: Usage) -> Self {
         let stream = Stream::messages(connection.clone(), usage.clone());
         let connection_handle = T::connection(connection.clone());
-        let card = Card::new(&connection, connection_handle, given, &stream);
+        let card = Card::new(&connection, connection_handle, &stream);
         Self { connection, stream, card, usage }
     }
 
@@ -76,8 +76,8 @@ impl<T: Handles> Resident<T> {
     pub(crate) fn checkout(&mut self, now: u64) -> T::Stream {
         if !self.stream.is_open() {
             self.stream = Stream::messages(self.connection.clone(), self.usage.clone());
-            let (handle, given) = (self.card.connection_handle.clone(), self.card.given.clone());
-            self.card = Card::new(&self.connection, handle, given, &self.stream);
+            let handle = self.card.connection_handle.clone();
+            self.card = Card::new(&self.connection, handle, &self.stream);
         }
         self.connection.note_use(now);
         self.stream_handle()
@@ -101,7 +101,6 @@ impl<T: Handles> Resident<T> {
 pub(crate) struct Card<T: Handles> {
     connection: PooledConnection,
     connection_handle: T::Connection,
-    given: Box<[u8]>,
     stream_handle: T::Stream,
 }
 
@@ -109,11 +108,10 @@ impl<T: Handles> Card<T> {
     fn new(
         connection: &PooledConnection,
         connection_handle: T::Connection,
-        given: Box<[u8]>,
         stream: &Stream,
     ) -> Arc<Self> {
         let (connection, stream_handle) = (connection.clone(), T::stream(stream.clone()));
-        Arc::new(Self { connection, connection_handle, given, stream_handle })
+        Arc::new(Self { connection, connection_handle, stream_handle })
     }
 
     /// `None`: the connection takes nothing more, or has ended.
@@ -125,7 +123,7 @@ impl<T: Handles> Card<T> {
             figures: self.connection.info()?,
             connection: self.connection_handle.clone(),
             stream: self.stream_handle.clone(),
-            given: self.given.clone(),
+            given: self.connection.whereabouts().given(),
             last_used: self.connection.last_used(),
         })
     }

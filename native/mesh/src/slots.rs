@@ -18,6 +18,7 @@ use crate::pool::{Pool, Slot};
 use crate::pooled::{Context, PooledConnection, now_seconds};
 use crate::resident::{Handles, Resident};
 use crate::tenancy::{Pending, Tenancy};
+use crate::whereabouts::Whereabouts;
 use crate::{Config, Error};
 
 /// How often a message looks for another slot when the one that it found closes under it.
@@ -113,6 +114,7 @@ impl<T: Handles> Shared<T> {
         match slots.pool.lookup(node) {
             Slot::Ready(resident) if resident.is_alive() => {
                 if resident.connection.is_doubtful(now.into()) && !was_asked {
+                    resident.connection.whereabouts().suggest(target);
                     return Ok(Claim::Doubtful(resident.connection.clone()));
                 }
                 let stream = resident.checkout(now_seconds());
@@ -137,7 +139,7 @@ impl<T: Handles> Shared<T> {
     pub(crate) fn place(
         self: &Arc<Self>,
         node: &[u8],
-        target: impl FnOnce() -> Option<Target>,
+        target: impl Fn() -> Option<Target>,
         bytes: usize,
         occasion: Occasion,
         mut give: impl FnMut(&Outbox) -> Result<(), Error>,
@@ -149,7 +151,7 @@ impl<T: Handles> Shared<T> {
                 false => Undelivered::NotSent(Error::MessageTooLarge),
             });
         }
-        let mut target = Some(target);
+        let mut target = Some(&target);
         let mut refusal = Undelivered::NotSent(Error::Cancelled);
         // A slot that was found may close before it has taken the message; the next look finds
         // its successor, or makes one.
@@ -184,12 +186,19 @@ impl<T: Handles> Shared<T> {
         self: &Arc<Self>,
         slots: &mut Slots<T>,
         node: &[u8],
-        target: &mut Option<impl FnOnce() -> Option<Target>>,
+        target: &mut Option<&impl Fn() -> Option<Target>>,
         occasion: Occasion,
     ) -> Result<Option<Arc<Outbox>>, Error> {
         match slots.pool.lookup(node) {
             Slot::Ready(resident) if resident.is_alive() => {
-                resident.connection.note_sending();
+                let connection = &resident.connection;
+                connection.note_sending();
+                if connection.is_silent()
+                    && occasion != Occasion::Remains
+                    && let Some(target) = target.and_then(|target| target())
+                {
+                    connection.whereabouts().suggest(target);
+                }
                 return Ok(Some(resident.connection.shared_outbox()));
             }
             Slot::Dialing(dial) => {
@@ -246,7 +255,7 @@ impl<T: Handles> Shared<T> {
             shared: self.clone(),
             node,
             ticket,
-            target,
+            whereabouts: Arc::new(Whereabouts::new(target)),
             outbox: dial.outbox.clone(),
             connection: None,
             is_retry: occasion == Occasion::Remains,
@@ -290,8 +299,8 @@ impl<T: Handles> Shared<T> {
         node: &[u8],
         target: Option<Target>,
     ) -> Option<Arc<Outbox>> {
-        let mut target = target.map(|target| || Some(target));
-        self.outbox(slots, node, &mut target, Occasion::Remains).ok().flatten()
+        let target = target.map(|target| move || Some(target.clone()));
+        self.outbox(slots, node, &mut target.as_ref(), Occasion::Remains).ok().flatten()
     }
 
     /// Counts messages that are not sent, or not again, and ends them.

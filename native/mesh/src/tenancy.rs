@@ -18,6 +18,7 @@ use crate::resident::{Handles, Resident};
 use crate::scope::Scope;
 use crate::slots::{Outcome, Shared};
 use crate::stream::Usage;
+use crate::whereabouts::Whereabouts;
 
 /// One slot's time in the pool, from its dial to its end. However its task ends, by return,
 /// cancellation or panic, dropping this leaves nothing behind.
@@ -25,7 +26,7 @@ pub(crate) struct Tenancy<T: Handles> {
     pub(crate) shared: Arc<Shared<T>>,
     pub(crate) node: NodeId,
     pub(crate) ticket: Ticket,
-    pub(crate) target: Target,
+    pub(crate) whereabouts: Arc<Whereabouts>,
     pub(crate) outbox: Arc<Outbox>,
     pub(crate) connection: Option<PooledConnection>,
     /// Whether it was begun for what a lost connection left.
@@ -67,13 +68,12 @@ impl<T: Handles> Tenancy<T> {
                 }
             };
             context.scope.stats.connections.add(1);
-            let connection = PooledConnection::new(carrier, self.outbox.clone(), context.clone());
-            self.connection = Some(connection.clone());
+            let connection = self.connect(carrier);
             if let Some(stream) = self.move_in(connection.clone()) {
                 report(&outcome, Ok(stream));
             }
             drop(outcome);
-            self.end = connection.serve(&self.target.address, &self.node).await;
+            self.end = connection.serve(&self.node).await;
             if matches!(self.end, Error::Dead | Error::NoCredit) {
                 // It was dialled in vain, too.
                 self.note_failure(if connection.has_delivered() { 0 } else { failures });
@@ -116,7 +116,7 @@ impl<T: Handles> Tenancy<T> {
     async fn dial(&self) -> Result<(quinn::Connection, u32), Error> {
         let Context { scope, dialer, .. } = &*self.shared.context;
         scope.stats.dials.add(1);
-        match dialer.dial(&self.target.address, &self.node).await {
+        match dialer.dial(&self.whereabouts.address(), &self.node).await {
             Ok(carrier) => Ok((carrier, self.shared.lock().backoff.succeeded(&self.node))),
             Err(error) => {
                 self.note_failure(0);
@@ -127,8 +127,8 @@ impl<T: Handles> Tenancy<T> {
 
     /// `before`: failures in a row that a dial which succeeded in vain has had forgotten.
     fn note_failure(&self, before: u32) {
-        let (node, given) = (&self.node, &self.target.given);
-        self.shared.lock().backoff.failed(node, given, Instant::now(), before);
+        let Target { given, .. } = self.whereabouts.newest();
+        self.shared.lock().backoff.failed(&self.node, &given, Instant::now(), before);
     }
 
     /// Resolves when nobody wants the dial any more: its slot was removed, and no message waits
@@ -139,6 +139,13 @@ impl<T: Handles> Tenancy<T> {
             sleep(linger).await;
         }
         self.outbox.refusal().unwrap_or(Error::Cancelled)
+    }
+
+    fn connect(&mut self, carrier: quinn::Connection) -> PooledConnection {
+        let (outbox, whereabouts) = (self.outbox.clone(), self.whereabouts.clone());
+        let context = self.shared.context.clone();
+        let connection = PooledConnection::new(carrier, outbox, whereabouts, context);
+        self.connection.insert(connection).clone()
     }
 
     /// Makes the connection the most recently used; does nothing when it has left the pool.
@@ -156,7 +163,7 @@ impl<T: Handles> Tenancy<T> {
 
     /// Makes the slot ready. `None`: it was removed during the dial, and its outbox only drains.
     fn move_in(&self, connection: PooledConnection) -> Option<T::Stream> {
-        let resident = Resident::<T>::new(connection, self.target.given.clone(), self.usage());
+        let resident = Resident::<T>::new(connection, self.usage());
         let stream = resident.stream_handle();
         let admitted = self.shared.lock().pool.admit(&self.node, self.ticket, resident);
         if let Some((_, victim)) = admitted.ok()? {
@@ -186,7 +193,7 @@ impl<T: Handles> Drop for Tenancy<T> {
             cause.is_loss() && (connection.has_delivered() || !self.is_retry)
         };
         // Whom the pool has parted with, or its user, is not dialled anew for what was left.
-        let target = refusal.is_none().then(|| self.target.clone());
+        let target = refusal.is_none().then(|| self.whereabouts.newest());
         // Under the same lock: who removes the node finds this slot, or the one after it.
         let heir = if is_wanted && self.connection.as_ref().is_some_and(deserves_another) {
             self.shared.heir(&mut slots, &self.node, target)

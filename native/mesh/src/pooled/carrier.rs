@@ -14,7 +14,6 @@ use tokio::time::{Instant, sleep};
 
 use super::{Carrier, Inner, PooledConnection};
 use crate::Error;
-use crate::address::Address;
 use crate::farewell::{self, NO_ERROR};
 use crate::flight::{Flight, Kind, Landing};
 use crate::keep_alive::keep_alive;
@@ -22,6 +21,7 @@ use crate::liveness::{News, Vigil};
 use crate::sender::{Sender, Turn};
 use crate::settings::{RECEIVE_WINDOW, send_window};
 use crate::trail::Trail;
+use crate::whereabouts::Fresh;
 
 /// A receiver reads what its transport has acknowledged a little later, and what it has not read
 /// when we close is lost: nothing is closed this soon after its last message.
@@ -48,7 +48,7 @@ enum End {
     /// There never was any.
     Barren,
     /// The peer is dead, or was: another connection to it takes this one's place.
-    Superseded(quinn::Connection),
+    Superseded(Box<Fresh>),
 }
 
 /// What sends the messages of a pooled connection over one carrier.
@@ -69,19 +69,19 @@ struct Carriage<'a> {
 
 impl PooledConnection {
     /// Carries messages until the connection is over, and tells why it is.
-    pub(crate) async fn serve(&self, address: &Address, node: &[u8]) -> Error {
+    pub(crate) async fn serve(&self, node: &[u8]) -> Error {
         let mut patience = self.0.context.config.stream_credit_timeout();
         let mut places = None;
         // One for all carriers: the time to linger does not begin anew with each.
         let mut linger_over = pin!(self.linger_over());
         while let Some(carrier) = self.carrier() {
-            let mut carriage = Carriage::new(self, &carrier, patience, address, node);
+            let mut carriage = Carriage::new(self, &carrier, patience, node);
             let end = carriage.run(linger_over.as_mut()).await;
             drop(carriage);
             match end {
                 End::Lost(error) => return error,
                 End::Superseded(fresh) => {
-                    drop(self.replace_by(fresh));
+                    drop(self.replace_by(*fresh));
                     continue;
                 }
                 End::Drained => break,
@@ -90,10 +90,9 @@ impl PooledConnection {
             }
             let stats = &self.0.context.scope.stats;
             stats.dials.add(1);
-            // In a box, for in most connections' lives it never comes to it.
             let dialled = tokio::select! {
                 biased;
-                dialled = Box::pin(self.0.context.dialer.dial(address, node)) => Some(dialled),
+                dialled = self.0.whereabouts.redial(&self.0.context.dialer, node) => Some(dialled),
                 () = &mut linger_over => None,
             };
             match dialled {
@@ -101,7 +100,7 @@ impl PooledConnection {
                     stats.connections.add(1);
                     stats.renewals.add(1);
                     patience = LEAST_PATIENCE.max(carrier.rtt() * ROUND_TRIPS_FOR_CREDIT);
-                    let former = self.replace_by(fresh);
+                    let former = self.replace_by(*fresh);
                     let places =
                         places.get_or_insert_with(|| Arc::new(Semaphore::new(MAX_RETIRED)));
                     tokio::select! {
@@ -173,10 +172,9 @@ impl<'a> Carriage<'a> {
         pooled: &'a PooledConnection,
         carrier: &'a quinn::Connection,
         patience: Duration,
-        address: &'a Address,
         node: &'a [u8],
     ) -> Self {
-        let Inner { outbox, pulse, context, has_delivered, .. } = &*pooled.0;
+        let Inner { outbox, pulse, context, whereabouts, has_delivered, .. } = &*pooled.0;
         carrier.set_send_window(send_window(carrier.rtt()));
         Self {
             pooled,
@@ -187,7 +185,7 @@ impl<'a> Carriage<'a> {
             last_landing: None,
             is_drained: false,
             packets: 0,
-            vigil: Vigil::new(carrier, outbox, pulse, context, address, node),
+            vigil: Vigil::new(carrier, outbox, pulse, context, whereabouts, node),
         }
     }
 

@@ -26,6 +26,7 @@ use crate::liveness::Pulse;
 use crate::outbox::Outbox;
 use crate::scope::Scope;
 use crate::stream::Stream;
+use crate::whereabouts::{Fresh, Whereabouts};
 use crate::{Config, Error};
 
 /// A handle to a pooled connection. Handles do not keep the connection open: the pool does.
@@ -35,10 +36,8 @@ pub struct PooledConnection(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     outbox: Arc<Outbox>,
-    /// What carries the messages now; nothing once the connection has ended, so that a forgotten
-    /// handle does not keep a socket open.
-    carrier: Mutex<Option<Carrier>>,
-    remote: SocketAddr,
+    route: Mutex<Route>,
+    whereabouts: Arc<Whereabouts>,
     opened_at: SystemTime,
     /// In seconds since the epoch, which is all that is told of it.
     last_used: AtomicU64,
@@ -48,6 +47,15 @@ struct Inner {
     has_delivered: AtomicBool,
     pulse: Pulse,
     context: Arc<Context>,
+}
+
+/// What carries the messages, and where to.
+#[derive(Debug)]
+struct Route {
+    /// Nothing once the connection has ended, so that a forgotten handle does not keep a socket open.
+    carrier: Option<Carrier>,
+    /// Where the carrier leads, or the last one did.
+    remote: SocketAddr,
 }
 
 /// One QUIC connection in the life of a pooled one.
@@ -103,12 +111,13 @@ impl PooledConnection {
     pub(crate) fn new(
         carrier: quinn::Connection,
         outbox: Arc<Outbox>,
+        whereabouts: Arc<Whereabouts>,
         context: Arc<Context>,
     ) -> Self {
         Self(Arc::new(Inner {
             outbox,
-            remote: canonical(carrier.remote_address()),
-            carrier: Mutex::new(Some(carrier.into())),
+            route: Mutex::new(Route::by(carrier)),
+            whereabouts,
             opened_at: SystemTime::now(),
             last_used: AtomicU64::new(now_seconds()),
             was_sent_to: AtomicBool::new(false),
@@ -121,7 +130,7 @@ impl PooledConnection {
 
     /// The peer's address, even after the connection has ended.
     pub fn remote_address(&self) -> SocketAddr {
-        self.0.remote
+        self.lock().remote
     }
 
     /// Where we are; `None` when the connection has ended.
@@ -140,7 +149,7 @@ impl PooledConnection {
         let carrier = self.carrier()?;
         let stats = carrier.stats();
         Some(Figures {
-            remote: self.0.remote,
+            remote: self.remote_address(),
             opened_at: self.0.opened_at,
             busy: !self.is_idle(),
             outstanding: self.0.outbox.outstanding(),
@@ -176,7 +185,7 @@ impl PooledConnection {
         let reader = Reader::stream(recv, self.0.context.config.queue_limits().bytes);
         let Context { scope, dialer, .. } = &*self.0.context;
         let local = dialer.local_address(&carrier).ok_or(Error::Cancelled)?;
-        let ends = Ends { local, remote: self.0.remote };
+        let ends = Ends { local, remote: canonical(carrier.remote_address()) };
         let budget = scope.stream_budget.clone();
         let hold: Option<Hold> = Some(Arc::new(lease));
         let stream = ByteStream::start(scope, budget, ends, Some(send), Some(reader), id, hold);
@@ -229,6 +238,16 @@ impl PooledConnection {
         &self.0.outbox
     }
 
+    pub(crate) fn whereabouts(&self) -> &Whereabouts {
+        &self.0.whereabouts
+    }
+
+    /// Whether the peer has been silent when it should not have been, as far as the connection's task
+    /// has noticed.
+    pub(crate) fn is_silent(&self) -> bool {
+        self.0.pulse.is_silent()
+    }
+
     pub(crate) fn shared_outbox(&self) -> Arc<Outbox> {
         self.0.outbox.clone()
     }
@@ -259,8 +278,8 @@ impl PooledConnection {
 
     /// The carrier, what tells that another one has taken its place, and what keeps it meanwhile.
     fn place(&self) -> Option<(quinn::Connection, CancellationToken, TaskTrackerToken)> {
-        let mut carrier = self.lock();
-        let Carrier { connection, users } = carrier.as_mut()?;
+        let mut route = self.lock();
+        let Carrier { connection, users } = route.carrier.as_mut()?;
         let Users { streams, retired } = users.get_or_insert_default();
         // Locked: whoever replaces the carrier counts it.
         Some((connection.clone(), retired.clone(), streams.token()))
@@ -288,8 +307,9 @@ impl PooledConnection {
     }
 
     /// Gives the messages another carrier, and returns the former one.
-    fn replace_by(&self, fresh: quinn::Connection) -> Option<Carrier> {
-        let former = self.lock().replace(fresh.into());
+    fn replace_by(&self, fresh: Fresh) -> Option<Carrier> {
+        self.0.whereabouts.moved(fresh.target);
+        let former = std::mem::replace(&mut *self.lock(), Route::by(fresh.connection)).carrier;
         if let Some(Carrier { users: Some(users), .. }) = &former {
             users.streams.close();
             users.retired.cancel();
@@ -301,25 +321,26 @@ impl PooledConnection {
     pub(crate) fn end(&self) {
         // Closing what is lost already would put our reason over the peer's, and whoever waits on
         // one of its streams would be told that nobody knows why.
-        let carrier = self.lock().take().map(|carrier| carrier.connection);
+        let carrier = self.lock().carrier.take().map(|carrier| carrier.connection);
         if let Some(carrier) = carrier.filter(|carrier| carrier.close_reason().is_none()) {
             farewell::close(&carrier, NO_ERROR);
         }
     }
 
     fn carrier(&self) -> Option<quinn::Connection> {
-        self.lock().as_ref().map(|carrier| carrier.connection.clone())
+        self.lock().carrier.as_ref().map(|carrier| carrier.connection.clone())
     }
 
     /// A std mutex, because nothing awaits inside.
-    fn lock(&self) -> MutexGuard<'_, Option<Carrier>> {
-        self.0.carrier.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Route> {
+        self.0.route.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl From<quinn::Connection> for Carrier {
-    fn from(connection: quinn::Connection) -> Self {
-        Self { connection, users: None }
+impl Route {
+    fn by(connection: quinn::Connection) -> Self {
+        let remote = canonical(connection.remote_address());
+        Self { carrier: Some(Carrier { connection, users: None }), remote }
     }
 }
 
