@@ -80,7 +80,7 @@ pub struct Snapshot {
     pub size: usize,
     /// How many it may hold.
     pub limit: usize,
-    /// Dials under way or waiting for their turn.
+    /// Dials under way, or waiting for their turn or for the end of a back-off.
     pub dialing: usize,
     /// Nodes whose last dial has failed, as far as they are remembered.
     pub failing: usize,
