@@ -92,7 +92,7 @@ pub struct Snapshot {
     pub stream_bytes: usize,
     /// Requests for a connection that found one in the pool.
     pub hits: u64,
-    /// Requests for a connection that had to wait for a dial.
+    /// Requests for a connection that had to wait for a dial, or were refused one.
     pub misses: u64,
     /// Dials begun.
     pub dials: u64,
