@@ -1,12 +1,14 @@
 %%% @doc QUIC connections and streams.
 %%%
 %%% The stream of {@link macula_gateway_mesh:get_or_create_connection/3} carries whole messages:
-%%% each {@link send/2} is one. Every other stream carries plain bytes, of which the receiving side
-%%% delivers one protocol frame at a time (see {@link setopt/3}).
+%%% each {@link send/2} is one. What such a pool of another node sends comes here as one stream for
+%%% each connection, a message at a time. Every other stream carries plain bytes, of which the
+%%% receiving side delivers one protocol frame at a time (see {@link setopt/3}).
 %%%
 %%% This module has no process of its own. Connections, streams and listeners belong to the process
-%%% that made or accepted them, until {@link controlling_process/2}, and close when it dies; a
-%%% stream also closes when nobody holds it any more. The messages to owners are listed in
+%%% that made or accepted them, until {@link controlling_process/2}, and close when it dies. A
+%%% listener, and a stream that is passive, also close when nobody holds them any more; a
+%%% connection, and an active stream, do not. The messages to owners are listed in
 %%% `docs/messages.md'. Handles are references that only this module and {@link
 %%% macula_gateway_mesh} can use; anything else in their place raises `badarg'.
 -module(macula_quic).
@@ -376,7 +378,8 @@ remaining(Timeout, Since) ->
 %% of them (`once'), so many of them and then `{quic, passive, Stream, _}' (a number), or only by
 %% {@link recv/2} (`false', where every stream begins). `packet': each delivery is one protocol
 %% frame (`macula', where every stream begins; bytes that are no frames pass as they come), or as
-%% many bytes as there are (`raw').
+%% many bytes as there are (`raw'). It changes nothing where messages of another node's pool come,
+%% which are whole.
 -spec setopt(stream(), active, active()) -> ok | {error, closed};
     (stream(), packet, macula | raw) -> ok | {error, closed}.
 setopt(Stream, active, Mode) ->
@@ -385,7 +388,9 @@ setopt(Stream, packet, Packet) ->
     macula_gateway_mesh_nif:stream_set_packet(Stream, Packet).
 
 %% @doc Ends halves of a stream. `Flags' is a sum of 1 (send what is queued, then FIN), 2 (give the
-%% sending half up: RESET_STREAM with `Code'), 4 (read no more: STOP_SENDING) and 8 (both at once).
+%% sending half up: RESET_STREAM with `Code'), 4 (read no more: STOP_SENDING) and 8 (2 and 4
+%% together). Without 2, 4 and 8 it is as 1, whatever else is in it. A pooled stream is closed by
+%% any flags, as by {@link close/1}.
 -spec async_shutdown_stream(stream(), non_neg_integer(), non_neg_integer()) -> ok.
 async_shutdown_stream(Stream, Flags, Code) ->
     macula_gateway_mesh_nif:stream_shutdown(Stream, Flags, Code).

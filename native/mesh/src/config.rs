@@ -94,10 +94,10 @@ options! {
     /// peer's own holds (RFC 9000, section 10.1).
     idle_timeout_ms: 60_000, 100 => LONGEST_MS;
     /// Silence after which the peer of a pooled connection is suspected to be dead, in
-    /// milliseconds, when something is outstanding; 0 for never.
+    /// milliseconds, when a message is outstanding; 0 for never.
     ack_timeout_ms: 3_000, 0 => LONGEST_MS;
-    /// Silence after which a pooled connection is checked before it is used, in milliseconds; 0
-    /// for never.
+    /// Silence after which a pooled connection is checked before it is used, in milliseconds; 0,
+    /// or when `ack_timeout_ms` is 0, for never.
     probe_after_ms: 30_000, 0 => LONGEST_MS;
     /// How often an idle connection is kept alive, in milliseconds; 0 for never.
     keep_alive_interval_ms: 20_000, 0 => LONGEST_MS;
@@ -121,7 +121,7 @@ options! {
     /// Dials under way or waiting for their turn; more are refused.
     max_pending_dials: 16_384, 1 => 1_048_576;
     /// How long a node whose dial has failed is not dialled for a message alone, in milliseconds;
-    /// doubled with each failure in a row. 0: no longer than others.
+    /// doubled with each failure in a row. 0: no delay.
     dial_backoff_min_ms: 100, 0 => LONGEST_MS;
     /// The longest such delay, in milliseconds, unless the least one is longer.
     dial_backoff_max_ms: 10_000, 1 => LONGEST_MS;

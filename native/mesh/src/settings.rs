@@ -44,7 +44,8 @@ options! {
     peer_bidi_stream_count: 100, 0 => MAX_STREAMS;
     /// Unidirectional streams that the peer may have open at once.
     peer_unidi_stream_count: 3, 0 => MAX_STREAMS;
-    /// The longest protocol frame that is put together, header included, in bytes.
+    /// The longest protocol frame that is put together, header included, and the longest message
+    /// of `macula-mesh/1`, in bytes.
     max_frame_bytes: 16 * MIB, 8 => 4_096 * MIB;
     /// Bytes of unfinished frames above 64 KiB of all streams of one connection together; a frame
     /// that finds no room is refused. One alone always may.
@@ -59,11 +60,13 @@ options! {
     backlog: 128, 1 => 65_536;
     /// Listener: connections open at once; more are refused.
     max_connections: 10_000, 1 => 1_000_000;
-    /// Listener: connections open at once from one IP address; more are refused.
+    /// Listener: connections open at once from one IP address (of IPv6, one /64 network); more are
+    /// refused.
     max_connections_per_address: 1_000, 1 => 1_000_000;
     /// Listener: handshakes under way at once; more are refused.
     max_handshakes: 1_024, 1 => 65_536;
-    /// Listener: handshakes under way at once from one IP address; more are refused.
+    /// Listener: handshakes under way at once from one IP address (of IPv6, one /64 network); more
+    /// are refused.
     max_handshakes_per_address: 256, 1 => 65_536;
     /// Listener: handshakes under way above which a client must show that it receives at its
     /// address before anything is kept for it (Retry, RFC 9000, section 8.1.2).

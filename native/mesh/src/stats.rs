@@ -80,7 +80,7 @@ pub struct Snapshot {
     pub size: usize,
     /// How many it may hold.
     pub limit: usize,
-    /// Dials under way or waiting for their turn.
+    /// Dials under way, or waiting for their turn or for the end of a back-off.
     pub dialing: usize,
     /// Nodes whose last dial has failed, as far as they are remembered.
     pub failing: usize,
@@ -92,7 +92,7 @@ pub struct Snapshot {
     pub stream_bytes: usize,
     /// Requests for a connection that found one in the pool.
     pub hits: u64,
-    /// Requests for a connection that had to wait for a dial.
+    /// Requests for a connection that had to wait for a dial, or were refused one.
     pub misses: u64,
     /// Dials begun.
     pub dials: u64,
