@@ -18,6 +18,8 @@
     a_killed_peer_is_noticed_while_something_is_outstanding/1,
     what_was_not_sent_to_a_dead_peer_reaches_its_successor_over_a_fresh_connection/1,
     with_redelivery_what_was_on_its_way_to_a_dead_peer_is_sent_again/1,
+    what_a_user_has_sent_on_a_stream_of_his_own_shows_that_a_peer_is_dead/1,
+    a_user_whose_peer_does_not_read_does_not_lose_it/1,
     who_waits_for_a_message_to_a_killed_peer_is_told_that_it_may_have_arrived/1,
     a_peer_that_stands_still_for_a_moment_keeps_its_connection/1,
     an_idle_connection_whose_port_is_closed_for_good_leaves_the_pool/1,
@@ -54,6 +56,8 @@ all() ->
         a_killed_peer_is_noticed_while_something_is_outstanding,
         what_was_not_sent_to_a_dead_peer_reaches_its_successor_over_a_fresh_connection,
         with_redelivery_what_was_on_its_way_to_a_dead_peer_is_sent_again,
+        what_a_user_has_sent_on_a_stream_of_his_own_shows_that_a_peer_is_dead,
+        a_user_whose_peer_does_not_read_does_not_lose_it,
         who_waits_for_a_message_to_a_killed_peer_is_told_that_it_may_have_arrived,
         a_peer_that_stands_still_for_a_moment_keeps_its_connection,
         an_idle_connection_whose_port_is_closed_for_good_leaves_the_pool,
@@ -284,6 +288,33 @@ with_redelivery_what_was_on_its_way_to_a_dead_peer_is_sent_again(_Config) ->
         #{messages_delivered := 500, messages_unconfirmed := 0, messages_redelivered := 100},
         mesh_load:assert_accounted(Pool, 500)
     ).
+
+what_a_user_has_sent_on_a_stream_of_his_own_shows_that_a_peer_is_dead(_Config) ->
+    %% No message is outstanding, and no keep-alive would show it: only his bytes wait for an
+    %% answer. His stream is lost, and he is told why.
+    Pool = mesh_ct:start_pool(#{
+        ack_timeout_ms => 300, connect_timeout_ms => 1_000, keep_alive_interval_ms => 0
+    }),
+    Peer = mesh_ct:start_peer(["--mode", "echo", "--keep-alive-ms", "0"]),
+    Stream = open_stream(Pool, Peer),
+    ok = macula_quic:send(Stream, <<"here">>),
+    ?assertEqual({ok, <<"here">>}, macula_quic:recv(Stream, 20_000)),
+    ok = mesh_peer:pause(Peer),
+    ok = macula_quic:send(Stream, <<"there">>),
+    ?assertEqual({error, {dead, ack_timeout}}, macula_quic:recv(Stream, 20_000)),
+    mesh_wait:eventually({error, {dead, ack_timeout}}, fun() -> macula_quic:send(Stream, <<>>) end),
+    ?assertEqual({1, #{dead => 1}}, {mesh_ct:stat(suspicions), mesh_ct:stat(closes)}).
+
+a_user_whose_peer_does_not_read_does_not_lose_it(_Config) ->
+    %% He waits for room, and the peer owes him no more than an acknowledgement: it is asked again
+    %% and again, and answers. A machine that had no time for it does not make it dead.
+    Pool = mesh_ct:start_pool(#{ack_timeout_ms => 1_000, queue_max_bytes => 4_000_000}),
+    Peer = mesh_ct:start_peer(["--mode", "silent_streams"]),
+    Stream = open_stream(Pool, Peer),
+    ok = macula_quic:send(Stream, binary:copy(<<0>>, 4_000_000)),
+    mesh_wait:eventually(true, fun() -> mesh_ct:stat(probes) >= 3 end),
+    ?assertEqual(mesh_ct:stat(suspicions), mesh_ct:stat(recoveries)),
+    ?assertEqual(#{}, mesh_ct:stat(closes)).
 
 who_waits_for_a_message_to_a_killed_peer_is_told_that_it_may_have_arrived(_Config) ->
     %% It need not wait for its own time-out, and knows not to expect anything more.
@@ -638,6 +669,12 @@ use_until_probed(Pool, Peer, Stream) ->
         ?assertEqual(Stream, mesh_ct:connect(Pool, Peer)),
         mesh_ct:stat(probes) > 0
     end).
+
+open_stream(Pool, Peer) ->
+    _ = mesh_ct:connect(Pool, Peer),
+    {ok, #{connection := Connection}} = ?POOL:get_connection_info(Pool, mesh_ct:node_id(Peer)),
+    {ok, Stream} = macula_quic:open_stream(Connection),
+    Stream.
 
 start_pool_that_backs_off(Ms) -> start_pool_that_backs_off(Ms, #{}).
 

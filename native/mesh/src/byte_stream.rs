@@ -70,7 +70,33 @@ pub enum Received {
 }
 
 /// What is held until both halves of a stream have ended.
-pub(crate) type Hold = Arc<dyn std::fmt::Debug + Send + Sync>;
+pub(crate) type Hold = Arc<dyn Holder>;
+
+/// What a stream has to do with the connection that it is held for.
+pub(crate) trait Holder: std::fmt::Debug + Send + Sync {
+    /// Bytes are about to be handed to the stack.
+    fn begin_writing(&self);
+    /// No more are.
+    fn end_writing(&self);
+    /// Why the connection has ended, of which the stack says no more than `error`.
+    fn cause(&self, error: Error) -> Error;
+}
+
+/// Bytes of a stream are being handed to the stack.
+struct Writing<'a>(&'a dyn Holder);
+
+impl<'a> Writing<'a> {
+    fn begin(holder: &'a dyn Holder) -> Self {
+        holder.begin_writing();
+        Self(holder)
+    }
+}
+
+impl Drop for Writing<'_> {
+    fn drop(&mut self) {
+        self.0.end_writing();
+    }
+}
 
 /// A stream of plain bytes. Dropping it finishes what is queued and tells the peer to stop.
 #[derive(Debug)]
@@ -103,12 +129,9 @@ impl ByteStream {
         let (ended, end) = watch::channel(None);
         let outbox = send.map(|send| {
             let outbox = Arc::new(scope.stream_outbox(budget));
-            let writer =
-                Writer { outbox: outbox.clone(), stream: Outgoing::new(send), resets, ended };
-            scope.tasks.spawn(async move {
-                writer.run().await;
-                drop(hold);
-            });
+            let stream = Outgoing::new(send);
+            let writer = Writer { outbox: outbox.clone(), stream, resets, ended, hold };
+            scope.tasks.spawn(writer.run());
             outbox
         });
         Self { id, ends, outbox, reset, end, reader: Mutex::new(reader) }
@@ -177,6 +200,7 @@ struct Writer {
     stream: Outgoing,
     resets: watch::Receiver<Option<VarInt>>,
     ended: watch::Sender<Option<SendEnd>>,
+    hold: Option<Hold>,
 }
 
 impl Drop for Writer {
@@ -193,7 +217,7 @@ impl Writer {
         let outbox = self.outbox.clone();
         let reset = reset_code(&mut self.resets);
         let lost = self.stream.lost();
-        let written = write_all(&mut self.stream, &self.outbox);
+        let written = write_all(&mut self.stream, &self.outbox, self.hold.as_deref());
         let end = tokio::select! {
             biased;
             code = reset => Err(code),
@@ -203,7 +227,10 @@ impl Writer {
         let (end, refusal) = match end {
             Ok(Ok(())) => (SendEnd::Finished, Error::StreamClosed),
             Ok(Err(error @ Error::Stopped(code))) => (SendEnd::Stopped(code), error),
-            Ok(Err(error)) => (SendEnd::Lost(error.clone()), error),
+            Ok(Err(error)) => {
+                let error = cause(self.hold.as_ref(), error);
+                (SendEnd::Lost(error.clone()), error)
+            }
             Err(code) => {
                 self.stream.reset(code);
                 (SendEnd::Reset, Error::StreamClosed)
@@ -224,14 +251,26 @@ async fn reset_code(resets: &mut watch::Receiver<Option<VarInt>>) -> VarInt {
     }
 }
 
-async fn write_all(stream: &mut Outgoing, outbox: &Outbox) -> Result<(), Error> {
+async fn write_all(
+    stream: &mut Outgoing,
+    outbox: &Outbox,
+    holder: Option<&dyn Holder>,
+) -> Result<(), Error> {
     while outbox.next().await == Next::Message {
+        let _writing = holder.map(Writing::begin);
         let (load, mut chunks) = chunks(outbox);
         stream.write_chunks(&mut chunks).await?;
         outbox.settle(load);
     }
     stream.finish();
     stream.acknowledged().await
+}
+
+fn cause(hold: Option<&Hold>, error: Error) -> Error {
+    match hold {
+        Some(holder) => holder.cause(error),
+        None => error,
+    }
 }
 
 /// What is queued, up to a limit; small writes are joined, for quinn's send buffer is slow with
@@ -436,7 +475,7 @@ impl StreamReader {
                     self.end = Some(Received::Reset(code.into_inner()));
                 }
                 Err(ReadError::ConnectionLost(error)) => {
-                    self.end = Some(Received::Lost(error.into()));
+                    self.end = Some(Received::Lost(cause(self.hold.as_ref(), error.into())));
                 }
                 Err(_) => self.end = Some(Received::Lost(Error::StreamClosed)),
             }

@@ -17,7 +17,7 @@
 
 use std::future::poll_fn;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::task::Poll;
 use std::time::Duration;
 
@@ -58,6 +58,12 @@ pub(crate) struct Pulse {
     heard_ms: AtomicU64,
     /// Whether it has to be asked, or does not answer, as the connection's task knows.
     is_silent: AtomicBool,
+    /// Streams of users on which bytes are being handed to the stack.
+    writers: AtomicUsize,
+    /// Whether there were such bytes since the task looked.
+    has_written: AtomicBool,
+    /// Whether whoever writes has to wake the connection's task.
+    is_resting: AtomicBool,
     /// Silence after which it is asked before it is used; 0 for never.
     probe_after_ms: u64,
     /// Somebody wants it to be asked.
@@ -72,6 +78,9 @@ impl Pulse {
             begin: Instant::now(),
             heard_ms: AtomicU64::new(0),
             is_silent: AtomicBool::new(false),
+            writers: AtomicUsize::new(0),
+            has_written: AtomicBool::new(false),
+            is_resting: AtomicBool::new(false),
             probe_after_ms: config.probe_after_ms(),
             wanted: Notify::new(),
             settled: Notify::new(),
@@ -92,6 +101,23 @@ impl Pulse {
     /// The same, as far as the connection's task has noticed. Needs no clock.
     pub(crate) fn is_silent(&self) -> bool {
         self.is_silent.load(Ordering::Relaxed)
+    }
+
+    /// A user's bytes are about to be handed to the stack. `true`: the connection's task has to look.
+    pub(crate) fn begin_writing(&self) -> bool {
+        // In one order for all: either the task sees who writes, or he sees that it rests.
+        self.writers.fetch_add(1, Ordering::SeqCst);
+        self.is_resting.load(Ordering::SeqCst)
+    }
+
+    pub(crate) fn end_writing(&self) {
+        // Before the count, so that the task sees one of both.
+        self.has_written.store(true, Ordering::SeqCst);
+        self.writers.fetch_sub(1, Ordering::SeqCst);
+    }
+
+    fn is_written_to(&self) -> bool {
+        self.writers.load(Ordering::SeqCst) > 0 || self.has_written.load(Ordering::SeqCst)
     }
 
     /// Has the peer asked, and resolves when it was heard of or the connection `is_over`. What
@@ -145,6 +171,10 @@ pub(crate) struct Vigil<'a> {
     patience: Duration,
     /// What had been heard when we last looked ([`heard`]).
     heard: u64,
+    /// STREAM frames sent when we last looked.
+    sent: u64,
+    /// Whether users' bytes that were written before may not have been acknowledged yet.
+    owes_users: bool,
     /// Since when we have been listening in vain.
     since: Instant,
     /// When the peer last answered while messages were kept back.
@@ -212,6 +242,8 @@ impl<'a> Vigil<'a> {
             node,
             patience: context.config.ack_timeout(),
             heard: 0,
+            sent: 0,
+            owes_users: false,
             since: Instant::now(),
             answered: None,
             stage: Stage::Resting,
@@ -247,9 +279,10 @@ impl<'a> Vigil<'a> {
     }
 
     async fn while_resting(&mut self) -> Option<News> {
-        let outbox = self.outbox;
-        let is_owed = poll_fn(|_| match outbox.is_idle() {
-            // Whoever queues a message wakes the task.
+        self.pulse.is_resting.store(true, Ordering::SeqCst);
+        let (outbox, pulse) = (self.outbox, self.pulse);
+        let is_owed = poll_fn(|_| match outbox.is_idle() && !pulse.is_written_to() {
+            // Whoever queues a message, or writes, wakes the task.
             true => Poll::Pending,
             false => Poll::Ready(()),
         });
@@ -260,6 +293,7 @@ impl<'a> Vigil<'a> {
             () = self.hints.given() => Cause::Hint,
             () = &mut self.timer => Cause::None,
         };
+        self.pulse.is_resting.store(false, Ordering::SeqCst);
         self.has_heard();
         self.since = Instant::now();
         match cause {
@@ -282,9 +316,11 @@ impl<'a> Vigil<'a> {
 
     async fn while_listening(&mut self) -> Option<News> {
         let woken = self.awake().await;
-        if self.has_heard() || woken == Woken::Late {
+        let has_heard = self.has_heard();
+        if has_heard || woken == Woken::Late {
             self.since = Instant::now();
         }
+        let is_even = self.is_even(has_heard);
         if woken == Woken::Hint {
             let holds = self.believes_hints();
             self.ask(holds);
@@ -292,7 +328,7 @@ impl<'a> Vigil<'a> {
         }
         if self.since.elapsed() >= self.patience / 2 {
             self.ask(false);
-        } else if self.outbox.is_idle() {
+        } else if is_even {
             self.rest();
         } else {
             self.wait(self.patience / LOOKS);
@@ -303,6 +339,7 @@ impl<'a> Vigil<'a> {
     async fn while_asked(&mut self, gap: Duration, holds: bool) -> Option<News> {
         let woken = self.awake().await;
         if self.has_heard() {
+            self.is_even(true);
             if holds {
                 self.answered = Some(Instant::now());
             }
@@ -395,6 +432,19 @@ impl<'a> Vigil<'a> {
             stats.closes.add(&Error::Dead, 1);
         }
         Some(News::Dead(fresh))
+    }
+
+    /// Whether the peer owes nothing, given whether it was heard of since the last time that this was
+    /// asked. Of users' bytes the stack does not tell: they are taken for acknowledged when no more of
+    /// them have left in that time.
+    fn is_even(&mut self, has_heard: bool) -> bool {
+        let sent = self.carrier.stats().frame_tx.stream;
+        if std::mem::replace(&mut self.sent, sent) == sent && has_heard {
+            self.owes_users = false;
+        }
+        // After that: they may not have left yet.
+        self.owes_users |= self.pulse.has_written.swap(false, Ordering::SeqCst);
+        self.outbox.is_idle() && !self.owes_users && !self.pulse.is_written_to()
     }
 
     /// It answers after all. The dial, or the connection that it gave, is dropped, and so closed.

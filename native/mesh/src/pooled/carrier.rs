@@ -217,6 +217,7 @@ impl<'a> Carriage<'a> {
                 landings = self.trail.landed() => self.land(landings),
                 // Before the turn, which must not use what may be dead.
                 news = self.vigil.next() => if let News::Dead(fresh) = news {
+                    self.pooled.note_death();
                     farewell::close(self.carrier, NO_ERROR);
                     break (Error::Dead, fresh);
                 },

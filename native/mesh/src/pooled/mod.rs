@@ -6,7 +6,7 @@ mod carrier;
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use quinn::ConnectionError;
@@ -17,7 +17,7 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 
 pub(crate) use self::carrier::ROUND_TRIPS_FOR_CREDIT;
 use crate::address::canonical;
-use crate::byte_stream::{ByteStream, Ends, Hold, Reader};
+use crate::byte_stream::{ByteStream, Ends, Hold, Holder, Reader};
 use crate::config::Load;
 use crate::connection::Traffic;
 use crate::dial::Dialer;
@@ -72,6 +72,8 @@ struct Users {
     streams: TaskTracker,
     /// Cancelled when another carrier has taken its place.
     retired: CancellationToken,
+    /// Why it was closed, unless they need not know.
+    end: Arc<OnceLock<Error>>,
 }
 
 /// What all connections of a pool share.
@@ -277,12 +279,13 @@ impl PooledConnection {
     }
 
     /// The carrier, what tells that another one has taken its place, and what keeps it meanwhile.
-    fn place(&self) -> Option<(quinn::Connection, CancellationToken, TaskTrackerToken)> {
+    fn place(&self) -> Option<(quinn::Connection, CancellationToken, Place)> {
         let mut route = self.lock();
         let Carrier { connection, users } = route.carrier.as_mut()?;
-        let Users { streams, retired } = users.get_or_insert_default();
+        let Users { streams, retired, end } = users.get_or_insert_default();
         // Locked: whoever replaces the carrier counts it.
-        Some((connection.clone(), retired.clone(), streams.token()))
+        let place = Place { end: end.clone(), _token: streams.token() };
+        Some((connection.clone(), retired.clone(), place))
     }
 
     /// Resolves when another carrier has taken the place of the one that `retired` is about, or in
@@ -296,9 +299,9 @@ impl PooledConnection {
     }
 
     /// Counts a stream of a user for as long as the lease lives.
-    fn lease(&self, place: TaskTrackerToken) -> Lease {
+    fn lease(&self, place: Place) -> Lease {
         self.0.user_streams.fetch_add(1, Ordering::Relaxed);
-        Lease { connection: self.clone(), _place: place }
+        Lease { connection: self.clone(), place }
     }
 
     /// Why the connection takes nothing more.
@@ -315,6 +318,13 @@ impl PooledConnection {
             users.retired.cancel();
         }
         former
+    }
+
+    /// The carrier is about to be closed because its peer is dead: whoever has streams on it is told.
+    fn note_death(&self) {
+        if let Some(Carrier { users: Some(users), .. }) = &self.lock().carrier {
+            users.end.set(Error::Dead).ok();
+        }
     }
 
     /// Ends the connection; the peer is told if it still listens.
@@ -348,7 +358,35 @@ impl Route {
 #[derive(Debug)]
 struct Lease {
     connection: PooledConnection,
-    _place: TaskTrackerToken,
+    place: Place,
+}
+
+/// A stream's place on a carrier.
+#[derive(Debug)]
+struct Place {
+    end: Arc<OnceLock<Error>>,
+    _token: TaskTrackerToken,
+}
+
+impl Holder for Lease {
+    fn begin_writing(&self) {
+        let Inner { pulse, outbox, .. } = &*self.connection.0;
+        if pulse.begin_writing() {
+            // The peer owes an answer: the task has to watch it from now on.
+            outbox.nudge();
+        }
+    }
+
+    fn end_writing(&self) {
+        self.connection.0.pulse.end_writing();
+    }
+
+    fn cause(&self, error: Error) -> Error {
+        match (error, self.place.end.get()) {
+            (Error::Cancelled, Some(end)) => end.clone(),
+            (error, _) => error,
+        }
+    }
 }
 
 impl Drop for Lease {
