@@ -241,7 +241,8 @@ a_host_name_without_a_port_means_4433(_Config) ->
             ],
             mesh_peer:wait(Peer, connections_opened, length(Forms))
     catch
-        error:{peer_did_not_start, _} -> {skip, "port 4433 of 127.0.0.1 is taken"}
+        error:{program_did_not_start, {program_exited, _}} ->
+            {skip, "port 4433 of 127.0.0.1 is taken"}
     end.
 
 %% What no routing table should hold, and some do.

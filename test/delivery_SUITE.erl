@@ -256,9 +256,9 @@ every_confirmed_message_arrives_once_among_others(_Config) ->
 
 by_default_nothing_is_sent_twice(_Config) ->
     %% A message that is not repeatable must not be repeated behind its sender's back.
-    {Pool, Successor, Confirmed} = replace_a_peer_that_holds_messages(at_most_once),
+    {Pool, Send, Successor, Confirmed} = replace_a_peer_that_holds_messages(at_most_once),
     ?assertMatch({error, {unconfirmed, _}}, mesh_ct:await(Confirmed)),
-    ok = deliver(Pool, Successor, mesh_peer:frame(100, 100)),
+    ok = Send(mesh_peer:frame(100, 100)),
     ?assertMatch(#{messages := 1}, mesh_peer:wait(Successor, messages, 1)),
     ?assertMatch(
         #{messages_unconfirmed := 11, messages_redelivered := 0},
@@ -267,7 +267,7 @@ by_default_nothing_is_sent_twice(_Config) ->
 
 what_was_under_way_is_sent_again_if_that_is_asked_for(_Config) ->
     %% For messages that may come twice and must come.
-    {Pool, Successor, Confirmed} = replace_a_peer_that_holds_messages(at_least_once),
+    {Pool, _Send, Successor, Confirmed} = replace_a_peer_that_holds_messages(at_least_once),
     ?assertMatch(#{distinct := 11}, mesh_peer:wait(Successor, distinct, 11)),
     ?assertEqual(ok, mesh_ct:await(Confirmed)),
     ?assertMatch(
@@ -276,13 +276,15 @@ what_was_under_way_is_sent_again_if_that_is_asked_for(_Config) ->
     ).
 
 what_was_sent_and_cannot_be_sent_again_may_have_arrived(_Config) ->
-    {Pool, Peer, Confirmed} = kill_a_peer_that_holds_messages(at_least_once),
+    Peer = mesh_ct:start_peer(),
+    {Pool, Send, Confirmed} =
+        kill_a_peer_that_holds_messages(at_least_once, Peer, mesh_peer:address(Peer)),
     ?assertEqual({error, {unconfirmed, refused}}, mesh_ct:await(Confirmed)),
     ?assertMatch(
         #{messages_unconfirmed := 11, messages_dropped := Dropped} when Dropped =:= #{},
         mesh_load:assert_accounted(Pool, 11)
     ),
-    ?assertEqual({error, {connect_failed, refused}}, deliver(Pool, Peer, <<"never sent">>)).
+    ?assertEqual({error, {connect_failed, refused}}, Send(<<"never sent">>)).
 
 a_message_that_its_peer_refuses_is_not_sent_for_ever(_Config) ->
     Pool = mesh_ct:start_pool(#{redelivery => at_least_once}),
@@ -348,20 +350,27 @@ again(Do) ->
     _ = Do(),
     again(Do).
 
-%% As below; another takes its place.
+%% As below; another takes its place. The relay keeps from the pool that the port is closed
+%% meanwhile: what it sends again waits for whoever listens there.
 replace_a_peer_that_holds_messages(Redelivery) ->
-    {Pool, Peer, Confirmed} = kill_a_peer_that_holds_messages(Redelivery),
-    Port = integer_to_list(mesh_peer:port(Peer)),
-    {Pool, mesh_ct:start_peer(["--port", Port]), Confirmed}.
-
-%% Ten messages and a confirmed one are under way to a peer that dies.
-kill_a_peer_that_holds_messages(Redelivery) ->
-    Pool = mesh_ct:start_pool(#{redelivery => Redelivery, idle_timeout_ms => 1_000}),
     Peer = mesh_ct:start_peer(),
-    _ = mesh_ct:connect(Pool, Peer),
+    Relay = mesh_ct:start_relay(Peer),
+    {Pool, Send, Confirmed} =
+        kill_a_peer_that_holds_messages(Redelivery, Peer, mesh_relay:address(Relay)),
+    Port = integer_to_list(mesh_peer:port(Peer)),
+    {Pool, Send, mesh_ct:start_peer(["--port", Port]), Confirmed}.
+
+%% Ten messages and a confirmed one are under way, by this address, to a peer that dies.
+kill_a_peer_that_holds_messages(Redelivery, Peer, Address) ->
+    Pool = mesh_ct:start_pool(#{
+        redelivery => Redelivery, idle_timeout_ms => 1_000, connect_timeout_ms => ?LONG
+    }),
+    {ok, _} = ?POOL:get_or_create_connection(Pool, <<"node">>, Address),
     mesh_peer:pause(Peer),
-    [mesh_ct:send(Pool, Peer, mesh_peer:frame(Index, 100)) || Index <- lists:seq(0, 9)],
-    Confirmed = mesh_ct:start_task(fun() -> deliver(Pool, Peer, mesh_peer:frame(10, 100)) end),
+    Frames = [mesh_peer:frame(Index, 100) || Index <- lists:seq(0, 9)],
+    [ok = ?POOL:send_async(Pool, <<"node">>, Address, Frame) || Frame <- Frames],
+    Send = fun(Message) -> ?POOL:send(Pool, <<"node">>, Address, Message, ?LONG) end,
+    Confirmed = mesh_ct:start_task(fun() -> Send(mesh_peer:frame(10, 100)) end),
     mesh_wait:eventually(11, fun() -> mesh_ct:stat(outstanding_messages) end),
     mesh_peer:kill(Peer),
-    {Pool, Peer, Confirmed}.
+    {Pool, Send, Confirmed}.

@@ -5,7 +5,8 @@
 -behaviour(supervisor).
 
 -export([begin_test/0, end_test/0, forget_configuration/0]).
--export([start_pool/0, start_pool/1, start_peer/0, start_peer/1, connect/2, send/3]).
+-export([start_pool/0, start_pool/1, start_peer/0, start_peer/1, start_relay/1]).
+-export([connect/2, send/3]).
 -export([with/3, stat/1, stat/2, nodes/1, node_id/1]).
 -export([start_task/1, await/1, is_waiting/1, flush/0]).
 -export([start_supervised/1, init/1, start_logging/0, stop_logging/0, log/2]).
@@ -70,6 +71,12 @@ start_peer(Args) ->
     Peer = mesh_peer:start(Args),
     remember(fun() -> mesh_peer:stop(Peer) end),
     Peer.
+
+%% A line to the port of this peer, whoever listens there; that nobody does is not told.
+start_relay(Peer) ->
+    Relay = mesh_relay:start(mesh_peer:port(Peer), 1),
+    remember(fun() -> mesh_relay:stop(Relay) end),
+    Relay.
 
 %% Runs `Test(Pool, Peers)' with a pool of `Options' and a peer process for each element of
 %% `PeerArgs', none of which outlives it.
