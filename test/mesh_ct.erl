@@ -6,7 +6,7 @@
 
 -export([begin_test/0, end_test/0, forget_configuration/0]).
 -export([start_pool/0, start_pool/1, start_peer/0, start_peer/1, start_relay/1]).
--export([connect/2, send/3]).
+-export([connect/2, send/3, closed_port/1]).
 -export([with/3, stat/1, stat/2, nodes/1, node_id/1]).
 -export([start_task/1, await/1, is_waiting/1, flush/0]).
 -export([start_supervised/1, init/1, start_logging/0, stop_logging/0, log/2]).
@@ -78,6 +78,16 @@ start_relay(Peer) ->
     remember(fun() -> mesh_relay:stop(Relay) end),
     Relay.
 
+%% A port of this address that nobody listens at.
+closed_port(Ip) ->
+    {ok, Socket} = gen_udp:open(0, [{ip, Ip}, family(Ip)]),
+    {ok, Port} = inet:port(Socket),
+    ok = gen_udp:close(Socket),
+    Port.
+
+family(Ip) when tuple_size(Ip) =:= 4 -> inet;
+family(_Ip) -> inet6.
+
 %% Runs `Test(Pool, Peers)' with a pool of `Options' and a peer process for each element of
 %% `PeerArgs', none of which outlives it.
 with(Options, PeerArgs, Test) ->
@@ -137,9 +147,14 @@ await({Pid, Monitor, Ref}) ->
         error({never_returned, process_info(Pid, current_stacktrace)})
     end.
 
-%% Whether the task sits in a `receive'.
+%% Whether the task waits in one of our functions for an answer of the native side.
 is_waiting({Pid, _Monitor, _Ref}) ->
-    process_info(Pid, status) =:= {status, waiting}.
+    case process_info(Pid, [status, current_function]) of
+        [{status, waiting}, {current_function, {Module, _, _}}] ->
+            lists:member(Module, [?POOL, macula_quic]);
+        _ ->
+            false
+    end.
 
 %% The messages in the mailbox, but for the exits of what was started.
 flush() ->

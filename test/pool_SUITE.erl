@@ -16,8 +16,7 @@ suite() ->
 
 all() ->
     [
-        % Connections, and what waits for them
-        messages_wait_in_a_bounded_queue_while_their_peer_is_dialled,
+        % Connections
         removing_drains_the_queue_and_closes,
         evicting_drains_the_queue_and_closes,
         a_peer_that_does_not_read_is_closed_after_the_linger_time,
@@ -46,17 +45,7 @@ end_per_testcase(_Case, _Config) ->
     mesh_ct:end_test(),
     ok.
 
-%%% Connections, and what waits for them
-
-messages_wait_in_a_bounded_queue_while_their_peer_is_dialled(_Config) ->
-    % A burst to a peer that is slow to answer is neither lost nor allowed to fill the memory.
-    Peer = mesh_ct:start_peer(["--accept-delay-ms", "500"]),
-    Pool = mesh_ct:start_pool(#{queue_max_messages => 3}),
-    [mesh_ct:send(Pool, Peer, mesh_peer:frame(Index, 8)) || Index <- lists:seq(0, 4)],
-    ?assertEqual(#{send_queue_full => 2}, mesh_ct:stat(messages_dropped)),
-    mesh_peer:wait(Peer, distinct, 3),
-    ?assertEqual({missing, [3, 4]}, mesh_peer:command(Peer, "missing 5")),
-    mesh_wait:eventually(3, fun() -> mesh_ct:stat(messages_delivered) end).
+%%% Connections
 
 removing_drains_the_queue_and_closes(_Config) ->
     % The original left the connection open for good; what was sent before must arrive.
