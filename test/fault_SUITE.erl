@@ -4,7 +4,7 @@
 
 -include_lib("stdlib/include/assert.hrl").
 
--export([all/0, suite/0]).
+-export([all/0, suite/0, init_per_testcase/2]).
 -export([
     killing_the_server_a_caller_or_a_peer_leaves_nothing_behind/1,
     a_killed_server_closes_its_connections/1,
@@ -56,6 +56,10 @@ all() ->
         a_name_that_does_not_resolve_fails_its_dial,
         a_peer_is_found_by_its_name
     ].
+
+init_per_testcase(_Name, Config) ->
+    ok = mesh_ct:forget_configuration(),
+    Config.
 
 killing_the_server_a_caller_or_a_peer_leaves_nothing_behind(_Config) ->
     %% A node runs for months; a leak of one socket or thread per crash would end it. Counted by

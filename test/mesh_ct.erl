@@ -37,11 +37,13 @@ forget_configuration() ->
 end_test() ->
     lists:foreach(fun(Ending) -> Ending() end, remembered()),
     erase(?MODULE),
+    forget_configuration(),
     mesh_wait:eventually(undefined, fun() -> whereis(?POOL) end).
 
 %% What `Ending' undoes is undone at the end of the test, the last one first.
 remember(Ending) ->
-    put(?MODULE, [Ending | remembered()]).
+    _ = put(?MODULE, [Ending | remembered()]),
+    ok.
 
 remembered() ->
     case get(?MODULE) of
@@ -182,7 +184,7 @@ end_supervisor(Supervisor) ->
 init(ChildSpec) ->
     {ok, {#{intensity => 10, period => 1}, [ChildSpec]}}.
 
-%%% A log handler that sends the reports of warnings to the test
+%%% A log handler that sends the reports of warnings and errors to the test, by their level
 
 start_logging() ->
     Config = #{level => warning, config => #{to => self()}},
@@ -193,7 +195,7 @@ stop_logging() ->
     _ = logger:remove_handler(?MODULE),
     ok.
 
-log(#{level := warning, msg := {report, Report}}, #{config := #{to := To}}) ->
-    To ! {warning, Report};
+log(#{level := Level, msg := {report, Report}}, #{config := #{to := To}}) ->
+    To ! {Level, Report};
 log(_Event, _Config) ->
     ok.

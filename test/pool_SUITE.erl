@@ -32,6 +32,7 @@ all() ->
         % Figures
         has_every_figure_from_the_start,
         figures_tell_what_happened,
+        a_socket_that_has_died_is_in_the_log,
         pool_size_counts_connections_and_not_dials,
         set_max_connections_evicts_what_is_too_much,
         set_max_connections_refuses_a_bad_limit
@@ -273,6 +274,18 @@ figures_tell_what_happened(_Config) ->
     #{udp_receive_buffer_bytes := Receive, udp_send_buffer_bytes := Send} = Stats,
     % The socket is bound by now, and the kernel has granted something.
     ?assert(Receive > 0 andalso Send > 0).
+
+a_socket_that_has_died_is_in_the_log(_Config) ->
+    % Its connections have ended for no fault of their peers. The event is made here: the kernel
+    % gives a socket that it takes from us another port, and the pool goes on with it.
+    mesh_ct:start_logging(),
+    Pool = mesh_ct:start_pool(),
+    Pool ! {mesh_event, socket_lost},
+    ?assertEqual(0, ?POOL:pool_size(Pool)),
+    ?assertEqual(
+        [{error, #{msg => "the UDP socket of the mesh pool has died and is bound anew"}}],
+        mesh_ct:flush()
+    ).
 
 pool_size_counts_connections_and_not_dials(_Config) ->
     % Readiness checks ask for it.
