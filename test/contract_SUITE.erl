@@ -607,7 +607,7 @@ takes_any_reference_to_the_server(_Config) ->
 serves_callers_on_another_node(_Config) ->
     % Workers on one node use the pool of another. Without epmd, which may not be there: the two
     % know each other's port, which only the first listens at.
-    {Far, FarNode, Args} = start_far_node(),
+    {Far, FarNode, Args} = start_far_node(5),
     {Near, _NearNode} = start_node("near", ["-dist_listen", "false" | Args]),
     Peer = mesh_ct:start_peer(),
     {Id, Address} = {id(Peer), mesh_peer:address(Peer)},
@@ -643,7 +643,7 @@ id(Peer) -> mesh_ct:node_id(Peer).
 
 %% A node at a port of its own, which may be somebody's again before it listens there; and what
 %% another one needs to find it.
-start_far_node() ->
+start_far_node(Tries) ->
     {ok, Socket} = gen_tcp:listen(0, []),
     {ok, Port} = inet:port(Socket),
     ok = gen_tcp:close(Socket),
@@ -651,7 +651,7 @@ start_far_node() ->
     try start_node("far", Args) of
         {Control, Node} -> {Control, Node, Args}
     catch
-        exit:{boot_failed, {exit_status, _}} -> start_far_node()
+        exit:{boot_failed, {exit_status, _}} when Tries > 1 -> start_far_node(Tries - 1)
     end.
 
 start_node(Role, Args) ->
