@@ -59,10 +59,9 @@ a_silent_peer_is_given_up_after_the_time_of_the_option(_Config) ->
 
 a_port_that_nobody_listens_at_is_refused(_Config) ->
     % As by the original, whose sockets are connected.
-    {ok, Socket} = gen_udp:open(0, [{ip, {127, 0, 0, 1}}]),
-    {ok, Port} = inet:port(Socket),
-    ok = gen_udp:close(Socket),
-    ?assertEqual({error, {connect_failed, refused}}, failure({{127, 0, 0, 1}, Port})).
+    Loopback = {127, 0, 0, 1},
+    Address = {Loopback, mesh_ct:closed_port(Loopback)},
+    ?assertEqual({error, {connect_failed, refused}}, failure(Address, 5_000)).
 
 a_peer_that_refuses_is_told_as_such(_Config) ->
     % It lives, so trying again later makes sense.

@@ -4,7 +4,7 @@
 
 -include_lib("stdlib/include/assert.hrl").
 
--export([all/0, suite/0]).
+-export([all/0, suite/0, init_per_testcase/2]).
 -export([
     killing_the_server_a_caller_or_a_peer_leaves_nothing_behind/1,
     a_killed_server_closes_its_connections/1,
@@ -56,6 +56,10 @@ all() ->
         a_name_that_does_not_resolve_fails_its_dial,
         a_peer_is_found_by_its_name
     ].
+
+init_per_testcase(_Name, Config) ->
+    ok = mesh_ct:forget_configuration(),
+    Config.
 
 killing_the_server_a_caller_or_a_peer_leaves_nothing_behind(_Config) ->
     %% A node runs for months; a leak of one socket or thread per crash would end it. Counted by
@@ -225,9 +229,13 @@ stopping_lets_queued_messages_out(_Config) ->
     mesh_peer:stop(Peer).
 
 stopping_ends_although_a_peer_stands_still(_Config) ->
-    %% A peer that takes nothing must not keep a node from stopping: lingering has an end.
-    Peer = mesh_peer:start(),
-    {ok, Pool} = ?POOL:start_link(#{linger_ms => 200}),
+    %% A peer that takes nothing must not keep a node from stopping: lingering has an end. Nothing
+    %% else ends this connection, whose both ends are as patient as they can be told to be.
+    Patience = 3_600_000,
+    Peer = mesh_peer:start(["--idle-timeout-ms", integer_to_list(Patience)]),
+    {ok, Pool} = ?POOL:start_link(#{
+        linger_ms => 200, ack_timeout_ms => 0, idle_timeout_ms => Patience
+    }),
     {ok, Stream} = ?POOL:get_or_create_connection(Pool, <<"still">>, mesh_peer:address(Peer)),
     ok = mesh_peer:pause(Peer),
     mesh_load:send_frames(Pool, <<"still">>, mesh_peer:address(Peer), lists:seq(0, 499)),
@@ -235,6 +243,7 @@ stopping_ends_although_a_peer_stands_still(_Config) ->
     ?assertEqual({error, pool_closed}, macula_quic:send(Stream, <<"late">>)),
     ok = mesh_peer:resume(Peer),
     mesh_load:await_peers([Peer], connections_closed, 1),
+    ?assertMatch(#{close_codes := #{0 := 1}}, mesh_peer:stats(Peer)),
     mesh_peer:stop(Peer).
 
 the_vm_halts_under_load_with_its_exit_status(_Config) ->
@@ -337,10 +346,14 @@ a_peer_that_restarts_on_its_port_is_found_again(_Config) ->
 messages_queued_for_a_killed_peer_reach_its_successor(_Config) ->
     %% What was never sent need not be lost with the connection. The peer stands still, so exactly
     %% as many messages as it gave stream credits are on their way when it dies.
-    Options = #{idle_timeout_ms => 1_500, keep_alive_interval_ms => 300},
+    %% The relay keeps from the pool that the port is closed until the successor is there.
+    Options = #{
+        idle_timeout_ms => 1_500, keep_alive_interval_ms => 300, connect_timeout_ms => 60_000
+    },
     mesh_ct:with(Options, [], fun(Pool, []) ->
         Peer = mesh_peer:start(["--bidi-streams", "100"]),
-        Address = mesh_peer:address(Peer),
+        Relay = mesh_relay:start(mesh_peer:port(Peer), 1),
+        Address = mesh_relay:address(Relay),
         {ok, _} = ?POOL:get_or_create_connection(Pool, <<"node">>, Address),
         ok = mesh_peer:pause(Peer),
         mesh_load:send_frames(Pool, <<"node">>, Address, lists:seq(0, 499)),
@@ -354,6 +367,7 @@ messages_queued_for_a_killed_peer_reach_its_successor(_Config) ->
             #{messages_accepted := 500, messages_delivered := 400, messages_unconfirmed := 100},
             Stats
         ),
+        mesh_relay:stop(Relay),
         mesh_peer:stop(Successor)
     end).
 

@@ -80,7 +80,7 @@ init_per_testcase(_Name, Config) ->
     Config.
 
 end_per_testcase(_Name, _Config) ->
-    _ = logger:remove_handler(?MODULE),
+    ok = mesh_ct:stop_logging(),
     case whereis(?POOL) of
         undefined -> ok;
         Pool -> ?POOL:stop(Pool)
@@ -461,7 +461,7 @@ new_connection() ->
 %% Nobody notices a pool that believes everybody, and nobody reads a log that says it all day.
 a_pool_that_verifies_nobody_warns_once(Config) ->
     Listeners = [listen(good, [], Config) || _ <- [1, 2, 3]],
-    ok = logger:add_handler(?MODULE, ?MODULE, #{level => warning, config => #{to => self()}}),
+    ok = mesh_ct:start_logging(),
     Dial = fun(Pool) -> [{ok, _} = pooled(Pool, id(L), L) || L <- Listeners] end,
     %% With its first dial, and with no later one.
     DialTwice = fun(Pool) ->
@@ -509,20 +509,13 @@ a_bad_verify_of_a_pool_is_told(_Config) ->
      || Value <- [undefined, 1, "true", fasle]
     ].
 
-%%% Log handler
-
-log(#{level := warning, msg := {report, Report}}, #{config := #{to := To}}) ->
-    To ! {warning, Report};
-log(_Event, _Config) ->
-    ok.
+%%% Internal
 
 warnings() ->
     receive
         {warning, Report} -> [Report | warnings()]
     after 0 -> []
     end.
-
-%%% Internal
 
 %% A listener that shows the certificate of this name.
 listen(Name, Options, Config) ->

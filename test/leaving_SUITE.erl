@@ -133,10 +133,14 @@ assert_all_arrived(Peer) ->
         mesh_peer:stats(Peer)
     ).
 
-%% But for the VM's own helper, which starts programs.
+%% Those of all its threads, but for the VM's own helper, which starts programs.
 children(Process) ->
-    Main = filename:join([Process, "task", filename:basename(Process)]),
-    {ok, Text} = file:read_file(Main ++ "/children"),
-    Pids = string:lexemes(binary_to_list(Text), " "),
+    Pids = [
+        Pid
+     || Thread <- filelib:wildcard(Process ++ "/task/*"),
+        %% A thread may have ended meanwhile.
+        {ok, Text} <- [file:read_file(Thread ++ "/children")],
+        Pid <- string:lexemes(binary_to_list(Text), " ")
+    ],
     Names = [file:read_file("/proc/" ++ Pid ++ "/comm") || Pid <- Pids],
     Names -- [{ok, <<"erl_child_setup\n">>}].

@@ -3,7 +3,8 @@
 
 -include_lib("stdlib/include/assert.hrl").
 
--export([all/0, suite/0, init_per_suite/1, end_per_suite/1, end_per_testcase/2]).
+-export([all/0, suite/0, init_per_suite/1, end_per_suite/1]).
+-export([init_per_testcase/2, end_per_testcase/2]).
 -export([
     listens_with_files_named_by_cert_and_key/1,
     takes_the_platforms_check_of_names_for_its_own/1,
@@ -42,10 +43,11 @@ init_per_suite(Config) ->
 
 end_per_suite(_Config) -> ok.
 
-end_per_testcase(_Name, _Config) ->
-    [os:unsetenv("MACULA_TLS_" ++ Name) || Name <- ["MODE", "CACERTFILE", "VERIFY_HOSTNAME"]],
-    [application:unset_env(macula, Key) || Key <- [tls_mode, tls_cacertfile, tls_verify_hostname]],
-    ok.
+init_per_testcase(_Name, Config) ->
+    ok = mesh_ct:forget_configuration(),
+    Config.
+
+end_per_testcase(_Name, _Config) -> mesh_ct:forget_configuration().
 
 %% The gateway's listening process gives its PEM files so.
 listens_with_files_named_by_cert_and_key(Config) ->

@@ -5,7 +5,8 @@
 -behaviour(supervisor).
 
 -export([begin_test/0, end_test/0, forget_configuration/0]).
--export([start_pool/0, start_pool/1, start_peer/0, start_peer/1, connect/2, send/3]).
+-export([start_pool/0, start_pool/1, start_peer/0, start_peer/1, start_relay/1]).
+-export([connect/2, send/3, closed_port/1]).
 -export([with/3, stat/1, stat/2, nodes/1, node_id/1]).
 -export([start_task/1, await/1, is_waiting/1, flush/0]).
 -export([start_supervised/1, init/1, start_logging/0, stop_logging/0, log/2]).
@@ -36,11 +37,13 @@ forget_configuration() ->
 end_test() ->
     lists:foreach(fun(Ending) -> Ending() end, remembered()),
     erase(?MODULE),
+    forget_configuration(),
     mesh_wait:eventually(undefined, fun() -> whereis(?POOL) end).
 
 %% What `Ending' undoes is undone at the end of the test, the last one first.
 remember(Ending) ->
-    put(?MODULE, [Ending | remembered()]).
+    _ = put(?MODULE, [Ending | remembered()]),
+    ok.
 
 remembered() ->
     case get(?MODULE) of
@@ -70,6 +73,22 @@ start_peer(Args) ->
     Peer = mesh_peer:start(Args),
     remember(fun() -> mesh_peer:stop(Peer) end),
     Peer.
+
+%% A line to the port of this peer, whoever listens there; that nobody does is not told.
+start_relay(Peer) ->
+    Relay = mesh_relay:start(mesh_peer:port(Peer), 1),
+    remember(fun() -> mesh_relay:stop(Relay) end),
+    Relay.
+
+%% A port of this address that nobody listens at.
+closed_port(Ip) ->
+    {ok, Socket} = gen_udp:open(0, [{ip, Ip}, family(Ip)]),
+    {ok, Port} = inet:port(Socket),
+    ok = gen_udp:close(Socket),
+    Port.
+
+family(Ip) when tuple_size(Ip) =:= 4 -> inet;
+family(_Ip) -> inet6.
 
 %% Runs `Test(Pool, Peers)' with a pool of `Options' and a peer process for each element of
 %% `PeerArgs', none of which outlives it.
@@ -130,9 +149,14 @@ await({Pid, Monitor, Ref}) ->
         error({never_returned, process_info(Pid, current_stacktrace)})
     end.
 
-%% Whether the task sits in a `receive'.
+%% Whether the task waits in one of our functions for an answer of the native side.
 is_waiting({Pid, _Monitor, _Ref}) ->
-    process_info(Pid, status) =:= {status, waiting}.
+    case process_info(Pid, [status, current_function]) of
+        [{status, waiting}, {current_function, {Module, _, _}}] ->
+            lists:member(Module, [?POOL, macula_quic]);
+        _ ->
+            false
+    end.
 
 %% The messages in the mailbox, but for the exits of what was started.
 flush() ->
@@ -160,7 +184,7 @@ end_supervisor(Supervisor) ->
 init(ChildSpec) ->
     {ok, {#{intensity => 10, period => 1}, [ChildSpec]}}.
 
-%%% A log handler that sends the reports of warnings to the test
+%%% A log handler that sends the reports of warnings and errors to the test, by their level
 
 start_logging() ->
     Config = #{level => warning, config => #{to => self()}},
@@ -171,7 +195,7 @@ stop_logging() ->
     _ = logger:remove_handler(?MODULE),
     ok.
 
-log(#{level := warning, msg := {report, Report}}, #{config := #{to := To}}) ->
-    To ! {warning, Report};
+log(#{level := Level, msg := {report, Report}}, #{config := #{to := To}}) ->
+    To ! {Level, Report};
 log(_Event, _Config) ->
     ok.

@@ -125,10 +125,14 @@ resume(OsPid) -> signal("CONT", OsPid).
 
 %% The third field of /proc/PID/task/TID/stat; the second, the name, is in parentheses.
 thread_states(OsPid) ->
-    [thread_state(File) || File <- filelib:wildcard("/proc/" ++ OsPid ++ "/task/*/stat")].
+    [
+        thread_state(Line)
+     || File <- filelib:wildcard("/proc/" ++ OsPid ++ "/task/*/stat"),
+        %% A thread may have ended meanwhile.
+        {ok, Line} <- [file:read_file(File)]
+    ].
 
-thread_state(File) ->
-    {ok, Line} = file:read_file(File),
+thread_state(Line) ->
     [_, Fields] = string:split(Line, ") ", trailing),
     binary_to_list(binary:part(Fields, 0, 1)).
 

@@ -42,21 +42,13 @@ all() ->
         what_had_arrived_when_the_connection_closed_is_delivered
     ].
 
-init_per_suite(Config) ->
-    Dir = proplists:get_value(priv_dir, Config),
-    {Cert, Key} = certificate(),
-    CertFile = filename:join(Dir, "cert.pem"),
-    KeyFile = filename:join(Dir, "key.pem"),
-    ok = file:write_file(CertFile, public_key:pem_encode([{'Certificate', Cert, not_encrypted}])),
-    KeyEntry = public_key:pem_entry_encode(element(1, Key), Key),
-    ok = file:write_file(KeyFile, public_key:pem_encode([KeyEntry])),
-    [{files, [{certfile, CertFile}, {keyfile, KeyFile}]} | Config].
+init_per_suite(Config) -> quic_ct:certificates(Config).
 
 end_per_suite(_Config) -> ok.
 
 init_per_testcase(_Case, Config) ->
     mesh_ct:forget_configuration(),
-    Options = [{alpn, ["macula"]}, {max_frame_bytes, ?LIMIT} | proplists:get_value(files, Config)],
+    Options = quic_ct:server_options([{alpn, ["macula"]}, {max_frame_bytes, ?LIMIT}]),
     {ok, Listener} = macula_quic:listen([{{127, 0, 0, 1}, 0}], Options),
     {ok, Address} = macula_quic:sockname(Listener),
     {ok, Pool} = macula_gateway_mesh:start_link(#{}),
@@ -170,7 +162,7 @@ an_unread_stream_holds_the_sender(Config) ->
 a_small_window_holds_nothing_up(Config) ->
     %% The least that a listener may grant. Messages are read in their order, so no part of it may
     %% go to those that are not read yet: it would never open again.
-    Options = [{receive_window_bytes, 65_536} | proplists:get_value(files, Config)],
+    Options = quic_ct:server_options([{receive_window_bytes, 65_536}]),
     {ok, Small} = macula_quic:listen({{127, 0, 0, 1}, 0}, Options),
     {ok, Address} = macula_quic:sockname(Small),
     {Sender, Receiver} = pair([{listener, Small}, {address, Address} | Config]),
@@ -278,8 +270,3 @@ done({Pid, Monitor}) ->
         {'DOWN', Monitor, process, Pid, Reason} -> ?assertEqual(normal, Reason)
     after ?WAIT_MS -> ct:fail(still_sending)
     end.
-
-certificate() ->
-    Options = [{digest, sha256}, {key, {namedCurve, secp256r1}}],
-    #{cert := Cert, key := Key} = public_key:pkix_test_root_cert("node", Options),
-    {Cert, Key}.

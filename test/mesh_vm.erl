@@ -138,7 +138,9 @@ server_function() ->
 kill_server() ->
     Server = whereis(?POOL),
     exit(Server, kill),
-    await_successor(Server).
+    mesh_wait:eventually(true, fun() ->
+        not lists:member(whereis(?POOL), [undefined, Server])
+    end).
 
 %% Callers that send to these nodes, `[{NodeId, Address}]', by every way there is.
 start_load(Targets, Count) ->
@@ -183,7 +185,7 @@ wait_for_word(Ports) ->
         Targets = [{<<N:256>>, {{127, 0, 0, 1}, N}} || N <- Numbers],
         ok = start_pool(#{queue_max_messages => 1_000}),
         ok = start_load(Targets, 8),
-        ok = await_traffic(),
+        ok = mesh_wait:eventually(true, fun() -> mesh_ct:stat(messages_delivered) > 1_000 end),
         io:put_chars("loaded\n"),
         end_by(string:trim(io:get_line("")))
     end).
@@ -200,24 +202,6 @@ code_paths() ->
 
 end_by("halt") -> erlang:halt(7);
 end_by("stop") -> init:stop().
-
-await_traffic() ->
-    case ?POOL:get_stats(?POOL) of
-        {ok, #{messages_delivered := Delivered}} when Delivered > 1_000 ->
-            ok;
-        {ok, _} ->
-            timer:sleep(5),
-            await_traffic()
-    end.
-
-await_successor(Server) ->
-    case whereis(?POOL) of
-        Pid when is_pid(Pid), Pid =/= Server ->
-            ok;
-        _ ->
-            timer:sleep(1),
-            await_successor(Server)
-    end.
 
 send_forever(Targets) ->
     {NodeId, Address} = lists:nth(rand:uniform(length(Targets)), Targets),

@@ -26,6 +26,7 @@ all() ->
         can_start_after_a_refused_start,
         % Certificates
         starts_without_a_certificate_when_the_files_do_not_exist,
+        a_certificate_or_a_key_alone_is_not_shown,
         a_path_that_says_nothing_is_as_none_given,
         takes_a_file_whose_name_is_no_utf_8,
         tells_what_is_wrong_with_a_certificate_file,
@@ -180,6 +181,23 @@ starts_without_a_certificate_when_the_files_do_not_exist(_Config) ->
      || {warning, #{path := Path}} <- mesh_ct:flush()
     ]),
     ?assertEqual(none, presented(Pool, Peer)).
+
+a_certificate_or_a_key_alone_is_not_shown(Config) ->
+    % It proves nothing, and whoever forgot the other file learns which one is there.
+    {Cert, Key, _} = identity(Config, half),
+    mesh_ct:start_logging(),
+    [
+        begin
+            {ok, Pool} = ?POOL:start_link(#{Option => Path}),
+            ?assertMatch(
+                [#{msg := "a certificate or key file alone is of no use" ++ _, path := Path}],
+                [Report || {warning, #{path := _} = Report} <- mesh_ct:flush()]
+            ),
+            ?assertEqual(none, presented(Pool, mesh_ct:start_peer())),
+            ok = ?POOL:stop(Pool)
+        end
+     || {Option, Path} <- [{cert_file, Cert}, {key_file, Key}]
+    ].
 
 a_path_that_says_nothing_is_as_none_given(Config) ->
     % Of a variable that is not set, configurations make an empty string, and those of Elixir `nil'.

@@ -16,8 +16,7 @@ suite() ->
 
 all() ->
     [
-        % Connections, and what waits for them
-        messages_wait_in_a_bounded_queue_while_their_peer_is_dialled,
+        % Connections
         removing_drains_the_queue_and_closes,
         evicting_drains_the_queue_and_closes,
         a_peer_that_does_not_read_is_closed_after_the_linger_time,
@@ -33,6 +32,7 @@ all() ->
         % Figures
         has_every_figure_from_the_start,
         figures_tell_what_happened,
+        a_socket_that_has_died_is_in_the_log,
         pool_size_counts_connections_and_not_dials,
         set_max_connections_evicts_what_is_too_much,
         set_max_connections_refuses_a_bad_limit
@@ -46,17 +46,7 @@ end_per_testcase(_Case, _Config) ->
     mesh_ct:end_test(),
     ok.
 
-%%% Connections, and what waits for them
-
-messages_wait_in_a_bounded_queue_while_their_peer_is_dialled(_Config) ->
-    % A burst to a peer that is slow to answer is neither lost nor allowed to fill the memory.
-    Peer = mesh_ct:start_peer(["--accept-delay-ms", "500"]),
-    Pool = mesh_ct:start_pool(#{queue_max_messages => 3}),
-    [mesh_ct:send(Pool, Peer, mesh_peer:frame(Index, 8)) || Index <- lists:seq(0, 4)],
-    ?assertEqual(#{send_queue_full => 2}, mesh_ct:stat(messages_dropped)),
-    mesh_peer:wait(Peer, distinct, 3),
-    ?assertEqual({missing, [3, 4]}, mesh_peer:command(Peer, "missing 5")),
-    mesh_wait:eventually(3, fun() -> mesh_ct:stat(messages_delivered) end).
+%%% Connections
 
 removing_drains_the_queue_and_closes(_Config) ->
     % The original left the connection open for good; what was sent before must arrive.
@@ -284,6 +274,18 @@ figures_tell_what_happened(_Config) ->
     #{udp_receive_buffer_bytes := Receive, udp_send_buffer_bytes := Send} = Stats,
     % The socket is bound by now, and the kernel has granted something.
     ?assert(Receive > 0 andalso Send > 0).
+
+a_socket_that_has_died_is_in_the_log(_Config) ->
+    % Its connections have ended for no fault of their peers. The event is made here: the kernel
+    % gives a socket that it takes from us another port, and the pool goes on with it.
+    mesh_ct:start_logging(),
+    Pool = mesh_ct:start_pool(),
+    Pool ! {mesh_event, socket_lost},
+    ?assertEqual(0, ?POOL:pool_size(Pool)),
+    ?assertEqual(
+        [{error, #{msg => "the UDP socket of the mesh pool has died and is bound anew"}}],
+        mesh_ct:flush()
+    ).
 
 pool_size_counts_connections_and_not_dials(_Config) ->
     % Readiness checks ask for it.

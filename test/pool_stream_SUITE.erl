@@ -235,7 +235,7 @@ async_send_does_not_overtake_a_waiting_sender(_Config) ->
     % The message itself would fit.
     mesh_wait:eventually(true, fun() -> macula_quic:async_send(Stream, <<"m">>) =/= ok end),
     ?assertEqual({error, send_queue_full}, macula_quic:async_send(Stream, <<"m">>)),
-    ?assert(mesh_ct:is_waiting(Sender)).
+    mesh_wait:eventually(true, fun() -> mesh_ct:is_waiting(Sender) end).
 
 async_send_is_refused_when_the_whole_pool_is_full(_Config) ->
     % The bound over all peers is for the node's memory; towards the caller it is the same answer.
@@ -512,7 +512,7 @@ an_opened_stream_is_finished_when_its_handle_is_garbage(_Config) ->
     Peer = mesh_ct:start_peer(),
     Pool = mesh_ct:start_pool(),
     mesh_ct:connect(Pool, Peer),
-    Owner = mesh_ct:start_task(fun() ->
+    {Pid, _, _} = Owner = mesh_ct:start_task(fun() ->
         forget(Pool, Peer),
         erlang:garbage_collect(),
         receive
@@ -522,7 +522,8 @@ an_opened_stream_is_finished_when_its_handle_is_garbage(_Config) ->
     Stats = mesh_peer:wait(Peer, messages, 1),
     ?assertMatch(#{framed := 1, streams_reset := 0, connections_closed := 0}, Stats),
     mesh_wait:eventually(0, fun() -> maps:get(streams, info(Pool, Peer)) end),
-    ?assert(mesh_ct:is_waiting(Owner)).
+    Pid ! stop,
+    ?assertEqual(ok, mesh_ct:await(Owner)).
 
 forget(Pool, Peer) ->
     ok = macula_quic:send(open(Pool, Peer), mesh_peer:frame(0, 10_000)).
@@ -561,15 +562,16 @@ opening_waits_for_the_peers_credit(_Config) ->
     Peer = mesh_ct:start_peer(["--bidi-streams", "2"]),
     Pool = mesh_ct:start_pool(),
     [First, Second] = [open(Pool, Peer) || _ <- [1, 2]],
+    #{connection := Connection} = info(Pool, Peer),
     Third = mesh_ct:start_task(fun() ->
-        Stream = open(Pool, Peer),
+        {ok, Stream} = macula_quic:open_stream(Connection),
         ok = macula_quic:send(Stream, mesh_peer:frame(3, 8)),
         ok = macula_quic:close(Stream)
     end),
     mesh_wait:eventually(true, fun() -> mesh_ct:is_waiting(Third) end),
     ok = macula_quic:send(First, mesh_peer:frame(1, 8)),
     ?assertMatch(#{messages := 0}, mesh_peer:wait(Peer, streams, 1)),
-    ?assert(mesh_ct:is_waiting(Third)),
+    mesh_wait:eventually(true, fun() -> mesh_ct:is_waiting(Third) end),
     ok = macula_quic:close(First),
     ?assertEqual(ok, mesh_ct:await(Third)),
     ?assertMatch(#{messages := 2}, mesh_peer:wait(Peer, distinct, 2)),
@@ -639,7 +641,7 @@ an_opened_stream_waits_for_its_reader_and_refuses_without_waiting(_Config) ->
     Sender = waiting_sender(fun() -> macula_quic:send(Stream, <<"m">>) end),
     % Messages are not held up by it.
     ?assertEqual(ok, macula_quic:async_send(mesh_ct:connect(Pool, Peer), <<"m">>)),
-    ?assert(mesh_ct:is_waiting(Sender)),
+    mesh_wait:eventually(true, fun() -> mesh_ct:is_waiting(Sender) end),
     mesh_peer:wait(Peer, connections_opened, 1),
     {closed, 1} = mesh_peer:command(Peer, "close 6"),
     ?assertEqual({error, {closed_by_peer, 6}}, mesh_ct:await(Sender)).

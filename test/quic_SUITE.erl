@@ -76,9 +76,11 @@ connects_to_a_host_by_every_form_of_its_name(_Config) ->
 %% A port that is open and silent says nothing: only the deadline ends a dial to it.
 a_silent_address_ends_by_the_timeout(_Config) ->
     {Address, Port} = mesh_peer:silent(),
-    {Us, Result} = timer:tc(fun() -> macula_quic:connect(Address, Port, [], 300) end),
+    %% Nothing else ends it before the test's own time is over.
+    Options = [{Key, 3_600_000} || Key <- [idle_timeout_ms, handshake_idle_timeout_ms]],
+    {Us, Result} = timer:tc(fun() -> macula_quic:connect(Address, Port, Options, 300) end),
     ?assertEqual({error, timeout}, Result),
-    ?assert(Us >= 300_000 andalso Us < 3_000_000).
+    ?assert(Us >= 300_000).
 
 %% A caller's mistake must not look like an unreachable host.
 an_address_that_is_none_is_told_back(_Config) ->
@@ -393,7 +395,7 @@ a_vanished_peer_is_noticed_by_the_idle_timeout(_Config) ->
 
 %% Idle is the usual state of a mesh connection; NATs and timeouts forget the silent.
 keep_alives_hold_an_idle_connection(_Config) ->
-    Short = {idle_timeout_ms, 300},
+    Short = {idle_timeout_ms, 1_000},
     Listener = quic_ct:listen([Short, {keep_alive_interval_ms, 0}]),
     Kept = quic_ct:connect(Listener, [Short]),
     Lost = quic_ct:connect(Listener, [Short, {keep_alive_interval_ms, 0}]),
@@ -532,12 +534,12 @@ the_owners_death_closes_a_connection(_Config) ->
 
 %% A worker may die at any moment, also at this one; connections that nobody owns would pile up.
 an_owner_that_dies_while_it_is_given_a_connection_takes_it_along(_Config) ->
-    {Client, Server} = quic_ct:pair(),
-    Outcomes = [give_to_dying(Client, Server, N) || N <- lists:seq(1, 300)],
-    ct:pal("given before its death: ~b", [length([ok || ok <- Outcomes])]).
+    Outcomes = [give_to_dying(N) || N <- lists:seq(1, 300)],
+    ct:pal("given before its death: ~b", [length([ok || ok <- Outcomes])]),
+    ?assert(lists:member(ok, Outcomes)).
 
 %% A new connection each time it was given away.
-give_to_dying(_, _, N) ->
+give_to_dying(N) ->
     {Client, Server} = quic_ct:pair(),
     Dying = spawn(fun() -> lists:foldl(fun erlang:'+'/2, 0, lists:seq(1, N * 7 rem 500)) end),
     case macula_quic:controlling_process(Client, Dying) of

@@ -33,7 +33,7 @@ all() ->
 the_modules_in_erlang_are_loaded_anew_under_load(_Config) ->
     %% How a fix of a few lines reaches a node that must not stop. Twice, so that the first version
     %% is purged: processes that still run it would be killed.
-    with_pool([], fun(Vm, Peer) ->
+    with_pool(fun(Vm, Peer) ->
         {ok, Stream} = connect(Vm, Peer, 1),
         Server = rpc(Vm, erlang, whereis, [?POOL]),
         ok = mesh_vm:call(Vm, start_load, [[{mesh_peer:node_id(1), mesh_peer:address(Peer)}], 4]),
@@ -53,7 +53,7 @@ the_modules_in_erlang_are_loaded_anew_under_load(_Config) ->
 the_native_module_is_not_loaded_a_second_time(_Config) ->
     %% Two versions of the library would have a runtime each, and handles that the other does not
     %% know. The refusal is told, and the present version goes on.
-    with_pool([], fun(Vm, Peer) ->
+    with_pool(fun(Vm, Peer) ->
         {ok, Stream} = connect(Vm, Peer, 1),
         ok = mesh_vm:call(Vm, start_load, [[{mesh_peer:node_id(1), mesh_peer:address(Peer)}], 4]),
         lists:foreach(
@@ -71,7 +71,10 @@ the_native_module_is_not_loaded_a_second_time(_Config) ->
 what_a_pool_has_begun_outlives_the_purge_of_its_native_module(_Config) ->
     %% The runtime's tasks do not know that the module has gone. One that is just dialling makes a
     %% connection and a stream, resources whose types the VM frees with the module: it crashed.
-    with_pool(["--accept-delay-ms", "300"], fun(Vm, Peer) ->
+    %% The peer stands still until then, so that every dial is under way.
+    Options = #{linger_ms => 100, connect_timeout_ms => 60_000},
+    with_pool(Options, fun(Vm, Peer) ->
+        ok = mesh_peer:pause(Peer),
         lists:foreach(
             fun(N) ->
                 ok = send_async(Vm, Peer, N, mesh_peer:frame(N, 8))
@@ -81,6 +84,7 @@ what_a_pool_has_begun_outlives_the_purge_of_its_native_module(_Config) ->
         true = rpc(Vm, code, delete, [?NIF]),
         _ = rpc(Vm, code, purge, [?NIF]),
         churn(Vm),
+        ok = mesh_peer:resume(Peer),
         ?assertMatch(#{distinct := 20}, mesh_peer:wait(Peer, messages, 20))
     end).
 
@@ -149,7 +153,7 @@ answer() ->
 a_purged_native_module_is_loaded_again(_Config) ->
     %% What a release does that takes an application out and in again, its pool stopped. Who sends
     %% meanwhile is not hurt; handles from before are of no use.
-    with_pool([], fun(Vm, Peer) ->
+    with_pool(fun(Vm, Peer) ->
         lists:foreach(
             fun(Round) ->
                 {ok, Stream} = connect(Vm, Peer, 1),
@@ -169,7 +173,7 @@ a_purged_native_module_is_loaded_again(_Config) ->
 
 the_state_of_a_server_survives_a_change_of_code(_Config) ->
     %% release_handler suspends the server, loads its module, changes the code, and resumes.
-    with_pool([], fun(Vm, Peer) ->
+    with_pool(fun(Vm, Peer) ->
         {ok, Stream} = connect(Vm, Peer, 1),
         Server = rpc(Vm, erlang, whereis, [?POOL]),
         ok = rpc(Vm, sys, suspend, [Server]),
@@ -185,10 +189,12 @@ the_state_of_a_server_survives_a_change_of_code(_Config) ->
 %%% Internal
 
 %% Another VM, a pool under a supervisor in it, and a peer.
-with_pool(PeerArgs, Test) ->
-    Peer = mesh_peer:start(PeerArgs),
+with_pool(Test) -> with_pool(#{linger_ms => 100}, Test).
+
+with_pool(Options, Test) ->
+    Peer = mesh_peer:start(),
     mesh_vm:with(fun(Vm) ->
-        ok = mesh_vm:call(Vm, start_pool, [#{linger_ms => 100}]),
+        ok = mesh_vm:call(Vm, start_pool, [Options]),
         Test(Vm, Peer)
     end),
     mesh_peer:stop(Peer).

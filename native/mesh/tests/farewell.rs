@@ -4,55 +4,35 @@
 #![allow(clippy::expect_used, reason = "how a test fails")]
 
 mod common;
+#[path = "common/full.rs"]
+mod full;
+#[path = "common/path.rs"]
+mod path;
 
-use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
 use common::{PATIENCE, listen, next};
+use full::full;
 use mesh::{Address, Client, Error, Settings, Traffic};
-use tokio::net::UdpSocket;
-use tokio::time::{Duration, sleep, timeout};
+use path::{Fate, Way, path};
+use tokio::time::timeout;
 
-/// The longest UDP datagram.
-const MAX_DATAGRAM: usize = 65_535;
 /// More than any congestion window at first, and less than that (RFC 9002, section 7.2).
 const BULK_BYTES: usize = 1_000_000;
 const WINDOW_BYTES: u64 = 10_000;
-
-/// Carries datagrams between a client and `server`; nothing goes back while `is_mute`.
-async fn path(server: SocketAddr, is_mute: Arc<AtomicBool>) -> SocketAddr {
-    let near = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a socket");
-    let far = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a socket");
-    far.connect(server).await.expect("a server");
-    let address = near.local_addr().expect("an address");
-    tokio::spawn(async move {
-        let (mut there, mut back) = (vec![0; MAX_DATAGRAM], vec![0; MAX_DATAGRAM]);
-        let mut client = None;
-        loop {
-            tokio::select! {
-                Ok((length, from)) = near.recv_from(&mut there) => {
-                    client = Some(from);
-                    far.send(there.get(..length).unwrap_or_default()).await.ok();
-                }
-                Ok(length) = far.recv(&mut back) => match client {
-                    Some(client) if !is_mute.load(Ordering::Relaxed) => {
-                        near.send_to(back.get(..length).unwrap_or_default(), client).await.ok();
-                    }
-                    _ => {}
-                },
-            }
-        }
-    });
-    address
-}
 
 #[tokio::test]
 async fn a_close_gets_through_although_the_congestion_window_is_full() {
     let (listener, server) = listen(Settings::default());
     let is_mute = Arc::new(AtomicBool::new(false));
-    let near = path(server, is_mute.clone()).await;
+    let is_silenced = is_mute.clone();
+    let judge = move |way, _: &[u8]| match way {
+        Way::ToClient if is_silenced.load(Ordering::Relaxed) => Fate::IsLost,
+        _ => Fate::Passes,
+    };
+    let near = path(server, judge).await;
     let client = Client::new(tokio::runtime::Handle::current());
     let address = Address::from(near);
     let dial = client.connect(&address, Settings::default(), PATIENCE);
@@ -65,16 +45,8 @@ async fn a_close_gets_through_although_the_congestion_window_is_full() {
     let stream = connection.open_stream().await.expect("a stream");
     is_mute.store(true, Ordering::Relaxed);
     stream.send(Bytes::from(vec![0; BULK_BYTES]).into()).expect("taken");
-    // Full, when for a while nothing more is sent.
     let sent = || connection.traffic().as_ref().map_or(0, |t: &Traffic| t.sent_bytes);
-    let mut before = 0;
-    timeout(PATIENCE, async {
-        while sent() < WINDOW_BYTES || std::mem::replace(&mut before, sent()) != sent() {
-            sleep(Duration::from_millis(20)).await;
-        }
-    })
-    .await
-    .expect("a full window");
+    timeout(PATIENCE, full(WINDOW_BYTES, sent)).await.expect("a full window");
     connection.close(7);
     let end = timeout(PATIENCE, accepted.ended()).await.expect("the close");
     assert_eq!(end, Error::ClosedByPeer(7));

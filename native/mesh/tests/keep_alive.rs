@@ -4,13 +4,16 @@
 #![allow(clippy::expect_used, reason = "how a test fails")]
 
 mod common;
+#[path = "common/full.rs"]
+mod full;
 
 use std::time::Duration;
 
 use bytes::Bytes;
 use common::{PATIENCE, listen, next};
+use full::full;
 use mesh::{Address, Client, Connection, Listener, Settings};
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 
 /// Three times as long as the impatient end waits.
 const REST: Duration = Duration::from_secs(3);
@@ -66,13 +69,6 @@ async fn a_keep_alive_grants_no_more_than_the_connection_s_own_window() {
     let stream = accepted.open_stream().await.expect("a stream");
     stream.send(Bytes::from(vec![0; BULK_BYTES]).into()).expect("taken");
     let sent = || accepted.traffic().map_or(0, |traffic| traffic.sent_bytes);
-    // All that it may, when for a while nothing more is sent.
-    let mut before = 0;
-    let full = async {
-        while sent() < WINDOW_BYTES || std::mem::replace(&mut before, sent()) != sent() {
-            sleep(Duration::from_millis(20)).await;
-        }
-    };
-    timeout(PATIENCE, full).await.expect("a full window");
+    timeout(PATIENCE, full(WINDOW_BYTES, sent)).await.expect("a full window");
     assert!(sent() < 2 * WINDOW_BYTES, "{}", sent());
 }
