@@ -11,8 +11,7 @@ use crate::behaviour::Mode;
 /// What is printed below a complaint.
 pub(crate) const USAGE: &str = "usage: peer [--mode MODE] [--address IP] [--port P] \
 [--bidi-streams N] [--idle-timeout-ms MS] [--keep-alive-ms MS] [--alpn NAME] \
-[--cert PEM --key PEM] [--corrupt-signature] [--require-client-cert] [--accept-delay-ms MS] \
-[--workers N]
+[--cert PEM --key PEM] [--corrupt-signature] [--require-client-cert] [--workers N]
 MODE: count | finish_first | echo | hoard | silent_streams | reset | close_after:N | \
 slow:BYTES_PER_SECOND | refuse";
 
@@ -45,7 +44,6 @@ pub(crate) struct Args {
     /// Whether the handshake is signed with nonsense.
     pub(crate) corrupt_signature: bool,
     pub(crate) require_client_cert: bool,
-    pub(crate) accept_delay: Duration,
     pub(crate) workers: NonZeroUsize,
     /// Where the index of each message is appended as it comes, for who outlives this process.
     pub(crate) log: Option<PathBuf>,
@@ -64,7 +62,6 @@ impl Default for Args {
             identity: None,
             corrupt_signature: false,
             require_client_cert: false,
-            accept_delay: Duration::ZERO,
             workers: NonZeroUsize::MIN,
             log: None,
         }
@@ -90,7 +87,6 @@ impl Args {
                 "--key" => key = Some(value(option, &mut words)?),
                 "--corrupt-signature" => args.corrupt_signature = true,
                 "--require-client-cert" => args.require_client_cert = true,
-                "--accept-delay-ms" => args.accept_delay = milliseconds(value(option, &mut words)?),
                 "--log" => args.log = Some(value(option, &mut words)?),
                 "--workers" => args.workers = value(option, &mut words)?,
                 _ => return Err(format!("unknown option {option}")),

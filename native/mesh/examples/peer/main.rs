@@ -77,7 +77,7 @@ fn run(args: &Args) -> Result<(), Box<dyn Error>> {
         let _context = runtime.enter();
         node::bind(args, &profiles)?
     };
-    let serving = Arc::clone(&node).serve(endpoint.clone(), profiles, args.accept_delay);
+    let serving = Arc::clone(&node).serve(endpoint.clone(), profiles);
     runtime.spawn(serving);
     say(&format!("{{ready,{}}}.", endpoint.local_addr()?.port()))?;
     answer_lines(&node)?;

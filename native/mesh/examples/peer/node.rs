@@ -5,7 +5,6 @@ use std::error::Error;
 use std::fs::File;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
 use quinn::crypto::rustls::QuicServerConfig;
 use quinn::{
@@ -127,12 +126,7 @@ impl Node {
     }
 
     /// Accepts until the endpoint closes, a task per connection.
-    pub(crate) async fn serve(
-        self: Arc<Self>,
-        endpoint: Endpoint,
-        profiles: Profiles,
-        delay: Duration,
-    ) {
+    pub(crate) async fn serve(self: Arc<Self>, endpoint: Endpoint, profiles: Profiles) {
         while let Some(incoming) = endpoint.accept().await {
             let mode = *lock(&self.mode);
             if mode == Mode::Refuse {
@@ -141,19 +135,12 @@ impl Node {
                 continue;
             }
             let profile = Arc::clone(profiles.of(mode));
-            tokio::spawn(Arc::clone(&self).attend(incoming, profile, mode, delay));
+            tokio::spawn(Arc::clone(&self).attend(incoming, profile, mode));
         }
     }
 
     /// One connection, from its first packet to its end.
-    async fn attend(
-        self: Arc<Self>,
-        incoming: Incoming,
-        profile: Arc<ServerConfig>,
-        mode: Mode,
-        delay: Duration,
-    ) {
-        tokio::time::sleep(delay).await;
+    async fn attend(self: Arc<Self>, incoming: Incoming, profile: Arc<ServerConfig>, mode: Mode) {
         let Ok(connection) = accept(incoming, profile).await else {
             self.tally.count(|counters| counters.handshakes_refused += 1);
             return;
