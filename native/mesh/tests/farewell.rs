@@ -4,49 +4,21 @@
 #![allow(clippy::expect_used, reason = "how a test fails")]
 
 mod common;
+#[path = "common/path.rs"]
+mod path;
 
-use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
 use common::{PATIENCE, listen, next};
 use mesh::{Address, Client, Error, Settings, Traffic};
-use tokio::net::UdpSocket;
+use path::path;
 use tokio::time::{Duration, sleep, timeout};
 
-/// The longest UDP datagram.
-const MAX_DATAGRAM: usize = 65_535;
 /// More than any congestion window at first, and less than that (RFC 9002, section 7.2).
 const BULK_BYTES: usize = 1_000_000;
 const WINDOW_BYTES: u64 = 10_000;
-
-/// Carries datagrams between a client and `server`; nothing goes back while `is_mute`.
-async fn path(server: SocketAddr, is_mute: Arc<AtomicBool>) -> SocketAddr {
-    let near = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a socket");
-    let far = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a socket");
-    far.connect(server).await.expect("a server");
-    let address = near.local_addr().expect("an address");
-    tokio::spawn(async move {
-        let (mut there, mut back) = (vec![0; MAX_DATAGRAM], vec![0; MAX_DATAGRAM]);
-        let mut client = None;
-        loop {
-            tokio::select! {
-                Ok((length, from)) = near.recv_from(&mut there) => {
-                    client = Some(from);
-                    far.send(there.get(..length).unwrap_or_default()).await.ok();
-                }
-                Ok(length) = far.recv(&mut back) => match client {
-                    Some(client) if !is_mute.load(Ordering::Relaxed) => {
-                        near.send_to(back.get(..length).unwrap_or_default(), client).await.ok();
-                    }
-                    _ => {}
-                },
-            }
-        }
-    });
-    address
-}
 
 #[tokio::test]
 async fn a_close_gets_through_although_the_congestion_window_is_full() {
