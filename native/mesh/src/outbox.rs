@@ -247,11 +247,14 @@ impl Outbox {
         None
     }
 
-    /// Takes the oldest queued message out; it stays outstanding until it is settled. With it comes
-    /// [`Outbox::next_bytes`] of those behind it.
-    pub(crate) fn take(&self) -> Option<(Message, Option<usize>)> {
+    /// Takes the oldest queued message out if it has so many bytes; it stays outstanding until it is
+    /// settled. With it comes [`Outbox::next_bytes`] of those behind it.
+    pub(crate) fn take_of(&self, bytes: usize) -> Option<(Message, Option<usize>)> {
         let mut state = self.lock();
         let message = loop {
+            if self.front_bytes(&mut state)? != bytes {
+                return None;
+            }
             match state.queue.pop_message()? {
                 Departed::Wanted(message) => break message,
                 Departed::Withdrawn(load) => self.release(&mut state, load),
@@ -629,6 +632,13 @@ mod tests {
     use futures_util::FutureExt;
 
     use super::*;
+
+    impl Outbox {
+        /// Takes the oldest queued message out, whatever its size.
+        fn take(&self) -> Option<(Message, Option<usize>)> {
+            self.take_of(self.next_bytes()?)
+        }
+    }
 
     const ROOMY: Load = Load { messages: 100, bytes: 1_000 };
 
@@ -1012,6 +1022,19 @@ mod tests {
         assert_eq!(outbox.push(message(1)), Ok(()));
         assert_eq!(outbox.take_piece(100, 100)[0].load(), Load { messages: 2, bytes: 2 });
         assert_eq!(budget.used(), Load { messages: 2, bytes: 2 });
+    }
+
+    #[test]
+    fn no_other_message_is_taken_than_the_one_that_was_measured() {
+        let (outbox, _) = outbox(ROOMY, 1_000, ROOMY);
+        let (small, confirmation) = Message::confirmed(Bytes::from_static(b"small"));
+        assert!(outbox.deliver(small).is_ok());
+        assert_eq!(outbox.push(message(900)), Ok(()));
+        let measured = outbox.next_bytes().expect("it is there");
+        assert!(confirmation.withdraw(Error::SendTimeout).is_some());
+        assert!(outbox.take_of(measured).is_none());
+        assert_eq!(outbox.outstanding(), Load { messages: 1, bytes: 900 });
+        assert_eq!(outbox.take_of(900).map(|(m, _)| m.len()), Some(900));
     }
 
     #[tokio::test]
