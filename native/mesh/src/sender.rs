@@ -199,7 +199,7 @@ impl<'a> Sender<'a> {
             give_way().await;
         }
         // Otherwise its sender has withdrawn it, and nothing is queued.
-        let Some(bytes) = self.outbox.next_bytes() else { return Ok(Turn::Nothing) };
+        let Some(mut bytes) = self.outbox.next_bytes() else { return Ok(Turn::Nothing) };
         if !self.packet.has_room(bytes) && !self.packet.is_beyond(bytes) {
             self.packet.left(self.carrier).await;
             self.given_bytes = 0;
@@ -211,6 +211,9 @@ impl<'a> Sender<'a> {
                 Ok(opened) => {
                     // Other streams may have been sent on meanwhile.
                     self.packet.look(self.carrier);
+                    // And another message may be next.
+                    let next = self.outbox.next_bytes().filter(|next| self.packet.takes(*next));
+                    bytes = next.unwrap_or(bytes);
                     opened
                 }
                 // Its sender may have waited no longer than we have.
@@ -332,13 +335,16 @@ mod tests {
     use crate::settings::Settings;
     use crate::{ALPN, Config};
 
-    /// A connection to a peer that grants so many streams and returns none.
+    const AT_ONCE: Duration = Duration::from_millis(1);
+    const PATIENCE: Duration = Duration::from_secs(10);
+
+    /// A connection to a peer that grants so many streams and returns none by itself.
     struct Scene {
         context: Context,
         carrier: quinn::Connection,
         outbox: Outbox,
         has_delivered: AtomicBool,
-        _peer: (quinn::Endpoint, quinn::Connection),
+        peer: (quinn::Endpoint, quinn::Connection),
     }
 
     impl Scene {
@@ -346,8 +352,7 @@ mod tests {
             let config = Config::default();
             let endpoint = Arc::new(Endpoint::new(65_536, || {}));
             let settings = Settings { alpn: vec![ALPN.to_vec()], ..Settings::default() };
-            let timeout = Duration::from_secs(10);
-            let dialer = Dialer::new(endpoint, Resolver::new(), settings, 1, timeout);
+            let dialer = Dialer::new(endpoint, Resolver::new(), settings, 1, PATIENCE);
             let scope = Scope::new(&config, tokio::runtime::Handle::current());
             let context = Context { dialer: dialer.expect("a dialer"), scope, config };
             let peer = peer(streams);
@@ -359,12 +364,12 @@ mod tests {
                 outbox: context.scope.message_outbox(),
                 has_delivered: AtomicBool::new(false),
                 context,
-                _peer: (peer, accepted),
+                peer: (peer, accepted),
             }
         }
 
-        fn sender(&self) -> Sender<'_> {
-            let patience = Duration::from_millis(1);
+        /// Waits so long for credit.
+        fn sender(&self, patience: Duration) -> Sender<'_> {
             Sender::new(&self.carrier, &self.outbox, &self.context, &self.has_delivered, patience)
         }
 
@@ -397,7 +402,7 @@ mod tests {
     #[tokio::test]
     async fn no_stream_is_opened_for_a_message_that_was_withdrawn_before() {
         let scene = Scene::new(1).await;
-        let mut sender = scene.sender();
+        let mut sender = scene.sender(AT_ONCE);
         assert!(scene.queue(10).withdraw(Error::SendTimeout).is_some());
         assert!(matches!(sender.turn(false).await, Ok(Turn::Nothing)));
         assert_eq!(sender.credit.used(), 0);
@@ -407,7 +412,7 @@ mod tests {
     #[tokio::test]
     async fn credit_that_nobody_waits_for_any_more_is_not_missed() {
         let scene = Scene::new(1).await;
-        let mut sender = scene.sender();
+        let mut sender = scene.sender(AT_ONCE);
         let _first = scene.queue(10);
         assert!(matches!(sender.turn(false).await, Ok(Turn::Send(_))));
         let second = scene.queue(10);
@@ -421,7 +426,7 @@ mod tests {
     #[tokio::test]
     async fn a_stream_that_was_opened_in_vain_has_used_up_credit_and_no_other_message_goes_by_it() {
         let scene = Scene::new(2).await;
-        let mut sender = scene.sender();
+        let mut sender = scene.sender(AT_ONCE);
         // As if the other one were credit that has come back.
         sender.granted = 1;
         let _first = scene.queue(10);
@@ -435,5 +440,25 @@ mod tests {
         assert!(sender.single(opened, 10).is_none());
         assert_eq!(scene.outbox.next_bytes(), Some(1_000));
         assert!(!sender.is_exhausted());
+    }
+
+    /// Senders who give up would use up the credit of a peer that returns little.
+    #[tokio::test]
+    async fn credit_that_comes_late_is_for_whatever_is_next_by_then() {
+        let scene = Scene::new(1).await;
+        let mut sender = scene.sender(PATIENCE);
+        let _first = scene.queue(10);
+        let Ok(Turn::Send(flight)) = sender.turn(false).await else {
+            unreachable!("there is credit for one");
+        };
+        sender.land(vec![flight.fly().await]);
+        let measured = scene.queue(10);
+        let mut turn = pin!(sender.turn(false));
+        assert!(turn.as_mut().now_or_never().is_none());
+        let _behind = scene.queue(1_090);
+        assert!(measured.withdraw(Error::SendTimeout).is_some());
+        drop(scene.peer.1.accept_bi().await);
+        assert!(matches!(turn.await, Ok(Turn::Send(_))));
+        assert_eq!(scene.outbox.next_bytes(), None);
     }
 }
