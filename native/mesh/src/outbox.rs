@@ -154,6 +154,7 @@ impl Outbox {
 
     /// Leaves the unsent messages that it had when it ended to `heir`, with their room in the pool, up
     /// to the peer's limits there, and returns those that found no room, or are not wanted any more.
+    /// They come before what the heir has not begun to send: they are older.
     pub(crate) fn bequeath(
         &self,
         heir: Heir<'_>,
@@ -162,6 +163,7 @@ impl Outbox {
     ) -> VecDeque<Entry> {
         let Heir { outbox: heir, mut state } = heir;
         let mut refused = VecDeque::new();
+        let mut left = 0;
         // First: what is withdrawn from now on is told to the heir. Locked behind it, as nowhere the
         // other way round.
         self.lock().heir = Arc::downgrade(heir);
@@ -169,10 +171,12 @@ impl Outbox {
             if entry.is_wanted() && heir.takes_over(&state, entry.load()) {
                 reservation.transfer(entry.load());
                 heir.enqueue(&mut state, entry);
+                left += 1;
             } else {
                 refused.push_back(entry);
             }
         }
+        state.queue.bring_forward(left);
         refused
     }
 
@@ -976,6 +980,25 @@ mod tests {
         });
         let taken = std::iter::from_fn(|| Some(heir.take()?.0.data));
         assert_eq!(taken.collect::<Vec<_>>(), ["before", "behind"]);
+    }
+
+    /// Whose connection only drains has a successor, to which newer messages have gone.
+    #[test]
+    fn what_is_left_to_another_outbox_comes_before_what_that_has_not_begun_to_send() {
+        let (lost, budget) = outbox(ROOMY, 1_000, ROOMY);
+        let heir = Arc::new(Outbox::new(lost.limits, budget));
+        // Each by itself, not in a batch.
+        let deliver = |outbox: &Outbox, data: &'static str| {
+            assert!(outbox.deliver(Message::confirmed(data.into()).0).is_ok());
+        };
+        ["first", "second"].into_iter().for_each(|data| deliver(&lost, data));
+        ["begun", "third", "fourth"].into_iter().for_each(|data| deliver(&heir, data));
+        let take = || Some(heir.take()?.0.data);
+        assert_eq!(take().as_deref(), Some(b"begun".as_slice()));
+        let Remains { queued, mut reservation, .. } = lost.end(Error::Reset);
+        assert_eq!(count(&lost.bequeath(heir.as_heir(), queued, &mut reservation)), 0);
+        let taken: Vec<_> = std::iter::from_fn(take).collect();
+        assert_eq!(taken, ["first", "second", "third", "fourth"]);
     }
 
     #[test]
