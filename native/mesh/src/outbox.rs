@@ -89,8 +89,8 @@ struct State {
     line: Line,
     /// Bytes that have gone since somebody was last let in from the line.
     passed_bytes: usize,
-    /// Room that is kept for the first in line, whose turn has come.
-    kept_bytes: usize,
+    /// Whether room is kept for the first in line, whose turn has come.
+    keeps_room: bool,
     /// Accepted and neither acknowledged nor dropped: what is queued and what is in flight.
     outstanding: Load,
     phase: Phase,
@@ -122,7 +122,7 @@ impl Outbox {
             alarm_bytes: 0,
             line: Line::new(),
             passed_bytes: 0,
-            kept_bytes: 0,
+            keeps_room: false,
             outstanding: Load::default(),
             phase: Phase::Open,
             heir: Weak::new(),
@@ -141,7 +141,8 @@ impl Outbox {
     pub(crate) fn push(&self, message: Payload<'_>) -> Result<(), Error> {
         let load = Load { messages: 1, bytes: message.len() };
         let mut state = self.open(load)?;
-        let kept_bytes = if state.line.is_empty() { 0 } else { state.kept_bytes };
+        let kept_for = if state.keeps_room { state.line.first() } else { None };
+        let kept_bytes = kept_for.map_or(0, |first| first.bytes);
         self.accept_at_once(&state, load, self.limits.outstanding.bytes - kept_bytes)?;
         self.join(&mut state, message);
         Ok(())
@@ -561,7 +562,7 @@ impl Outbox {
     /// Puts a sender in line for room; the task has to make some.
     fn line_up(&self, state: &mut State, sender: Waiting) -> Result<(), (Error, Message)> {
         if state.line.is_empty() {
-            (state.passed_bytes, state.kept_bytes) = (0, 0);
+            (state.passed_bytes, state.keeps_room) = (0, false);
         }
         state.line.push(sender).map_err(|message| (Error::QueueFull, message))?;
         if state.alarm_bytes > 0 {
@@ -586,7 +587,7 @@ impl Outbox {
         let Some(first) = state.line.first() else { return };
         if !self.accepts_first(state, first, is_due) {
             // Or what comes in meanwhile would take each room before it is enough.
-            state.kept_bytes = first.bytes;
+            state.keeps_room = true;
             return;
         }
         self.let_in(state);
@@ -608,7 +609,7 @@ impl Outbox {
 
     /// Queues the message of the first in line, for which room is reserved.
     fn let_in(&self, state: &mut State) {
-        (state.passed_bytes, state.kept_bytes) = (0, 0);
+        (state.passed_bytes, state.keeps_room) = (0, false);
         if let Some(first) = state.line.pop() {
             self.enqueue(state, Entry::Single(first.let_in()));
         }
@@ -794,9 +795,12 @@ mod tests {
     #[test]
     fn room_that_was_kept_for_a_sender_who_has_gone_is_there_for_others() {
         let (outbox, _) = flooded(ROOMY);
-        let Ok(Sent::Waiting(turn)) = outbox.send(message(150)) else {
-            panic!("the watermark is used up")
-        };
+        let [turn, _next] = [150, 10].map(|bytes| {
+            let Ok(Sent::Waiting(turn)) = outbox.send(message(bytes)) else {
+                panic!("the watermark is used up")
+            };
+            turn
+        });
         for _ in 0..10 {
             assert!(outbox.take().is_some());
             outbox.settle(Load { messages: 1, bytes: 10 });
@@ -804,7 +808,9 @@ mod tests {
         assert_eq!(outbox.push(message(10)), Err(Error::QueueFull));
         drop(turn);
         outbox.note_gone();
-        assert_eq!(outbox.push(message(100)), Ok(()));
+        // But for that of the next in line.
+        assert_eq!(outbox.push(message(91)), Err(Error::QueueFull));
+        assert_eq!(outbox.push(message(90)), Ok(()));
     }
 
     #[test]
