@@ -51,6 +51,11 @@ impl Credit {
         }
     }
 
+    /// How many streams were opened.
+    pub(crate) fn used(&self) -> u64 {
+        self.used
+    }
+
     /// A stream was opened; nobody reads an answer on it. Said at once, the peer's credit can
     /// return (RFC 9000, section 3.5); while it is short, of some streams it is said later.
     pub(crate) fn use_up(&mut self, mut answer: RecvStream) {

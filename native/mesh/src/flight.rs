@@ -222,18 +222,19 @@ impl Landing {
             }
         };
         let may_return = self.keeps && entries.iter().all(|entry| entry.returns() < MOST_RETURNS);
-        let (mut sent, unsent) = part(self.kind, entries, self.unwritten);
-        let (mut unsent, given_up): (Vec<_>, Vec<_>) =
-            unsent.into_iter().partition(Entry::stay_behind);
-        sent.extend(given_up);
-        let load = total(&sent);
+        let (mut sent, mut unsent) = part(self.kind, entries, self.unwritten);
         if may_return {
+            let repeated = total(&sent).messages;
             sent.iter_mut().for_each(Entry::turn_back);
+            // Their places are kept: who has given up has his sent all the same.
+            unsent.iter_mut().filter(|entry| !entry.stay_behind()).for_each(Entry::turn_back);
             sent.append(&mut unsent);
             self.load = Load::default();
-            return Survivors { entries: sent, repeated: load.messages };
+            return Survivors { entries: sent, repeated };
         }
-        self.load = load;
+        let (unsent, given_up): (Vec<_>, Vec<_>) = unsent.into_iter().partition(Entry::stay_behind);
+        sent.extend(given_up);
+        self.load = total(&sent);
         self.cargo = Cargo::Entries(sent);
         Survivors { entries: unsent, repeated: 0 }
     }
@@ -438,6 +439,23 @@ mod tests {
         let mut landing = landing(false, 0, Error::Reset);
         landing = Landing { cargo: Cargo::Entries(all.into()), unwritten, ..landing };
         assert_eq!(survivors(landing), (vec![(1, 0)], 0, 1));
+    }
+
+    #[test]
+    fn what_is_sent_again_keeps_its_order_though_some_have_given_up() {
+        let (waited, _confirmation) = Message::confirmed(Bytes::from_static(b"waited for"));
+        let (left, _) = Message::confirmed(Bytes::from_static(b"left alone"));
+        let sent = Message::from(Bytes::from_static(b"begun, too"));
+        let all = [sent, waited, left].map(Entry::Single);
+        assert!(all.iter().all(Entry::set_off));
+        let unwritten = 2 * joined_bytes(10) + 1;
+        let landing = landing(true, 0, Error::Reset);
+        let mut landing = Landing { cargo: Cargo::Entries(all.into()), unwritten, ..landing };
+        let Survivors { entries, repeated } = landing.survivors();
+        // Of one message only, something was sent.
+        assert_eq!((repeated, landing.load), (1, Load::default()));
+        assert_eq!(entries.iter().map(Entry::returns).collect::<Vec<_>>(), [1, 0, 1]);
+        assert_eq!(messages(entries), ["begun, too", "waited for", "left alone"]);
     }
 
     #[test]

@@ -87,6 +87,10 @@ struct State {
     /// Bytes in the queue at which the task is woken.
     alarm_bytes: usize,
     line: Line,
+    /// Bytes that have gone since somebody was last let in from the line.
+    passed_bytes: usize,
+    /// Whether room is kept for the first in line, whose turn has come.
+    keeps_room: bool,
     /// Accepted and neither acknowledged nor dropped: what is queued and what is in flight.
     outstanding: Load,
     phase: Phase,
@@ -117,6 +121,8 @@ impl Outbox {
             queue: Queue::default(),
             alarm_bytes: 0,
             line: Line::new(),
+            passed_bytes: 0,
+            keeps_room: false,
             outstanding: Load::default(),
             phase: Phase::Open,
             heir: Weak::new(),
@@ -131,11 +137,13 @@ impl Outbox {
         }
     }
 
-    /// Queues a message up to the outbox's full limits. Never waits.
+    /// Queues a message up to the outbox's full limits, but for what is kept. Never waits.
     pub(crate) fn push(&self, message: Payload<'_>) -> Result<(), Error> {
         let load = Load { messages: 1, bytes: message.len() };
         let mut state = self.open(load)?;
-        self.accept_at_once(&state, load, self.limits.outstanding.bytes)?;
+        let kept_for = if state.keeps_room { state.line.first() } else { None };
+        let kept_bytes = kept_for.map_or(0, |first| first.bytes);
+        self.accept_at_once(&state, load, self.limits.outstanding.bytes - kept_bytes)?;
         self.join(&mut state, message);
         Ok(())
     }
@@ -147,6 +155,7 @@ impl Outbox {
 
     /// Leaves the unsent messages that it had when it ended to `heir`, with their room in the pool, up
     /// to the peer's limits there, and returns those that found no room, or are not wanted any more.
+    /// They come before what the heir has not begun to send: they are older.
     pub(crate) fn bequeath(
         &self,
         heir: Heir<'_>,
@@ -155,6 +164,7 @@ impl Outbox {
     ) -> VecDeque<Entry> {
         let Heir { outbox: heir, mut state } = heir;
         let mut refused = VecDeque::new();
+        let mut left = 0;
         // First: what is withdrawn from now on is told to the heir. Locked behind it, as nowhere the
         // other way round.
         self.lock().heir = Arc::downgrade(heir);
@@ -162,10 +172,12 @@ impl Outbox {
             if entry.is_wanted() && heir.takes_over(&state, entry.load()) {
                 reservation.transfer(entry.load());
                 heir.enqueue(&mut state, entry);
+                left += 1;
             } else {
                 refused.push_back(entry);
             }
         }
+        state.queue.bring_forward(left);
         refused
     }
 
@@ -240,11 +252,14 @@ impl Outbox {
         None
     }
 
-    /// Takes the oldest queued message out; it stays outstanding until it is settled. With it comes
-    /// [`Outbox::next_bytes`] of those behind it.
-    pub(crate) fn take(&self) -> Option<(Message, Option<usize>)> {
+    /// Takes the oldest queued message out if it has so many bytes; it stays outstanding until it is
+    /// settled. With it comes [`Outbox::next_bytes`] of those behind it.
+    pub(crate) fn take_of(&self, bytes: usize) -> Option<(Message, Option<usize>)> {
         let mut state = self.lock();
         let message = loop {
+            if self.front_bytes(&mut state)? != bytes {
+                return None;
+            }
             match state.queue.pop_message()? {
                 Departed::Wanted(message) => break message,
                 Departed::Withdrawn(load) => self.release(&mut state, load),
@@ -511,9 +526,8 @@ impl Outbox {
     fn release(&self, state: &mut State, load: Load) {
         state.outstanding -= load;
         self.budget.settle(load);
-        let watermark = self.watermark_bytes();
-        if state.outstanding.bytes <= watermark - watermark / FREE_PART {
-            self.admit(state, watermark);
+        if !state.line.is_empty() {
+            self.serve(state, load.bytes);
         }
         // The last in line may have gone unserved, and with it what the task was waiting for.
         if state.phase != Phase::Open && state.queue.is_empty() {
@@ -547,6 +561,9 @@ impl Outbox {
 
     /// Puts a sender in line for room; the task has to make some.
     fn line_up(&self, state: &mut State, sender: Waiting) -> Result<(), (Error, Message)> {
+        if state.line.is_empty() {
+            (state.passed_bytes, state.keeps_room) = (0, false);
+        }
         state.line.push(sender).map_err(|message| (Error::QueueFull, message))?;
         if state.alarm_bytes > 0 {
             self.wake.notify_one();
@@ -554,13 +571,47 @@ impl Outbox {
         Ok(())
     }
 
-    /// Lets waiting senders in, in their order, as far as there is room below the watermark.
-    fn admit(&self, state: &mut State, watermark_bytes: usize) {
-        while let Some(load) = state.line.first()
-            && self.accept(state, load, watermark_bytes).is_ok()
-            && let Some(next) = state.line.pop()
+    /// Lets those in line in, in their order, as far as there is room below the watermark, once a part
+    /// of it is free; where others keep it used up, as much as that part each time a watermark has gone
+    /// out past them. The first needs no such room: a message beyond the watermark would wait for ever.
+    fn serve(&self, state: &mut State, freed_bytes: usize) {
+        let watermark = self.watermark_bytes();
+        let part = watermark / FREE_PART;
+        state.passed_bytes = state.passed_bytes.saturating_add(freed_bytes);
+        let is_due = state.passed_bytes >= watermark;
+        if !is_due && state.outstanding.bytes > watermark - part {
+            return;
+        }
+        let bytes = state.outstanding.bytes.saturating_add(part).max(watermark);
+        let bytes = bytes.min(self.limits.outstanding.bytes);
+        let Some(first) = state.line.first() else { return };
+        if !self.accepts_first(state, first, is_due) {
+            // Or what comes in meanwhile would take each room before it is enough.
+            state.keeps_room = true;
+            return;
+        }
+        self.let_in(state);
+        while let Some(next) = state.line.first()
+            && self.accept(state, next, bytes).is_ok()
         {
-            self.enqueue(state, Entry::Single(next.let_in()));
+            self.let_in(state);
+        }
+    }
+
+    /// Reserves room for the first in line, whose turn has come. `is_due`: others have gone past him,
+    /// and a full pool does not hold him up either.
+    fn accepts_first(&self, state: &State, load: Load, is_due: bool) -> bool {
+        let bytes = self.limits.outstanding.bytes;
+        let is_accepted = self.accept(state, load, bytes).is_ok();
+        is_accepted
+            || is_due && self.fits(state, load, bytes) && self.budget.try_accept_beyond(load)
+    }
+
+    /// Queues the message of the first in line, for which room is reserved.
+    fn let_in(&self, state: &mut State) {
+        (state.passed_bytes, state.keeps_room) = (0, false);
+        if let Some(first) = state.line.pop() {
+            self.enqueue(state, Entry::Single(first.let_in()));
         }
     }
 
@@ -586,6 +637,13 @@ mod tests {
     use futures_util::FutureExt;
 
     use super::*;
+
+    impl Outbox {
+        /// Takes the oldest queued message out, whatever its size.
+        fn take(&self) -> Option<(Message, Option<usize>)> {
+            self.take_of(self.next_bytes()?)
+        }
+    }
 
     const ROOMY: Load = Load { messages: 100, bytes: 1_000 };
 
@@ -658,6 +716,118 @@ mod tests {
         assert!(first.try_recv().is_err());
         outbox.settle(Load { messages: 1, bytes: 10 });
         assert_eq!((first.try_recv(), second.try_recv()), (Ok(Ok(())), Ok(Ok(()))));
+    }
+
+    /// Lets a peer take messages of so many bytes, each followed by one of a sender that does not
+    /// wait, until the sender in line is let in; `None`: he never is.
+    fn served_after(
+        outbox: &Outbox,
+        bytes: usize,
+        turn: &mut oneshot::Receiver<Result<(), Error>>,
+    ) -> Option<usize> {
+        (1..1_000).find(|_| {
+            assert!(outbox.take().is_some());
+            outbox.settle(Load { messages: 1, bytes });
+            // The others never let the outbox run empty, and take what room they get.
+            while outbox.push(message(bytes)).is_ok() && outbox.outstanding().messages < 4 {}
+            turn.try_recv().is_ok()
+        })
+    }
+
+    #[test]
+    fn a_message_beyond_the_watermark_gets_in_beside_others_that_keep_coming() {
+        let (outbox, _) = outbox(ROOMY, 100, ROOMY);
+        assert_eq!([outbox.push(message(10)), outbox.push(message(10))], [Ok(()), Ok(())]);
+        let Ok(Sent::Waiting(mut turn)) = outbox.send(message(500)) else {
+            panic!("it is beyond the watermark");
+        };
+        let Ok(Sent::Waiting(mut next)) = outbox.send(message(500)) else {
+            panic!("somebody is before it");
+        };
+        assert_eq!(served_after(&outbox, 10, &mut turn), Some(1));
+        assert!(next.try_recv().is_err(), "one at a time");
+    }
+
+    #[test]
+    fn who_needs_all_the_room_gets_it_though_others_keep_coming() {
+        let (outbox, _) = outbox(ROOMY, 100, ROOMY);
+        assert_eq!([outbox.push(message(10)), outbox.push(message(10))], [Ok(()), Ok(())]);
+        let Ok(Sent::Waiting(mut turn)) = outbox.send(message(ROOMY.bytes)) else {
+            panic!("it is beyond the watermark");
+        };
+        assert!(served_after(&outbox, 10, &mut turn).is_some());
+    }
+
+    /// An outbox that senders who do not wait have filled up to its limit, by tens of bytes.
+    fn flooded(budget: Load) -> (Outbox, Arc<Budget>) {
+        let (outbox, budget) = outbox(Load { messages: 100, bytes: 200 }, 100, budget);
+        while outbox.push(message(10)).is_ok() {}
+        (outbox, budget)
+    }
+
+    #[test]
+    fn those_in_line_get_their_turn_in_a_flood_after_a_watermark_of_others() {
+        let (outbox, _) = flooded(ROOMY);
+        assert_eq!(outbox.outstanding().bytes, 200);
+        let mut turns = [10, 10, 50].map(|bytes| {
+            let Ok(Sent::Waiting(turn)) = outbox.send(message(bytes)) else {
+                panic!("the watermark is used up")
+            };
+            turn
+        });
+        let mut served = || {
+            (1..100).find(|_| {
+                assert!(outbox.take().is_some());
+                outbox.settle(Load { messages: 1, bytes: 10 });
+                while outbox.push(message(10)).is_ok() {}
+                turns.iter_mut().any(|turn| turn.try_recv().is_ok())
+            })
+        };
+        assert_eq!([served(), served()], [Some(10), Some(10)]);
+        // Five times as large as what goes at a time: room is kept for it.
+        assert_eq!(served(), Some(10 + 4));
+        assert!(outbox.outstanding().bytes <= 200);
+        // And for nobody, when nobody waits.
+        while outbox.push(message(1)).is_ok() {}
+        assert_eq!(outbox.outstanding().bytes, 200);
+    }
+
+    #[test]
+    fn room_that_was_kept_for_a_sender_who_has_gone_is_there_for_others() {
+        let (outbox, _) = flooded(ROOMY);
+        let [turn, _next] = [150, 10].map(|bytes| {
+            let Ok(Sent::Waiting(turn)) = outbox.send(message(bytes)) else {
+                panic!("the watermark is used up")
+            };
+            turn
+        });
+        for _ in 0..10 {
+            assert!(outbox.take().is_some());
+            outbox.settle(Load { messages: 1, bytes: 10 });
+        }
+        assert_eq!(outbox.push(message(10)), Err(Error::QueueFull));
+        drop(turn);
+        outbox.note_gone();
+        // But for that of the next in line.
+        assert_eq!(outbox.push(message(91)), Err(Error::QueueFull));
+        assert_eq!(outbox.push(message(90)), Ok(()));
+    }
+
+    #[test]
+    fn a_full_pool_does_not_hold_up_the_first_in_line_for_ever() {
+        let (outbox, budget) = flooded(Load { messages: 1_000, bytes: 200 });
+        let Ok(Sent::Waiting(mut turn)) = outbox.send(message(20)) else {
+            panic!("the watermark is used up")
+        };
+        let served = (1..100).find(|_| {
+            assert!(outbox.take().is_some());
+            outbox.settle(Load { messages: 1, bytes: 10 });
+            // Others of the pool take each room.
+            while budget.try_accept(Load { messages: 1, bytes: 10 }) {}
+            turn.try_recv().is_ok()
+        });
+        // Long before nothing is outstanding.
+        assert_eq!(served, Some(10));
     }
 
     #[test]
@@ -818,6 +988,25 @@ mod tests {
         assert_eq!(taken.collect::<Vec<_>>(), ["before", "behind"]);
     }
 
+    /// Whose connection only drains has a successor, to which newer messages have gone.
+    #[test]
+    fn what_is_left_to_another_outbox_comes_before_what_that_has_not_begun_to_send() {
+        let (lost, budget) = outbox(ROOMY, 1_000, ROOMY);
+        let heir = Arc::new(Outbox::new(lost.limits, budget));
+        // Each by itself, not in a batch.
+        let deliver = |outbox: &Outbox, data: &'static str| {
+            assert!(outbox.deliver(Message::confirmed(data.into()).0).is_ok());
+        };
+        ["first", "second"].into_iter().for_each(|data| deliver(&lost, data));
+        ["begun", "third", "fourth"].into_iter().for_each(|data| deliver(&heir, data));
+        let take = || Some(heir.take()?.0.data);
+        assert_eq!(take().as_deref(), Some(b"begun".as_slice()));
+        let Remains { queued, mut reservation, .. } = lost.end(Error::Reset);
+        assert_eq!(count(&lost.bequeath(heir.as_heir(), queued, &mut reservation)), 0);
+        let taken: Vec<_> = std::iter::from_fn(take).collect();
+        assert_eq!(taken, ["first", "second", "third", "fourth"]);
+    }
+
     #[test]
     fn what_is_withdrawn_after_it_went_to_another_outbox_gives_its_room_back_there() {
         let (lost, budget) = outbox(ROOMY, 1_000, ROOMY);
@@ -862,6 +1051,19 @@ mod tests {
         assert_eq!(outbox.push(message(1)), Ok(()));
         assert_eq!(outbox.take_piece(100, 100)[0].load(), Load { messages: 2, bytes: 2 });
         assert_eq!(budget.used(), Load { messages: 2, bytes: 2 });
+    }
+
+    #[test]
+    fn no_other_message_is_taken_than_the_one_that_was_measured() {
+        let (outbox, _) = outbox(ROOMY, 1_000, ROOMY);
+        let (small, confirmation) = Message::confirmed(Bytes::from_static(b"small"));
+        assert!(outbox.deliver(small).is_ok());
+        assert_eq!(outbox.push(message(900)), Ok(()));
+        let measured = outbox.next_bytes().expect("it is there");
+        assert!(confirmation.withdraw(Error::SendTimeout).is_some());
+        assert!(outbox.take_of(measured).is_none());
+        assert_eq!(outbox.outstanding(), Load { messages: 1, bytes: 900 });
+        assert_eq!(outbox.take_of(900).map(|(m, _)| m.len()), Some(900));
     }
 
     #[tokio::test]

@@ -52,6 +52,11 @@ impl Packing {
         bytes + HEAD_BYTES + RESERVE_BYTES > self.size
     }
 
+    /// Whether a message of so many bytes need not wait, as things were when last looked.
+    pub(crate) fn takes(&self, bytes: usize) -> bool {
+        self.sent >= self.frames || self.has_room(bytes) || self.is_beyond(bytes)
+    }
+
     /// Begins the next one.
     pub(crate) fn begin(&mut self) {
         self.room = self.size.saturating_sub(RESERVE_BYTES);

@@ -9,6 +9,10 @@ use bytes::{Bytes, BytesMut};
 /// A part below this size is copied to those before it: a peer can send a byte in each packet.
 const CRUMB_BYTES: usize = 512;
 
+/// Parts for which there is room though none is there. A stream that has brought a large frame in
+/// small packets would hold more for as long as it is open, and no bound counts that.
+const RESTING_PARTS: usize = 64;
+
 /// Bytes in their order.
 #[derive(Debug, Default)]
 pub(crate) struct Parts {
@@ -48,7 +52,8 @@ impl Parts {
     pub(crate) fn take_all(&mut self) -> Vec<Bytes> {
         self.sweep_up();
         self.held = 0;
-        self.parts.drain(..).collect()
+        // With the room that they needed.
+        std::mem::take(&mut self.parts).into()
     }
 
     /// Takes so many of the first out, or all if there are fewer.
@@ -65,6 +70,9 @@ impl Parts {
             if front.is_empty() {
                 self.parts.pop_front();
             }
+        }
+        if self.parts.is_empty() && self.parts.capacity() > RESTING_PARTS {
+            self.parts = VecDeque::new();
         }
         taken
     }
@@ -133,5 +141,19 @@ mod tests {
         }
         assert_eq!(parts.take_all().concat(), b"a crumb".repeat(10_000));
         assert_eq!(parts.crumbs.capacity(), 0);
+    }
+
+    #[test]
+    fn nor_do_many_parts_however_they_have_gone_out() {
+        let takings: [fn(&mut Parts) -> Vec<Bytes>; 2] =
+            [Parts::take_all, |parts| parts.take(usize::MAX)];
+        for take in takings {
+            let mut parts = Parts::default();
+            for _ in 0..1_000 {
+                parts.push(Bytes::from_static(&[0; CRUMB_BYTES]));
+            }
+            assert_eq!(take(&mut parts).len(), 1_000);
+            assert!(parts.parts.capacity() <= RESTING_PARTS);
+        }
     }
 }

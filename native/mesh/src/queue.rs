@@ -58,6 +58,11 @@ impl Queue {
         self.entries.push_front(entry);
     }
 
+    /// Moves so many of the last entries before all others, in their order.
+    pub(crate) fn bring_forward(&mut self, entries: usize) {
+        self.entries.rotate_right(entries);
+    }
+
     /// Takes in a message of which nobody waits for what becomes of it.
     pub(crate) fn join(&mut self, message: Payload<'_>) {
         let bytes = message.len();

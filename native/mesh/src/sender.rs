@@ -35,8 +35,10 @@ const TURN_BYTES: usize = 64 * 1024;
 const STREAM_MESSAGES: usize = 16;
 /// How long messages of a stream may pile up: the timer's granularity.
 const PILE_TIME: Duration = Duration::from_millis(1);
-/// How many bytes of them are enough.
+/// How many bytes of them are enough. No more than make a message large: one that may fly although
+/// small ones may not wakes the task whatever it last waited for.
 const PILE_BYTES: usize = 128 * 1024;
+const _: () = assert!(PILE_BYTES <= LARGE_BYTES);
 
 /// What can be done next about the queue.
 pub(crate) enum Turn {
@@ -125,7 +127,7 @@ impl<'a> Sender<'a> {
     /// Whether the peer has never returned stream credit, and all that it granted is used up. One
     /// that has ever returned any is only slow.
     pub(crate) fn is_exhausted(&self) -> bool {
-        !self.speaks_mesh && self.aloft.is_none() && self.departed <= self.granted
+        !self.speaks_mesh && self.aloft.is_none() && self.credit.used() <= self.granted
     }
 
     /// Whether there is room for one more flight. With none for large messages, those behind one
@@ -139,10 +141,10 @@ impl<'a> Sender<'a> {
         under_way < STREAMS_PER_KIND
     }
 
-    /// Messages and the stream for them. Cancelled at any point, it has taken no message. Once the
-    /// outbox is drained, it resolves when something else may have changed.
-    pub(crate) async fn turn(&mut self, is_drained: bool) -> Result<Turn, Error> {
-        if is_drained {
+    /// Messages and the stream for them. Cancelled at any point, it has taken no message. `waits`: the
+    /// outbox is drained, or what is next may not fly; it resolves when that may have changed.
+    pub(crate) async fn turn(&mut self, waits: bool) -> Result<Turn, Error> {
+        if waits {
             self.outbox.nudged().await;
             return Ok(Turn::Nothing);
         }
@@ -196,7 +198,8 @@ impl<'a> Sender<'a> {
             self.given_bytes = 0;
             give_way().await;
         }
-        let bytes = self.outbox.next_bytes().unwrap_or_default();
+        // Otherwise its sender has withdrawn it, and nothing is queued.
+        let Some(mut bytes) = self.outbox.next_bytes() else { return Ok(Turn::Nothing) };
         if !self.packet.has_room(bytes) && !self.packet.is_beyond(bytes) {
             self.packet.left(self.carrier).await;
             self.given_bytes = 0;
@@ -208,23 +211,28 @@ impl<'a> Sender<'a> {
                 Ok(opened) => {
                     // Other streams may have been sent on meanwhile.
                     self.packet.look(self.carrier);
+                    // And another message may be next.
+                    let next = self.outbox.next_bytes().filter(|next| self.packet.takes(*next));
+                    bytes = next.unwrap_or(bytes);
                     opened
                 }
+                // Its sender may have waited no longer than we have.
+                Err(_) if self.outbox.next_bytes().is_none() => return Ok(Turn::Nothing),
                 Err(_) => return Ok(Turn::NoCredit),
             },
         };
-        Ok(self.single(opened?).map_or(Turn::Nothing, Turn::Send))
+        Ok(self.single(opened?, bytes).map_or(Turn::Nothing, Turn::Send))
     }
 
     /// The next message, if it fits into the packet that is being filled and there is a stream for
     /// it at once.
     pub(crate) fn follow(&mut self) -> Option<Flight> {
-        let has_room = self.next_bytes.is_some_and(|bytes| self.packet.has_room(bytes));
-        if !has_room || !self.may_fly() {
+        let bytes = self.next_bytes.filter(|bytes| self.packet.has_room(*bytes))?;
+        if !self.may_fly() {
             return None;
         }
         // An error is told again by the next turn.
-        self.single(self.carrier.open_bi().now_or_never()?.ok()?)
+        self.single(self.carrier.open_bi().now_or_never()?.ok()?, bytes)
     }
 
     /// Whether the packet that was filled has left and messages for the next one wait. Nothing else
@@ -239,11 +247,17 @@ impl<'a> Sender<'a> {
         goes_on
     }
 
-    fn single(&mut self, (send, recv): (quinn::SendStream, quinn::RecvStream)) -> Option<Flight> {
+    /// The message of which it was found whether a packet holds it.
+    fn single(
+        &mut self,
+        (send, recv): (quinn::SendStream, quinn::RecvStream),
+        bytes: usize,
+    ) -> Option<Flight> {
         self.credit.use_up(recv);
         let stream = Outgoing::new(send);
+        self.next_bytes = None;
         // Otherwise its sender has withdrawn it, and the stream is given up.
-        let (message, next_bytes) = self.outbox.take()?;
+        let (message, next_bytes) = self.outbox.take_of(bytes)?;
         self.next_bytes = next_bytes;
         self.packet.add(self.carrier, message.len());
         self.given_bytes += message.len();
@@ -299,5 +313,152 @@ impl<'a> Sender<'a> {
     pub(crate) fn end(&mut self) {
         let stranded = std::mem::take(&mut self.stranded);
         self.outbox.restore(stranded.into_values().flatten());
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::disallowed_methods, reason = "tokio's test macro blocks, on a thread of the test")]
+mod tests {
+    use std::net::Ipv4Addr;
+    use std::pin::pin;
+
+    use bytes::Bytes;
+    use quinn::crypto::rustls::QuicServerConfig;
+    use rustls::pki_types::PrivatePkcs8KeyDer;
+
+    use super::*;
+    use crate::address::{Address, Resolver};
+    use crate::dial::Dialer;
+    use crate::endpoint::Endpoint;
+    use crate::message::{Confirmation, Message};
+    use crate::scope::Scope;
+    use crate::settings::Settings;
+    use crate::{ALPN, Config};
+
+    const AT_ONCE: Duration = Duration::from_millis(1);
+    const PATIENCE: Duration = Duration::from_secs(10);
+
+    /// A connection to a peer that grants so many streams and returns none by itself.
+    struct Scene {
+        context: Context,
+        carrier: quinn::Connection,
+        outbox: Outbox,
+        has_delivered: AtomicBool,
+        peer: (quinn::Endpoint, quinn::Connection),
+    }
+
+    impl Scene {
+        async fn new(streams: u32) -> Self {
+            let config = Config::default();
+            let endpoint = Arc::new(Endpoint::new(65_536, || {}));
+            let settings = Settings { alpn: vec![ALPN.to_vec()], ..Settings::default() };
+            let dialer = Dialer::new(endpoint, Resolver::new(), settings, 1, PATIENCE);
+            let scope = Scope::new(&config, tokio::runtime::Handle::current());
+            let context = Context { dialer: dialer.expect("a dialer"), scope, config };
+            let peer = peer(streams);
+            let address = Address::from(peer.local_addr().expect("its address"));
+            let accept = async { peer.accept().await.expect("a dial").await.expect("a handshake") };
+            let (dialled, accepted) = tokio::join!(context.dialer.dial(&address, b"node"), accept);
+            Self {
+                carrier: dialled.expect("a connection"),
+                outbox: context.scope.message_outbox(),
+                has_delivered: AtomicBool::new(false),
+                context,
+                peer: (peer, accepted),
+            }
+        }
+
+        /// Waits so long for credit.
+        fn sender(&self, patience: Duration) -> Sender<'_> {
+            Sender::new(&self.carrier, &self.outbox, &self.context, &self.has_delivered, patience)
+        }
+
+        fn queue(&self, bytes: usize) -> Confirmation {
+            let (message, confirmation) = Message::confirmed(Bytes::from(vec![0; bytes]));
+            assert!(self.outbox.deliver(message).is_ok());
+            confirmation
+        }
+    }
+
+    fn peer(streams: u32) -> quinn::Endpoint {
+        let certified = rcgen::generate_simple_self_signed(["peer".into()]).expect("a certificate");
+        let key = PrivatePkcs8KeyDer::from(certified.signing_key.serialize_der());
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let mut tls = rustls::ServerConfig::builder_with_provider(provider)
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .expect("TLS 1.3")
+            .with_no_client_auth()
+            .with_single_cert(vec![certified.cert.der().clone()], key.into())
+            .expect("an identity");
+        tls.alpn_protocols = vec![ALPN.to_vec()];
+        let tls = QuicServerConfig::try_from(tls).expect("a server");
+        let mut config = quinn::ServerConfig::with_crypto(Arc::new(tls));
+        let mut transport = quinn::TransportConfig::default();
+        transport.max_concurrent_bidi_streams(streams.into());
+        config.transport_config(Arc::new(transport));
+        quinn::Endpoint::server(config, (Ipv4Addr::LOCALHOST, 0).into()).expect("a server")
+    }
+
+    #[tokio::test]
+    async fn no_stream_is_opened_for_a_message_that_was_withdrawn_before() {
+        let scene = Scene::new(1).await;
+        let mut sender = scene.sender(AT_ONCE);
+        assert!(scene.queue(10).withdraw(Error::SendTimeout).is_some());
+        assert!(matches!(sender.turn(false).await, Ok(Turn::Nothing)));
+        assert_eq!(sender.credit.used(), 0);
+        assert_eq!(scene.outbox.outstanding(), Load::default());
+    }
+
+    #[tokio::test]
+    async fn credit_that_nobody_waits_for_any_more_is_not_missed() {
+        let scene = Scene::new(1).await;
+        let mut sender = scene.sender(AT_ONCE);
+        let _first = scene.queue(10);
+        assert!(matches!(sender.turn(false).await, Ok(Turn::Send(_))));
+        let second = scene.queue(10);
+        let mut turn = pin!(sender.turn(false));
+        assert!(turn.as_mut().now_or_never().is_none());
+        assert!(second.withdraw(Error::SendTimeout).is_some());
+        scene.outbox.note_withdrawal();
+        assert!(matches!(turn.await, Ok(Turn::Nothing)));
+    }
+
+    #[tokio::test]
+    async fn a_stream_that_was_opened_in_vain_has_used_up_credit_and_no_other_message_goes_by_it() {
+        let scene = Scene::new(2).await;
+        let mut sender = scene.sender(AT_ONCE);
+        // As if the other one were credit that has come back.
+        sender.granted = 1;
+        let _first = scene.queue(10);
+        assert!(matches!(sender.turn(false).await, Ok(Turn::Send(_))));
+        sender.aloft = Aloft::default();
+        assert!(sender.is_exhausted());
+        let measured = scene.queue(10);
+        let _behind = scene.queue(1_000);
+        assert!(measured.withdraw(Error::SendTimeout).is_some());
+        let opened = sender.carrier.open_bi().await.expect("a stream");
+        assert!(sender.single(opened, 10).is_none());
+        assert_eq!(scene.outbox.next_bytes(), Some(1_000));
+        assert!(!sender.is_exhausted());
+    }
+
+    /// Senders who give up would use up the credit of a peer that returns little.
+    #[tokio::test]
+    async fn credit_that_comes_late_is_for_whatever_is_next_by_then() {
+        let scene = Scene::new(1).await;
+        let mut sender = scene.sender(PATIENCE);
+        let _first = scene.queue(10);
+        let Ok(Turn::Send(flight)) = sender.turn(false).await else {
+            unreachable!("there is credit for one");
+        };
+        sender.land(vec![flight.fly().await]);
+        let measured = scene.queue(10);
+        let mut turn = pin!(sender.turn(false));
+        assert!(turn.as_mut().now_or_never().is_none());
+        let _behind = scene.queue(1_090);
+        assert!(measured.withdraw(Error::SendTimeout).is_some());
+        drop(scene.peer.1.accept_bi().await);
+        assert!(matches!(turn.await, Ok(Turn::Send(_))));
+        assert_eq!(scene.outbox.next_bytes(), None);
     }
 }

@@ -16,7 +16,7 @@ use bytes::Bytes;
 use common::{PATIENCE, listen, next};
 use full::full;
 use mesh::{Address, Client, Error, Settings, Traffic};
-use path::{Fate, Way, path};
+use path::{mute_while, path};
 use tokio::time::timeout;
 
 /// More than any congestion window at first, and less than that (RFC 9002, section 7.2).
@@ -27,12 +27,7 @@ const WINDOW_BYTES: u64 = 10_000;
 async fn a_close_gets_through_although_the_congestion_window_is_full() {
     let (listener, server) = listen(Settings::default());
     let is_mute = Arc::new(AtomicBool::new(false));
-    let is_silenced = is_mute.clone();
-    let judge = move |way, _: &[u8]| match way {
-        Way::ToClient if is_silenced.load(Ordering::Relaxed) => Fate::IsLost,
-        _ => Fate::Passes,
-    };
-    let near = path(server, judge).await;
+    let near = path(server, mute_while(&is_mute)).await;
     let client = Client::new(tokio::runtime::Handle::current());
     let address = Address::from(near);
     let dial = client.connect(&address, Settings::default(), PATIENCE);

@@ -34,7 +34,7 @@ struct Scene {
 
 impl Scene {
     fn new(streams: u32, options: &[(&str, u64)]) -> Self {
-        let (server, address) = field::server(streams);
+        let (server, address) = field::server(mesh::ALPN, streams);
         let mut config = Config::default();
         config.set("stream_credit_timeout_ms", 1).expect("a timeout");
         for (key, value) in options {

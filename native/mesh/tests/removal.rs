@@ -51,7 +51,7 @@ impl Wake for Remover {
 #[tokio::test]
 async fn a_node_that_is_removed_as_its_connection_is_lost_is_not_dialled_again() {
     // Nothing that is queued leaves: there is no stream for it.
-    let (server, address) = field::server(0);
+    let (server, address) = field::server(mesh::ALPN, 0);
     let mut config = Config::default();
     config.set("send_watermark_bytes", 1).expect("a watermark");
     config.set("stream_credit_timeout_ms", 60_000).expect("a timeout");

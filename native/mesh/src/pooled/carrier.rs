@@ -204,7 +204,8 @@ impl<'a> Carriage<'a> {
                 return End::Drained;
             }
             self.pooled.date_sending();
-            let may_fly = !self.vigil.holds() && self.sender.may_fly();
+            // For a landing, or for what may fly beside those that are aloft.
+            let waits = self.is_drained || !self.sender.may_fly();
             tokio::select! {
                 biased;
                 error = &mut lost => break (error.into(), None),
@@ -221,7 +222,7 @@ impl<'a> Carriage<'a> {
                     farewell::close(self.carrier, NO_ERROR);
                     break (Error::Dead, fresh);
                 },
-                turn = self.sender.turn(self.is_drained), if may_fly => match turn {
+                turn = self.sender.turn(waits), if !self.vigil.holds() => match turn {
                     Ok(turn) => if let Some(end) = self.take(turn) {
                         return end;
                     },

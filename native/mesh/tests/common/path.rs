@@ -1,6 +1,8 @@
 //! A path between a client and a server, on which a test says what becomes of each datagram.
 
 use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use tokio::net::UdpSocket;
 
@@ -24,6 +26,16 @@ pub(crate) enum Fate {
     Waits,
     /// It passes, and then what waits does, in its order.
     Releases,
+}
+
+/// Nothing goes back while `is_mute`.
+#[allow(dead_code, reason = "not every test has it")]
+pub(crate) fn mute_while(is_mute: &Arc<AtomicBool>) -> impl FnMut(Way, &[u8]) -> Fate + use<> {
+    let is_mute = is_mute.clone();
+    move |way, _| match way {
+        Way::ToClient if is_mute.load(Ordering::Relaxed) => Fate::IsLost,
+        _ => Fate::Passes,
+    }
 }
 
 /// Carries datagrams between a client and `server`; the address for the client to send to.
