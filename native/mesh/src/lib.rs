@@ -54,6 +54,7 @@ mod rendezvous;
 mod reset;
 mod resident;
 mod scope;
+mod seated;
 mod sender;
 mod settings;
 mod slots;
