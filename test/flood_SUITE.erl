@@ -35,7 +35,8 @@ all() ->
         frames_whose_end_never_comes,
         data_that_nobody_reads,
         a_smaller_window_pins_less,
-        answers_that_nobody_reads
+        answers_that_nobody_reads,
+        connection_ids_retired_without_end_end_the_connection
     ].
 
 init_per_suite(Config) -> quic_ct:certificates(Config).
@@ -141,6 +142,13 @@ answers_that_nobody_reads(_Config) ->
     %% What waits for one stream, a watermark of 4 MiB, and one connection's window of it under way.
     Stats = flood(deaf, Args, #{}, 10 * (5 * ?MIB + ?WINDOW)),
     ?assertMatch(#{outcome := #{done := 100_000}}, Stats).
+
+%% For each that a peer retires it is given another, kept here until it has acknowledged that.
+connection_ids_retired_without_end_end_the_connection(_Config) ->
+    Args = ["--connections", "4", "--count", "2000"],
+    Stats = flood(retirements, Args, #{}, 4 * ?PER_CONNECTION),
+    %% docs/protocol.md, "Close codes".
+    ?assertMatch(#{outcome := #{ended := {application, 16#4d04}, closed := 4}}, Stats).
 
 %%% Internal
 

@@ -20,6 +20,7 @@ use crate::handshake::PeerParameters;
 use crate::joined::{self, MESH_ALPN, MessageReader};
 use crate::keep_alive::keep_alive;
 use crate::rendezvous::{Rendezvous, Request, RequestId, Waiter};
+use crate::retirements::bound_retirements;
 use crate::scope::Scope;
 use crate::settings::{Settings, Transport};
 use crate::stream::Stream;
@@ -174,6 +175,7 @@ impl Connection {
             let error = tokio::select! {
                 error = task.take_in(&carrier) => error,
                 never = keep_alive(&carrier, own, receive_window) => match never {},
+                never = bound_retirements(&carrier) => match never {},
             };
             drop(carrier);
             task.lock().take();

@@ -9,7 +9,7 @@ pub(crate) const USAGE: &str =
     "usage: attacker --port P [--from IP] [--connections N] [--count N] \
 [--size BYTES] [--cert PEM --key PEM] [--corrupt-signature] ATTACK
 ATTACK: knock | unis | hellos | resets | stops | repeats | gaps | sparse | crumbs | \
-frames | unread | deaf | stray";
+frames | unread | deaf | stray | retirements";
 
 /// What is done to the listener.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,6 +40,8 @@ pub(crate) enum Attack {
     Deaf,
     /// Data on a stream that was never granted.
     Stray,
+    /// A connection id given up again and again.
+    Retirements,
 }
 
 /// A checked command line.
@@ -111,6 +113,7 @@ impl FromStr for Attack {
             "unread" => Ok(Self::Unread),
             "deaf" => Ok(Self::Deaf),
             "stray" => Ok(Self::Stray),
+            "retirements" => Ok(Self::Retirements),
             _ => Err(format!("unknown word {word}")),
         }
     }

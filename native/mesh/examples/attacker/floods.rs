@@ -35,6 +35,9 @@ const CODE: VarInt = VarInt::from_u32(7);
 const EMPTY_BETWEEN: usize = 9;
 /// Bytes handed to quinn at once.
 const WRITE_BYTES: usize = 65_536;
+/// The number of the connection id behind those that a listener issues at once: quinn lets it be
+/// retired, and issues none for it, of which this side's quinn would have too many.
+const NEXT_ID: u64 = 5;
 /// What a protocol frame begins with: version, type, flags, reserved.
 const FRAME: [u8; 4] = [1, 1, 0, 0];
 const HEADER_BYTES: usize = 8;
@@ -139,6 +142,7 @@ impl Attacker {
             Attack::Sparse => Pen::Script(sparse(count)),
             Attack::Crumbs => Pen::Script(crumbs(count)),
             Attack::Stray => Pen::Script(stray()),
+            Attack::Retirements => Pen::Script(retirements(count)),
             _ => Pen::Honest,
         };
         let Some(connection) = self.connect(&mut held, &pen).await else {
@@ -308,6 +312,13 @@ fn crumbs(count: u64) -> Arc<Script> {
 /// One byte on a stream beyond all that a listener grants.
 fn stray() -> Arc<Script> {
     Script::new([wire::stream(KINDS * FAR_STREAM, 0, &[0])])
+}
+
+/// `count` full packets that retire one connection id.
+fn retirements(count: u64) -> Arc<Script> {
+    let retirement = wire::retire_connection_id(NEXT_ID);
+    let packet = retirement.repeat(wire::PACKET_BYTES / retirement.len());
+    Script::new((0..count).map(|_| packet.clone()))
 }
 
 fn all_streams() -> Vec<u64> {
