@@ -72,9 +72,10 @@ impl Census {
             return Err(Refusal::Unproven);
         }
         let here = counts.by_address.get(&origin).copied().unwrap_or_default();
+        let most_here = most_handshakes(here.handshakes, all.handshakes, limits);
         let bounds = [
             ("max_handshakes", all.handshakes, limits.max_handshakes()),
-            ("max_handshakes_per_address", here.handshakes, limits.max_handshakes_per_address()),
+            ("max_handshakes_per_address", here.handshakes, most_here),
             ("max_connections", all.seats, limits.max_connections()),
             ("max_connections_per_address", here.seats, limits.max_connections_per_address()),
             ("backlog", waiting, limits.backlog()),
@@ -107,6 +108,13 @@ fn origin(ip: IpAddr) -> IpAddr {
             Ipv6Addr::new(a, b, c, d, 0, 0, 0, 0).into()
         }
     }
+}
+
+/// Handshakes of one address at most: of the places that others leave free, half are for those who
+/// come after it. Otherwise as few addresses as fill all places would keep everybody out.
+fn most_handshakes(here: usize, all: usize, limits: &Transport) -> usize {
+    let free = (limits.max_handshakes() + here).saturating_sub(all);
+    limits.max_handshakes_per_address().min(free.div_ceil(2))
 }
 
 impl Counts {
@@ -205,6 +213,30 @@ mod tests {
         drop(visits);
         assert_eq!(census.all(), Visitors::default());
         assert!(census.lock().by_address.is_empty());
+    }
+
+    /// As many of them as it takes of the bound of one to fill all places would keep others out.
+    #[test]
+    fn one_address_takes_at_most_half_of_the_handshakes_that_others_leave_free() {
+        let limits = limits(&[("max_handshakes", 16), ("max_handshakes_per_address", 6)]);
+        let census = Census::default();
+        let mut visits = Vec::new();
+        let mut fill = |last| {
+            let ip = Ipv4Addr::new(127, 0, 0, last).into();
+            let before = visits.len();
+            loop {
+                match census.admit(ip, true, 0, &limits) {
+                    Ok(visit) => visits.push(visit),
+                    Err(full) => return (visits.len() - before, full),
+                }
+            }
+        };
+        let own = Refusal::Full("max_handshakes_per_address");
+        let taken: Vec<_> = (1..=5).map(&mut fill).collect();
+        assert_eq!(
+            taken,
+            [(6, own), (5, own), (3, own), (1, own), (1, Refusal::Full("max_handshakes"))]
+        );
     }
 
     #[test]
