@@ -25,6 +25,7 @@ suite() -> [{timetrap, {seconds, 150}}].
 all() ->
     [
         handshakes_that_never_finish,
+        first_datagrams_that_end_what_they_begin,
         streams_opened_and_reset,
         stop_sending_on_every_stream,
         stop_sending_again_and_again,
@@ -60,6 +61,16 @@ handshakes_that_never_finish(_Config) ->
     %% Nobody else was turned away.
     Causes = [max_handshakes_per_address, handshake_timeout, handshake_failed],
     ?assertEqual(#{}, maps:without(Causes, Refused)).
+
+%% Nobody has to receive at his address for it, and quinn keeps each for three seconds.
+first_datagrams_that_end_what_they_begin(_Config) ->
+    Args = ["--connections", "4", "--count", "10000"],
+    Stats = flood(farewells, Args, #{slack => 16 * ?MIB}, 128 * ?PER_CONNECTION),
+    #{outcome := #{done := 40_000}, node := Node} = Stats,
+    #{handshakes := Handshakes, refused := Refused} = Node,
+    %% `retry_above_handshakes', and the other client, who has shown where he is.
+    ?assert(Handshakes =< 129),
+    ?assertMatch(#{handshake_failed := Failed} when Failed >= 128, Refused).
 
 %% The other end's stream credit is the bound, and it comes back with each stream given up.
 streams_opened_and_reset(_Config) ->

@@ -73,55 +73,10 @@ pub(crate) fn ends_connection(mut frames: &[u8]) -> bool {
 }
 
 #[cfg(test)]
-pub(crate) mod tests {
-    use rustls::Side;
-    use rustls::crypto::ring::cipher_suite::TLS13_AES_128_GCM_SHA256;
-    use rustls::quic::{Keys, Version};
-
+mod tests {
     use super::*;
 
     const CLOSE: [u8; 4] = [0x1c, 0, 0, 0];
-    /// The least datagram that may begin a connection (RFC 9000, section 14.1).
-    const FIRST_DATAGRAM_BYTES: usize = 1_200;
-    /// How long the numbers of packets are here, and the samples of what protects them (RFC 9001,
-    /// section 5.4.2).
-    const PACKET_NUMBER_BYTES: usize = 4;
-    const SAMPLE_BYTES: usize = 16;
-
-    /// A datagram of two Initial packets, of which the first gives no reason to look at the second,
-    /// where the end is. Each number makes another connection of it.
-    pub(crate) fn closed_in_its_second_packet(number: u8) -> Vec<u8> {
-        let suite = TLS13_AES_128_GCM_SHA256.tls13().expect("a suite of TLS 1.3");
-        let quic = suite.quic.expect("a suite for QUIC");
-        let id = [number; 8];
-        let keys = Keys::initial(Version::V1, suite, quic, &id, Side::Client);
-        let ping = initial(&keys, &id, 0, &[0x01, 0, 0, 0]);
-        let mut close = CLOSE.to_vec();
-        let around = initial(&keys, &id, 1, &close).len() - close.len();
-        close.resize(FIRST_DATAGRAM_BYTES - ping.len() - around, 0);
-        [ping, initial(&keys, &id, 1, &close)].concat()
-    }
-
-    /// An Initial packet (RFC 9000, section 17.2.2), protected (RFC 9001, sections 5.3 and 5.4).
-    fn initial(keys: &Keys, id: &[u8], number: u8, frames: &[u8]) -> Vec<u8> {
-        let (key, mask) = (&keys.local.packet, &keys.local.header);
-        let length = u16::try_from(PACKET_NUMBER_BYTES + frames.len() + key.tag_len());
-        // In two bytes, as a variable-length integer.
-        let length = 0x4000 | length.expect("a short packet");
-        let mut header = vec![0xc3, 0, 0, 0, 1, 8];
-        // Neither an id of ours nor a token.
-        header.extend(id.iter().chain(&[0, 0]).chain(&length.to_be_bytes()));
-        let number_at = header.len();
-        header.extend([0, 0, 0, number]);
-        let mut payload = frames.to_vec();
-        let tag = key.encrypt_in_place(number.into(), &header, &mut payload).expect("encrypted");
-        let mut packet = [&header, &payload[..], tag.as_ref()].concat();
-        let (head, rest) = packet.split_at_mut(number_at + PACKET_NUMBER_BYTES);
-        let (first, number) = head.split_at_mut(number_at);
-        let first = first.first_mut().expect("a byte");
-        mask.encrypt_in_place(&rest[..SAMPLE_BYTES], first, number).expect("masked");
-        packet
-    }
 
     fn closes_behind(frames: &[u8]) -> bool {
         ends_connection(&[frames, &CLOSE].concat())

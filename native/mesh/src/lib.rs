@@ -36,6 +36,9 @@ mod frames;
 #[doc(hidden)]
 pub mod fuzzing;
 mod handshake;
+#[cfg(test)]
+#[path = "../examples/attacker/initial.rs"]
+mod initial;
 mod joined;
 mod keep_alive;
 mod line;

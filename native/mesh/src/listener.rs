@@ -425,7 +425,7 @@ mod tests {
     use super::*;
     use crate::byte_stream::SendEnd;
     use crate::connection::Client;
-    use crate::first_packet::tests::closed_in_its_second_packet;
+    use crate::initial::closed_in_its_second_packet;
 
     /// How long a lock is held that somebody else waits for.
     const HELD_UP: Duration = Duration::from_millis(200);
@@ -477,7 +477,7 @@ mod tests {
         let address = *listener.local_addresses().first().expect("an address");
         let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a socket");
         let knock = async |number| {
-            let datagram = closed_in_its_second_packet(number);
+            let datagram = closed_in_its_second_packet([number; 8]).expect("a datagram");
             socket.send_to(&datagram, address).await.expect("sent");
         };
         for number in 0..FEW {

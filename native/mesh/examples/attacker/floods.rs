@@ -1,6 +1,7 @@
 //! The attacks. Each ends by itself: it is bounded in how much and in how long.
 
 use std::error::Error;
+use std::io::{self, ErrorKind};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, sync_channel};
@@ -10,11 +11,13 @@ use quinn::{
     ClientConfig, Connection, ConnectionError, Endpoint, RecvStream, SendStream, TransportConfig,
     VarInt,
 };
+use tokio::net::UdpSocket;
 use tokio::runtime::Runtime;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use crate::args::{Args, Attack};
+use crate::initial;
 use crate::tls;
 use crate::wire::{self, Pen, Rewritten, Script};
 
@@ -136,6 +139,10 @@ impl Attacker {
             self.hellos(&mut held, count).await;
             return held;
         }
+        if attack == Attack::Farewells {
+            self.farewells(&mut held, count).await.ok();
+            return held;
+        }
         let pen = match attack {
             Attack::Repeats => Pen::Script(repeats(count)),
             Attack::Gaps => Pen::Script(gaps(count)),
@@ -194,6 +201,20 @@ impl Attacker {
                 None
             }
         }
+    }
+
+    /// One datagram after the other, each of which has an id of its own: whence it comes, and how
+    /// many came before.
+    async fn farewells(&self, held: &mut Held, count: u64) -> io::Result<()> {
+        let socket = UdpSocket::bind((self.endpoint.local_addr()?.ip(), 0)).await?;
+        let port = u64::from(socket.local_addr()?.port());
+        for number in 0..count {
+            let id = ((number << u16::BITS) | port).to_be_bytes();
+            let datagram = initial::closed_in_its_second_packet(id);
+            socket.send_to(&datagram.ok_or(ErrorKind::Unsupported)?, self.server).await?;
+            held.done += 1;
+        }
+        Ok(())
     }
 
     /// One handshake after the other, none of which is finished.
