@@ -25,6 +25,7 @@ suite() -> [{timetrap, {seconds, 150}}].
 all() ->
     [
         handshakes_that_never_finish,
+        first_datagrams_that_end_what_they_begin,
         streams_opened_and_reset,
         stop_sending_on_every_stream,
         stop_sending_again_and_again,
@@ -35,7 +36,8 @@ all() ->
         frames_whose_end_never_comes,
         data_that_nobody_reads,
         a_smaller_window_pins_less,
-        answers_that_nobody_reads
+        answers_that_nobody_reads,
+        connection_ids_retired_without_end_end_the_connection
     ].
 
 init_per_suite(Config) -> quic_ct:certificates(Config).
@@ -59,6 +61,16 @@ handshakes_that_never_finish(_Config) ->
     %% Nobody else was turned away.
     Causes = [max_handshakes_per_address, handshake_timeout, handshake_failed],
     ?assertEqual(#{}, maps:without(Causes, Refused)).
+
+%% Nobody has to receive at his address for it, and quinn keeps each for three seconds.
+first_datagrams_that_end_what_they_begin(_Config) ->
+    Args = ["--connections", "4", "--count", "10000"],
+    Stats = flood(farewells, Args, #{slack => 16 * ?MIB}, 128 * ?PER_CONNECTION),
+    #{outcome := #{done := 40_000}, node := Node} = Stats,
+    #{handshakes := Handshakes, refused := Refused} = Node,
+    %% `retry_above_handshakes', and the other client, who has shown where he is.
+    ?assert(Handshakes =< 129),
+    ?assertMatch(#{handshake_failed := Failed} when Failed >= 128, Refused).
 
 %% The other end's stream credit is the bound, and it comes back with each stream given up.
 streams_opened_and_reset(_Config) ->
@@ -141,6 +153,13 @@ answers_that_nobody_reads(_Config) ->
     %% What waits for one stream, a watermark of 4 MiB, and one connection's window of it under way.
     Stats = flood(deaf, Args, #{}, 10 * (5 * ?MIB + ?WINDOW)),
     ?assertMatch(#{outcome := #{done := 100_000}}, Stats).
+
+%% For each that a peer retires it is given another, kept here until it has acknowledged that.
+connection_ids_retired_without_end_end_the_connection(_Config) ->
+    Args = ["--connections", "4", "--count", "2000"],
+    Stats = flood(retirements, Args, #{}, 4 * ?PER_CONNECTION),
+    %% docs/protocol.md, "Close codes".
+    ?assertMatch(#{outcome := #{ended := {application, 16#4d04}, closed := 4}}, Stats).
 
 %%% Internal
 

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::settings::Transport;
@@ -20,10 +21,12 @@ struct Counts {
 /// How many there are: all, or those from one address.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Visitors {
-    /// Handshakes under way.
+    /// Handshakes under way, and those that came to nothing, as long as quinn keeps them.
     pub(crate) handshakes: usize,
     /// Connections, those under way included.
     pub(crate) connections: usize,
+    /// The same, and those that are over, as long as quinn keeps them.
+    pub(crate) seats: usize,
 }
 
 /// Why somebody is not let in.
@@ -35,12 +38,16 @@ pub(crate) enum Refusal {
     Full(&'static str),
 }
 
-/// One client's place in the census; dropped when the client has gone.
+/// A client who is in, or on the way; dropped when his connection is over.
+#[derive(Debug)]
+pub(crate) struct Visit(Arc<Seat>);
+
+/// A client's place, which he takes up as long as anything is kept of him: quinn drops it, too.
 #[derive(Debug)]
 pub(crate) struct Seat {
     census: Census,
     origin: IpAddr,
-    is_shaking_hands: bool,
+    is_shaking_hands: AtomicBool,
 }
 
 impl Census {
@@ -48,7 +55,7 @@ impl Census {
         self.lock().all
     }
 
-    /// A seat for whoever begins a handshake from `ip`. `is_proven`: he receives there, or may not
+    /// Lets in whoever begins a handshake from `ip`. `is_proven`: he receives there, or may not
     /// be asked; `waiting`: connections that wait to be accepted. Handshakes under way are not among
     /// these: who never finishes his would keep everybody out.
     pub(crate) fn admit(
@@ -57,7 +64,7 @@ impl Census {
         is_proven: bool,
         waiting: usize,
         limits: &Transport,
-    ) -> Result<Seat, Refusal> {
+    ) -> Result<Visit, Refusal> {
         let origin = origin(ip);
         let mut counts = self.lock();
         let all = counts.all;
@@ -65,11 +72,12 @@ impl Census {
             return Err(Refusal::Unproven);
         }
         let here = counts.by_address.get(&origin).copied().unwrap_or_default();
+        let most_here = most_handshakes(here.handshakes, all.handshakes, limits);
         let bounds = [
             ("max_handshakes", all.handshakes, limits.max_handshakes()),
-            ("max_handshakes_per_address", here.handshakes, limits.max_handshakes_per_address()),
-            ("max_connections", all.connections, limits.max_connections()),
-            ("max_connections_per_address", here.connections, limits.max_connections_per_address()),
+            ("max_handshakes_per_address", here.handshakes, most_here),
+            ("max_connections", all.seats, limits.max_connections()),
+            ("max_connections_per_address", here.seats, limits.max_connections_per_address()),
             ("backlog", waiting, limits.backlog()),
         ];
         if let Some((full, _, _)) = bounds.into_iter().find(|(_, count, most)| count >= most) {
@@ -78,8 +86,10 @@ impl Census {
         counts.change(origin, |visitors| {
             visitors.handshakes += 1;
             visitors.connections += 1;
+            visitors.seats += 1;
         });
-        Ok(Seat { census: self.clone(), origin, is_shaking_hands: true })
+        let is_shaking_hands = AtomicBool::new(true);
+        Ok(Visit(Arc::new(Seat { census: self.clone(), origin, is_shaking_hands })))
     }
 
     /// A std mutex, because nothing awaits inside.
@@ -100,30 +110,58 @@ fn origin(ip: IpAddr) -> IpAddr {
     }
 }
 
+/// Handshakes of one address at most: of the places that others leave free, half are for those who
+/// come after it. Otherwise as few addresses as fill all places would keep everybody out.
+fn most_handshakes(here: usize, all: usize, limits: &Transport) -> usize {
+    let free = (limits.max_handshakes() + here).saturating_sub(all);
+    limits.max_handshakes_per_address().min(free.div_ceil(2))
+}
+
 impl Counts {
     fn change(&mut self, origin: IpAddr, change: impl Fn(&mut Visitors)) {
         change(&mut self.all);
         let here = self.by_address.entry(origin).or_default();
         change(here);
-        if here.connections == 0 {
+        if here.seats == 0 {
             self.by_address.remove(&origin);
         }
     }
 }
 
+impl Visit {
+    /// What quinn is to keep with the connection.
+    pub(crate) fn seat(&self) -> Arc<Seat> {
+        self.0.clone()
+    }
+
+    /// The handshake has succeeded.
+    pub(crate) fn shake_hands(&self) {
+        self.0.shake_hands();
+    }
+}
+
+impl Drop for Visit {
+    fn drop(&mut self) {
+        self.0.change(|visitors| visitors.connections -= 1);
+    }
+}
+
 impl Seat {
-    /// The handshake is over.
-    pub(crate) fn shake_hands(&mut self) {
-        if std::mem::replace(&mut self.is_shaking_hands, false) {
-            self.census.lock().change(self.origin, |visitors| visitors.handshakes -= 1);
+    fn shake_hands(&self) {
+        if self.is_shaking_hands.swap(false, Ordering::Relaxed) {
+            self.change(|visitors| visitors.handshakes -= 1);
         }
+    }
+
+    fn change(&self, change: impl Fn(&mut Visitors)) {
+        self.census.lock().change(self.origin, change);
     }
 }
 
 impl Drop for Seat {
     fn drop(&mut self) {
         self.shake_hands();
-        self.census.lock().change(self.origin, |visitors| visitors.connections -= 1);
+        self.change(|visitors| visitors.seats -= 1);
     }
 }
 
@@ -144,7 +182,7 @@ mod tests {
         limits
     }
 
-    fn refusal(admitted: Result<Seat, Refusal>) -> Option<Refusal> {
+    fn refusal(admitted: Result<Visit, Refusal>) -> Option<Refusal> {
         admitted.err()
     }
 
@@ -161,20 +199,44 @@ mod tests {
         let census = Census::default();
         let admit = |ip, waiting| census.admit(ip, true, waiting, &limits);
         assert_eq!(refusal(admit(HERE, 1)), Some(Refusal::Full("backlog")));
-        let mut seats = vec![admit(HERE, 0).expect("room"), admit(HERE, 0).expect("room")];
+        let mut visits = vec![admit(HERE, 0).expect("room"), admit(HERE, 0).expect("room")];
         assert_eq!(refusal(admit(HERE, 0)), Some(Refusal::Full("max_handshakes_per_address")));
-        seats.push(admit(THERE, 0).expect("room for others"));
+        visits.push(admit(THERE, 0).expect("room for others"));
         assert_eq!(refusal(admit(THERE, 0)), Some(Refusal::Full("max_handshakes")));
-        seats.iter_mut().for_each(Seat::shake_hands);
-        seats.push(admit(HERE, 0).expect("room"));
-        seats.iter_mut().for_each(Seat::shake_hands);
+        visits.iter().for_each(Visit::shake_hands);
+        visits.push(admit(HERE, 0).expect("room"));
+        visits.iter().for_each(Visit::shake_hands);
         assert_eq!(refusal(admit(THERE, 0)), Some(Refusal::Full("max_connections")));
-        seats.swap_remove(2);
+        visits.swap_remove(2);
         assert_eq!(refusal(admit(HERE, 0)), Some(Refusal::Full("max_connections_per_address")));
-        assert_eq!(census.all(), Visitors { handshakes: 0, connections: 3 });
-        drop(seats);
+        assert_eq!(census.all(), Visitors { handshakes: 0, connections: 3, seats: 3 });
+        drop(visits);
         assert_eq!(census.all(), Visitors::default());
         assert!(census.lock().by_address.is_empty());
+    }
+
+    /// As many of them as it takes of the bound of one to fill all places would keep others out.
+    #[test]
+    fn one_address_takes_at_most_half_of_the_handshakes_that_others_leave_free() {
+        let limits = limits(&[("max_handshakes", 16), ("max_handshakes_per_address", 6)]);
+        let census = Census::default();
+        let mut visits = Vec::new();
+        let mut fill = |last| {
+            let ip = Ipv4Addr::new(127, 0, 0, last).into();
+            let before = visits.len();
+            loop {
+                match census.admit(ip, true, 0, &limits) {
+                    Ok(visit) => visits.push(visit),
+                    Err(full) => return (visits.len() - before, full),
+                }
+            }
+        };
+        let own = Refusal::Full("max_handshakes_per_address");
+        let taken: Vec<_> = (1..=5).map(&mut fill).collect();
+        assert_eq!(
+            taken,
+            [(6, own), (5, own), (3, own), (1, own), (1, Refusal::Full("max_handshakes"))]
+        );
     }
 
     #[test]
@@ -182,11 +244,11 @@ mod tests {
         let limits = limits(&[("max_connections_per_address", 1)]);
         let census = Census::default();
         let admit = |ip: &str| census.admit(ip.parse().expect("an address"), true, 0, &limits);
-        let _seat = admit("2001:db8::1").expect("room");
+        let _visit = admit("2001:db8::1").expect("room");
         let full = Some(Refusal::Full("max_connections_per_address"));
         assert_eq!(refusal(admit("2001:db8::ffff:0:0:1")), full);
         assert_eq!(refusal(admit("2001:db8:0:1::1")), None);
-        let _seat = admit("192.0.2.1").expect("room");
+        let _visit = admit("192.0.2.1").expect("room");
         assert_eq!(refusal(admit("192.0.2.2")), None);
     }
 
@@ -194,11 +256,34 @@ mod tests {
     fn above_so_many_handshakes_an_address_has_to_be_proven_before_it_counts() {
         let limits = limits(&[("retry_above_handshakes", 1), ("max_handshakes", 1)]);
         let census = Census::default();
-        let mut seat = census.admit(HERE, false, 0, &limits).expect("room");
+        let visit = census.admit(HERE, false, 0, &limits).expect("room");
         assert_eq!(refusal(census.admit(THERE, false, 0, &limits)), Some(Refusal::Unproven));
         let full = Some(Refusal::Full("max_handshakes"));
         assert_eq!(refusal(census.admit(THERE, true, 0, &limits)), full);
-        seat.shake_hands();
+        visit.shake_hands();
         assert!(census.admit(THERE, false, 0, &limits).is_ok());
+    }
+
+    /// Whoever closes a connection decides how long quinn keeps it.
+    #[test]
+    fn who_has_gone_takes_up_his_seat_as_long_as_anything_is_kept_of_him() {
+        let limits = limits(&[("max_connections", 1), ("max_handshakes", 1)]);
+        let census = Census::default();
+        let admit = || census.admit(HERE, true, 0, &limits);
+        let visit = admit().expect("room");
+        let seat = visit.seat();
+        drop(visit);
+        assert_eq!(census.all(), Visitors { handshakes: 1, connections: 0, seats: 1 });
+        assert_eq!(refusal(admit()), Some(Refusal::Full("max_handshakes")));
+        drop(seat);
+        assert_eq!(census.all(), Visitors::default());
+        let visit = admit().expect("room");
+        visit.shake_hands();
+        let seat = visit.seat();
+        drop(visit);
+        assert_eq!(census.all(), Visitors { handshakes: 0, connections: 0, seats: 1 });
+        assert_eq!(refusal(admit()), Some(Refusal::Full("max_connections")));
+        drop(seat);
+        assert!(census.lock().by_address.is_empty());
     }
 }

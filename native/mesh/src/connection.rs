@@ -20,6 +20,7 @@ use crate::handshake::PeerParameters;
 use crate::joined::{self, MESH_ALPN, MessageReader};
 use crate::keep_alive::keep_alive;
 use crate::rendezvous::{Rendezvous, Request, RequestId, Waiter};
+use crate::retirements::bound_retirements;
 use crate::scope::Scope;
 use crate::settings::{Settings, Transport};
 use crate::stream::Stream;
@@ -174,6 +175,7 @@ impl Connection {
             let error = tokio::select! {
                 error = task.take_in(&carrier) => error,
                 never = keep_alive(&carrier, own, receive_window) => match never {},
+                never = bound_retirements(&carrier) => match never {},
             };
             drop(carrier);
             task.lock().take();
@@ -338,9 +340,63 @@ impl Connection {
 #[cfg(test)]
 #[allow(clippy::disallowed_methods, reason = "tokio's test macro blocks, on a thread of the test")]
 mod tests {
+    use std::net::Ipv4Addr;
+
     use tokio::runtime::Handle;
 
     use super::*;
+    use crate::listener::{Listener, Place};
+    use crate::rendezvous::Refusal;
+    use crate::tls::Identity;
+
+    /// Who asks only for what is there already.
+    struct Nobody;
+
+    impl Waiter<Connection> for Nobody {
+        fn meet(self: Box<Self>, item: Connection) -> Option<Connection> {
+            Some(item)
+        }
+
+        fn refuse(self: Box<Self>, _why: Refusal) {}
+    }
+
+    async fn accepted(listener: &Listener) -> Connection {
+        while listener.stats().waiting == 0 {
+            tokio::task::yield_now().await;
+        }
+        match listener.request(1, Box::new(Nobody)) {
+            Request::Served(connection, _) => connection,
+            _ => panic!("nothing is there"),
+        }
+    }
+
+    /// What it has sent and nobody has read is kept, too, and for how long is up to the client.
+    #[tokio::test]
+    async fn who_has_closed_a_connection_keeps_his_place_until_nothing_is_kept_of_it() {
+        let certified = rcgen::generate_simple_self_signed(["peer".into()]).expect("a certificate");
+        let chain = vec![certified.cert.der().to_vec()];
+        let identity = Identity::from_der(chain, certified.signing_key.serialize_der());
+        let mut settings = Settings { identity: identity.ok(), ..Settings::default() };
+        settings.transport.set("max_connections", 1).expect("a limit");
+        let place = Place::At(vec![(Ipv4Addr::LOCALHOST, 0).into()]);
+        let listener = Listener::bind(&place, settings, Handle::current(), |_| {});
+        let listener = listener.expect("a listener");
+        let address = listener.local_addresses().first().copied().expect("an address").into();
+        let client = Client::new(Handle::current());
+        let dial = || client.connect(&address, Settings::default(), Duration::from_secs(60));
+        let first = dial().await.expect("a connection");
+        let server = accepted(&listener).await;
+        // As quinn's driver does while the connection drains.
+        let kept = server.lock().clone().expect("it is open");
+        first.close(0);
+        assert_eq!(server.ended().await, Error::ClosedByPeer(0));
+        assert_eq!(listener.stats().connections, 0);
+        assert_eq!(dial().await.err(), Some(Error::Refused));
+        drop(kept);
+        while let Err(error) = dial().await {
+            assert_eq!(error, Error::Refused);
+        }
+    }
 
     /// Each look-up holds a thread, and all of the VM share them.
     #[tokio::test]

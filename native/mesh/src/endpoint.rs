@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use quinn::VarInt;
-use quinn::{AsyncUdpSocket, ClientConfig, ConnectError, Connecting, EndpointConfig, ServerConfig};
+use quinn::{AsyncUdpSocket, ClientConfig, ConnectError, Connecting, ServerConfig};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::Error;
@@ -184,7 +184,7 @@ fn bind(buffer_bytes: usize, refusals: &Arc<Refusals>) -> Result<Bound, Error> {
         let (socket, granted) = open(address, buffer_bytes)?;
         let (socket, listening) = listen(socket, refusals.clone())?;
         // Nobody looks for a client again: its port is another one after a restart.
-        let config = EndpointConfig::default();
+        let config = ResetKeys::fresh()?.endpoint_config(address)?;
         let runtime = runtime()?;
         let endpoint = quinn::Endpoint::new_with_abstract_socket(config, None, socket, runtime)?;
         Ok::<_, Error>(Bound { endpoint, granted, _listening: listening })

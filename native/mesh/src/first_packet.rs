@@ -8,32 +8,16 @@
 
 use std::sync::Arc;
 
-use bytes::Buf;
+use bytes::BytesMut;
 use quinn::crypto::{self, CryptoError, KeyPair, Keys, Session, UnsupportedVersion};
-use quinn_proto::coding::Codec;
+use quinn_proto::ConnectionId;
 use quinn_proto::transport_parameters::TransportParameters;
-use quinn_proto::{ConnectionId, VarInt};
 
 use crate::handshake::ObservedSession;
+use crate::quic_frames::{
+    ACK, ACK_ECN, APPLICATION_CLOSE, CONNECTION_CLOSE, CRYPTO, PADDING, PING, kind, pass,
+};
 use crate::unshared::{Stepped, moved};
-
-/// The frames that an Initial packet may hold (RFC 9000, sections 17.2.2 and 19).
-const PADDING: u64 = 0x00;
-const PING: u64 = 0x01;
-const ACK: u64 = 0x02;
-const ACK_ECN: u64 = 0x03;
-const CRYPTO: u64 = 0x06;
-const CONNECTION_CLOSE: u64 = 0x1c;
-/// One that it may not, and that quinn takes all the same.
-const APPLICATION_CLOSE: u64 = 0x1d;
-/// Numbers in an ACK frame before its ranges, but for how many these are (RFC 9000, section 19.3):
-/// the largest packet and the delay, and the first range behind.
-const ACK_NUMBERS: u64 = 2;
-const ACK_FIRST_RANGE: u64 = 1;
-/// Numbers of each further range: the gap and its length.
-const RANGE_NUMBERS: u64 = 2;
-/// Counts behind the ranges of an ACK frame with ECN: ECT(0), ECT(1) and CE.
-const ECN_NUMBERS: u64 = 3;
 
 /// A TLS server configuration for which a first packet that ends its connection is none.
 pub(crate) struct Screened(pub(crate) Arc<dyn crypto::ServerConfig>);
@@ -49,7 +33,9 @@ impl crypto::ServerConfig for Screened {
         // Those behind the first one are read with the session's own.
         let first = Stepped {
             key,
-            step: |payload| if ends_connection(payload) { Err(CryptoError) } else { Ok(()) },
+            step: |payload: &mut BytesMut| {
+                if ends_connection(payload) { Err(CryptoError) } else { Ok(()) }
+            },
         };
         Ok(Keys { header, packet: KeyPair { local, remote: Box::new(first) } })
     }
@@ -64,18 +50,18 @@ impl crypto::ServerConfig for Screened {
         params: &TransportParameters,
     ) -> Box<dyn Session> {
         let session = self.0.clone().start_session(version, params);
-        Box::new(ObservedSession(session))
+        Box::new(ObservedSession::new(session))
     }
 }
 
 /// Whether there is a CONNECTION_CLOSE among these frames. For all that is wrong otherwise, quinn
 /// turns a first packet away itself.
 pub(crate) fn ends_connection(mut frames: &[u8]) -> bool {
-    while let Some(kind) = number(&mut frames) {
+    while let Some(kind) = kind(&mut frames) {
         let passed = match kind {
-            PADDING | PING => Some(()),
-            ACK | ACK_ECN => pass_ack(&mut frames, kind == ACK_ECN),
-            CRYPTO => pass_crypto(&mut frames),
+            // What an Initial packet may hold (RFC 9000, section 17.2.2), ...
+            PADDING | PING | ACK | ACK_ECN | CRYPTO => pass(kind, &mut frames),
+            // ... of the second only in name: quinn takes either.
             CONNECTION_CLOSE | APPLICATION_CLOSE => return true,
             _ => None,
         };
@@ -84,31 +70,6 @@ pub(crate) fn ends_connection(mut frames: &[u8]) -> bool {
         }
     }
     false
-}
-
-fn pass_ack(frames: &mut &[u8], has_ecn: bool) -> Option<()> {
-    pass_numbers(frames, ACK_NUMBERS)?;
-    let ranges = number(frames)?;
-    pass_numbers(frames, ACK_FIRST_RANGE + RANGE_NUMBERS.checked_mul(ranges)?)?;
-    pass_numbers(frames, if has_ecn { ECN_NUMBERS } else { 0 })
-}
-
-fn pass_crypto(frames: &mut &[u8]) -> Option<()> {
-    let _offset = number(frames)?;
-    let length = usize::try_from(number(frames)?).ok()?;
-    frames.get(..length)?;
-    frames.advance(length);
-    Some(())
-}
-
-fn pass_numbers(frames: &mut &[u8], count: u64) -> Option<()> {
-    (0..count).try_for_each(|_| number(frames).map(drop))
-}
-
-/// A variable-length integer (RFC 9000, section 16). quinn takes one of any length for the type of
-/// a frame, too.
-fn number(frames: &mut &[u8]) -> Option<u64> {
-    VarInt::decode(frames).ok().map(VarInt::into_inner)
 }
 
 #[cfg(test)]

@@ -17,7 +17,8 @@ use quinn_proto::coding::Codec;
 use quinn_proto::transport_parameters::TransportParameters;
 use quinn_proto::{ConnectionId, TransportError, VarInt};
 
-use crate::unshared::moved;
+use crate::retirements::Retirements;
+use crate::unshared::{moved, moved_if};
 
 /// max_idle_timeout (RFC 9000, section 18.2), in milliseconds; 0 or absent: none.
 const MAX_IDLE_TIMEOUT: u64 = 0x01;
@@ -40,10 +41,7 @@ pub(crate) struct PeerParameters {
 impl PeerParameters {
     /// The parameters of a connection's peer.
     pub(crate) fn of(connection: &quinn::Connection) -> Self {
-        connection
-            .handshake_data()
-            .and_then(|data| data.downcast::<Self>().ok())
-            .map_or_else(Self::default, |parameters| *parameters)
+        observation(connection).parameters
     }
 
     pub(crate) fn read(parameters: &TransportParameters) -> Self {
@@ -64,6 +62,25 @@ impl PeerParameters {
     }
 }
 
+/// The connection ids that a connection's peer has retired.
+pub(crate) fn retirements(connection: &quinn::Connection) -> Arc<Retirements> {
+    observation(connection).retirements
+}
+
+/// What a session gives for its handshake data.
+#[derive(Default)]
+struct Observation {
+    parameters: PeerParameters,
+    retirements: Arc<Retirements>,
+}
+
+fn observation(connection: &quinn::Connection) -> Observation {
+    connection
+        .handshake_data()
+        .and_then(|data| data.downcast::<Observation>().ok())
+        .map_or_else(Observation::default, |observation| *observation)
+}
+
 /// One parameter: id, length and value, all but the value variable-length integers (RFC 9000,
 /// section 18). The value of one that is no integer is given as 0.
 fn next_parameter(rest: &mut &[u8]) -> Option<(u64, u64)> {
@@ -75,7 +92,7 @@ fn next_parameter(rest: &mut &[u8]) -> Option<(u64, u64)> {
     Some((id.into_inner(), integer))
 }
 
-/// A TLS client configuration whose sessions report [`PeerParameters`] as their handshake data.
+/// A TLS client configuration whose sessions report an [`Observation`] as their handshake data.
 pub(crate) struct Observed(pub(crate) Arc<dyn crypto::ClientConfig>);
 
 impl crypto::ClientConfig for Observed {
@@ -86,64 +103,81 @@ impl crypto::ClientConfig for Observed {
         params: &TransportParameters,
     ) -> Result<Box<dyn Session>, ConnectError> {
         let session = self.0.clone().start_session(version, server_name, params)?;
-        Ok(Box::new(ObservedSession(session)))
+        Ok(Box::new(ObservedSession::new(session)))
     }
 }
 
 /// A TLS session of either side.
-pub(crate) struct ObservedSession(pub(crate) Box<dyn Session>);
+pub(crate) struct ObservedSession {
+    session: Box<dyn Session>,
+    retirements: Arc<Retirements>,
+}
+
+impl ObservedSession {
+    pub(crate) fn new(session: Box<dyn Session>) -> Self {
+        Self { session, retirements: Arc::default() }
+    }
+
+    /// Keys behind the first ones.
+    fn observed(&self, pair: KeyPair<Box<dyn PacketKey>>) -> KeyPair<Box<dyn PacketKey>> {
+        let retirements = self.retirements.clone();
+        moved_if(pair, move |packet| retirements.look_into(packet))
+    }
+}
 
 impl Session for ObservedSession {
     fn handshake_data(&self) -> Option<Box<dyn Any>> {
-        let parameters = self.0.transport_parameters().ok().flatten()?;
-        let tls = self.0.handshake_data()?.downcast::<HandshakeData>().ok()?;
-        Some(Box::new(PeerParameters {
+        let parameters = self.session.transport_parameters().ok().flatten()?;
+        let tls = self.session.handshake_data()?.downcast::<HandshakeData>().ok()?;
+        let parameters = PeerParameters {
             alpn: tls.protocol.unwrap_or_default(),
             server_name: tls.server_name,
             ..PeerParameters::read(&parameters)
-        }))
+        };
+        Some(Box::new(Observation { parameters, retirements: self.retirements.clone() }))
     }
 
     fn initial_keys(&self, dst_cid: &ConnectionId, side: Side) -> Keys {
-        let Keys { header, packet } = self.0.initial_keys(dst_cid, side);
+        let Keys { header, packet } = self.session.initial_keys(dst_cid, side);
         Keys { header, packet: moved(packet) }
     }
 
     fn peer_identity(&self) -> Option<Box<dyn Any>> {
-        self.0.peer_identity()
+        self.session.peer_identity()
     }
 
     fn early_crypto(&self) -> Option<(Box<dyn HeaderKey>, Box<dyn PacketKey>)> {
-        self.0.early_crypto()
+        self.session.early_crypto()
     }
 
     fn early_data_accepted(&self) -> Option<bool> {
-        self.0.early_data_accepted()
+        self.session.early_data_accepted()
     }
 
     fn is_handshaking(&self) -> bool {
-        self.0.is_handshaking()
+        self.session.is_handshaking()
     }
 
     fn read_handshake(&mut self, buf: &[u8]) -> Result<bool, TransportError> {
-        self.0.read_handshake(buf)
+        self.session.read_handshake(buf)
     }
 
     fn transport_parameters(&self) -> Result<Option<TransportParameters>, TransportError> {
-        self.0.transport_parameters()
+        self.session.transport_parameters()
     }
 
     fn write_handshake(&mut self, buf: &mut Vec<u8>) -> Option<Keys> {
-        let Keys { header, packet } = self.0.write_handshake(buf)?;
-        Some(Keys { header, packet: moved(packet) })
+        let Keys { header, packet } = self.session.write_handshake(buf)?;
+        Some(Keys { header, packet: self.observed(packet) })
     }
 
     fn next_1rtt_keys(&mut self) -> Option<KeyPair<Box<dyn PacketKey>>> {
-        self.0.next_1rtt_keys().map(moved)
+        let keys = self.session.next_1rtt_keys()?;
+        Some(self.observed(keys))
     }
 
     fn is_valid_retry(&self, orig_dst_cid: &ConnectionId, header: &[u8], payload: &[u8]) -> bool {
-        self.0.is_valid_retry(orig_dst_cid, header, payload)
+        self.session.is_valid_retry(orig_dst_cid, header, payload)
     }
 
     fn export_keying_material(
@@ -152,6 +186,6 @@ impl Session for ObservedSession {
         label: &[u8],
         context: &[u8],
     ) -> Result<(), ExportKeyingMaterialError> {
-        self.0.export_keying_material(output, label, context)
+        self.session.export_keying_material(output, label, context)
     }
 }

@@ -36,6 +36,9 @@ mod frames;
 #[doc(hidden)]
 pub mod fuzzing;
 mod handshake;
+#[cfg(test)]
+#[path = "../examples/attacker/initial.rs"]
+mod initial;
 mod joined;
 mod keep_alive;
 mod line;
@@ -49,11 +52,14 @@ mod parts;
 mod pool;
 mod pooled;
 mod queue;
+mod quic_frames;
 mod refusals;
 mod rendezvous;
 mod reset;
 mod resident;
+mod retirements;
 mod scope;
+mod seated;
 mod sender;
 mod settings;
 mod slots;

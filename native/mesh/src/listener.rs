@@ -12,7 +12,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use crate::address::canonical;
 use crate::broken::break_socket;
-use crate::census::{Census, Refusal, Seat, Visitors};
+use crate::census::{Census, Refusal, Visit, Visitors};
 use crate::connection::{Connection, Facts};
 use crate::endpoint;
 use crate::farewell::{self, IMPOSTOR, NO_ERROR};
@@ -20,6 +20,7 @@ use crate::first_packet::Screened;
 use crate::rendezvous::{Rendezvous, Request, RequestId, Waiter};
 use crate::reset::ResetKeys;
 use crate::scope::Scope;
+use crate::seated::seated;
 use crate::settings::Settings;
 use crate::stats::Causes;
 use crate::tls::{self, Identity};
@@ -54,7 +55,7 @@ pub enum ListenerEvent {
 pub struct ListenerStats {
     /// Connections open that got in by this listener.
     pub connections: usize,
-    /// Handshakes under way.
+    /// Handshakes under way, and those that came to nothing until all memory of them is given back.
     pub handshakes: usize,
     /// Connections that wait to be accepted.
     pub waiting: usize,
@@ -172,7 +173,7 @@ impl Listener {
 
     /// The listener's counters, also of connections that have outlived it.
     pub fn stats(&self) -> ListenerStats {
-        let Visitors { handshakes, connections } = self.0.census.all();
+        let Visitors { handshakes, connections, .. } = self.0.census.all();
         ListenerStats {
             connections,
             handshakes,
@@ -292,8 +293,8 @@ impl Inner {
         let ip = canonical(incoming.remote_address()).ip();
         let is_proven = incoming.remote_address_validated() || !incoming.may_retry();
         let waiting = self.connections.waiting();
-        let seat = match self.census.admit(ip, is_proven, waiting, &self.settings.transport) {
-            Ok(seat) => seat,
+        let visit = match self.census.admit(ip, is_proven, waiting, &self.settings.transport) {
+            Ok(visit) => visit,
             Err(Refusal::Unproven) => {
                 // An error says that it may not be asked, which was checked.
                 drop(incoming.retry());
@@ -306,18 +307,19 @@ impl Inner {
             }
         };
         let host = self.clone();
-        self.scope.tasks.spawn(async move { host.welcome(incoming, local, seat).await });
+        self.scope.tasks.spawn(async move { host.welcome(incoming, local, visit).await });
     }
 
-    async fn welcome(&self, incoming: Incoming, local: SocketAddr, mut seat: Seat) {
+    async fn welcome(&self, incoming: Incoming, local: SocketAddr, visit: Visit) {
         let transport = &self.settings.transport;
-        let handshake = async { Ok::<_, Error>(incoming.accept()?.await?) };
+        let server = seated(&lock(&self.server), visit.seat());
+        let handshake = async { Ok::<_, Error>(incoming.accept_with(server)?.await?) };
         let carrier = match timeout(transport.handshake_timeout(), handshake).await {
             Ok(Ok(carrier)) => carrier,
             Ok(Err(_)) => return self.refused.count("handshake_failed"),
             Err(_) => return self.refused.count("handshake_timeout"),
         };
-        seat.shake_hands();
+        visit.shake_hands();
         if let Verification::Key(rule) = self.settings.verification
             && rule.check_client(&carrier).is_err()
         {
@@ -327,7 +329,7 @@ impl Inner {
         }
         let facts = Facts::of(&carrier, local);
         let scope = self.scope.clone();
-        self.let_in(Connection::start(carrier, facts, scope, transport, seat));
+        self.let_in(Connection::start(carrier, facts, scope, transport, visit));
     }
 
     fn let_in(&self, connection: Connection) {
@@ -417,11 +419,13 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 mod tests {
     use bytes::Bytes;
     use futures_util::FutureExt;
+    use tokio::net::UdpSocket;
     use tokio::sync::mpsc;
 
     use super::*;
     use crate::byte_stream::SendEnd;
     use crate::connection::Client;
+    use crate::initial::closed_in_its_second_packet;
 
     /// How long a lock is held that somebody else waits for.
     const HELD_UP: Duration = Duration::from_millis(200);
@@ -455,6 +459,42 @@ mod tests {
         // Less than the idle timeout.
         timeout(patience / 2, endpoint.wait_idle()).await.expect("nothing is left");
         assert_eq!(listener.stats().connections, 0);
+    }
+
+    /// Nobody has to show where he is for it, and quinn keeps each for seconds.
+    #[tokio::test]
+    async fn a_connection_that_ends_with_its_second_packet_counts_as_long_as_it_is_kept() {
+        const FEW: u8 = 3;
+        let mut settings = Settings { identity: Some(identity()), ..Settings::default() };
+        settings.transport.set("retry_above_handshakes", FEW.into()).expect("a limit");
+        let place = Place::At(vec![(Ipv4Addr::LOCALHOST, 0).into()]);
+        let mut transport = settings.transport.quinn();
+        // Three probe timeouts are longer than this test can take.
+        transport.initial_rtt(Duration::from_secs(3_600));
+        let listener = Listener::bind(&place, settings, tokio::runtime::Handle::current(), |_| {})
+            .expect("a listener");
+        lock(&listener.0.server).transport_config(Arc::new(transport));
+        let address = *listener.local_addresses().first().expect("an address");
+        let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a socket");
+        let knock = async |number| {
+            let datagram = closed_in_its_second_packet([number; 8]).expect("a datagram");
+            socket.send_to(&datagram, address).await.expect("sent");
+        };
+        for number in 0..FEW {
+            knock(number).await;
+        }
+        let failed = || listener.stats().refused.get("handshake_failed").copied();
+        while failed() < Some(FEW.into()) {
+            tokio::task::yield_now().await;
+        }
+        let ListenerStats { connections, handshakes, .. } = listener.stats();
+        assert_eq!((connections, handshakes), (0, FEW.into()));
+        knock(FEW).await;
+        let mut answer = [0];
+        socket.recv(&mut answer).await.expect("an answer");
+        // A Retry packet (RFC 9000, section 17.2.5), but for the bits that mean nothing in it.
+        assert_eq!(answer.map(|first| first & 0xb0), [0xb0]);
+        assert_eq!(failed(), Some(FEW.into()));
     }
 
     #[tokio::test]

@@ -10,27 +10,34 @@
 use bytes::BytesMut;
 use quinn::crypto::{CryptoError, KeyPair, PacketKey};
 
-/// What is done with a packet that has been decrypted, before quinn sees it.
-type Step = fn(&mut BytesMut) -> Result<(), CryptoError>;
-
-/// A key for reading with one step more.
-pub(crate) struct Stepped {
+/// A key for reading with one step more: what is done with a packet that has been decrypted, before
+/// quinn sees it.
+pub(crate) struct Stepped<S> {
     pub(crate) key: Box<dyn PacketKey>,
-    pub(crate) step: Step,
+    pub(crate) step: S,
 }
 
 /// What is read with these keys has memory of its own.
-pub(crate) fn moved(
+pub(crate) fn moved(pair: KeyPair<Box<dyn PacketKey>>) -> KeyPair<Box<dyn PacketKey>> {
+    moved_if(pair, |_| Ok(()))
+}
+
+/// The same; and what `check` refuses counts as not read.
+pub(crate) fn moved_if(
     KeyPair { local, remote }: KeyPair<Box<dyn PacketKey>>,
+    check: impl Fn(&[u8]) -> Result<(), CryptoError> + Send + Sync + 'static,
 ) -> KeyPair<Box<dyn PacketKey>> {
-    let step = |payload: &mut BytesMut| {
+    let step = move |payload: &mut BytesMut| {
         *payload = BytesMut::from(&payload[..]);
-        Ok(())
+        check(payload)
     };
     KeyPair { local, remote: Box::new(Stepped { key: remote, step }) }
 }
 
-impl PacketKey for Stepped {
+impl<S> PacketKey for Stepped<S>
+where
+    S: Fn(&mut BytesMut) -> Result<(), CryptoError> + Send + Sync,
+{
     fn encrypt(&self, packet: u64, buf: &mut [u8], header_len: usize) {
         self.key.encrypt(packet, buf, header_len);
     }

@@ -9,7 +9,8 @@ pub(crate) const USAGE: &str =
     "usage: attacker --port P [--from IP] [--connections N] [--count N] \
 [--size BYTES] [--cert PEM --key PEM] [--corrupt-signature] ATTACK
 ATTACK: knock | unis | hellos | resets | stops | repeats | gaps | sparse | crumbs | \
-frames | unread | deaf | stray";
+frames | unread | deaf | stray | retirements | \
+farewells";
 
 /// What is done to the listener.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,6 +41,10 @@ pub(crate) enum Attack {
     Deaf,
     /// Data on a stream that was never granted.
     Stray,
+    /// A connection id given up again and again.
+    Retirements,
+    /// First datagrams that begin a connection and end it.
+    Farewells,
 }
 
 /// A checked command line.
@@ -111,6 +116,8 @@ impl FromStr for Attack {
             "unread" => Ok(Self::Unread),
             "deaf" => Ok(Self::Deaf),
             "stray" => Ok(Self::Stray),
+            "retirements" => Ok(Self::Retirements),
+            "farewells" => Ok(Self::Farewells),
             _ => Err(format!("unknown word {word}")),
         }
     }

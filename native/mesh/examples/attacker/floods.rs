@@ -1,6 +1,7 @@
 //! The attacks. Each ends by itself: it is bounded in how much and in how long.
 
 use std::error::Error;
+use std::io::{self, ErrorKind};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, sync_channel};
@@ -10,11 +11,13 @@ use quinn::{
     ClientConfig, Connection, ConnectionError, Endpoint, RecvStream, SendStream, TransportConfig,
     VarInt,
 };
+use tokio::net::UdpSocket;
 use tokio::runtime::Runtime;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use crate::args::{Args, Attack};
+use crate::initial;
 use crate::tls;
 use crate::wire::{self, Pen, Rewritten, Script};
 
@@ -35,6 +38,9 @@ const CODE: VarInt = VarInt::from_u32(7);
 const EMPTY_BETWEEN: usize = 9;
 /// Bytes handed to quinn at once.
 const WRITE_BYTES: usize = 65_536;
+/// The number of the connection id behind those that a listener issues at once: quinn lets it be
+/// retired, and issues none for it, of which this side's quinn would have too many.
+const NEXT_ID: u64 = 5;
 /// What a protocol frame begins with: version, type, flags, reserved.
 const FRAME: [u8; 4] = [1, 1, 0, 0];
 const HEADER_BYTES: usize = 8;
@@ -133,12 +139,17 @@ impl Attacker {
             self.hellos(&mut held, count).await;
             return held;
         }
+        if attack == Attack::Farewells {
+            self.farewells(&mut held, count).await.ok();
+            return held;
+        }
         let pen = match attack {
             Attack::Repeats => Pen::Script(repeats(count)),
             Attack::Gaps => Pen::Script(gaps(count)),
             Attack::Sparse => Pen::Script(sparse(count)),
             Attack::Crumbs => Pen::Script(crumbs(count)),
             Attack::Stray => Pen::Script(stray()),
+            Attack::Retirements => Pen::Script(retirements(count)),
             _ => Pen::Honest,
         };
         let Some(connection) = self.connect(&mut held, &pen).await else {
@@ -190,6 +201,20 @@ impl Attacker {
                 None
             }
         }
+    }
+
+    /// One datagram after the other, each of which has an id of its own: whence it comes, and how
+    /// many came before.
+    async fn farewells(&self, held: &mut Held, count: u64) -> io::Result<()> {
+        let socket = UdpSocket::bind((self.endpoint.local_addr()?.ip(), 0)).await?;
+        let port = u64::from(socket.local_addr()?.port());
+        for number in 0..count {
+            let id = ((number << u16::BITS) | port).to_be_bytes();
+            let datagram = initial::closed_in_its_second_packet(id);
+            socket.send_to(&datagram.ok_or(ErrorKind::Unsupported)?, self.server).await?;
+            held.done += 1;
+        }
+        Ok(())
     }
 
     /// One handshake after the other, none of which is finished.
@@ -308,6 +333,13 @@ fn crumbs(count: u64) -> Arc<Script> {
 /// One byte on a stream beyond all that a listener grants.
 fn stray() -> Arc<Script> {
     Script::new([wire::stream(KINDS * FAR_STREAM, 0, &[0])])
+}
+
+/// `count` full packets that retire one connection id.
+fn retirements(count: u64) -> Arc<Script> {
+    let retirement = wire::retire_connection_id(NEXT_ID);
+    let packet = retirement.repeat(wire::PACKET_BYTES / retirement.len());
+    Script::new((0..count).map(|_| packet.clone()))
 }
 
 fn all_streams() -> Vec<u64> {

@@ -7,10 +7,11 @@
 //! ```
 //!
 //! `floods.rs` has the attacks; what no QUIC library would send by itself, `wire.rs` writes into
-//! the packets just before they are encrypted.
+//! the packets just before they are encrypted, and `initial.rs` makes all by itself.
 
 mod args;
 mod floods;
+mod initial;
 #[path = "../peer/signer.rs"]
 mod signer;
 mod tls;

@@ -28,6 +28,8 @@ const PING: u8 = 0x01;
 const STOP_SENDING: u64 = 0x05;
 /// STREAM with an offset and a length (RFC 9000, section 19.8).
 const STREAM: u64 = 0x0e;
+/// RETIRE_CONNECTION_ID (RFC 9000, section 19.16).
+const RETIRE_CONNECTION_ID: u64 = 0x19;
 /// What surely fits into a packet that carries as much as it can.
 pub(crate) const PACKET_BYTES: usize = 1_100;
 
@@ -87,6 +89,10 @@ pub(crate) fn nothing() -> Vec<u8> {
 
 pub(crate) fn stop_sending(id: u64, code: u64) -> Vec<u8> {
     integers([STOP_SENDING, id, code])
+}
+
+pub(crate) fn retire_connection_id(number: u64) -> Vec<u8> {
+    integers([RETIRE_CONNECTION_ID, number])
 }
 
 /// Variable-length integers (RFC 9000, section 16).

@@ -18,6 +18,7 @@ use crate::farewell::{self, NO_ERROR};
 use crate::flight::{Flight, Kind, Landing};
 use crate::keep_alive::keep_alive;
 use crate::liveness::{News, Vigil};
+use crate::retirements::bound_retirements;
 use crate::sender::{Sender, Turn};
 use crate::settings::{RECEIVE_WINDOW, send_window};
 use crate::trail::Trail;
@@ -163,7 +164,11 @@ impl PooledConnection {
     /// What a connection needs beside its messages. Never resolves.
     async fn tend(&self, carrier: &quinn::Connection) {
         let own = self.0.context.config.keep_alive_interval();
-        tokio::join!(keep_alive(carrier, own, RECEIVE_WINDOW), turn_away_strays(carrier));
+        tokio::join!(
+            keep_alive(carrier, own, RECEIVE_WINDOW),
+            bound_retirements(carrier),
+            turn_away_strays(carrier)
+        );
     }
 }
 
