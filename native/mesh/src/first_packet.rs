@@ -33,7 +33,7 @@ impl crypto::ServerConfig for Screened {
         // Those behind the first one are read with the session's own.
         let first = Stepped {
             key,
-            step: |payload: &mut BytesMut| {
+            step: |_, payload: &mut BytesMut| {
                 if ends_connection(payload) { Err(CryptoError) } else { Ok(()) }
             },
         };

@@ -121,7 +121,7 @@ impl ObservedSession {
     /// Keys behind the first ones.
     fn observed(&self, pair: KeyPair<Box<dyn PacketKey>>) -> KeyPair<Box<dyn PacketKey>> {
         let retirements = self.retirements.clone();
-        moved_if(pair, move |packet| retirements.look_into(packet))
+        moved_if(pair, move |number, packet| retirements.look_into(number, packet))
     }
 }
 

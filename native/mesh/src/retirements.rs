@@ -8,7 +8,8 @@
 
 use std::convert::Infallible;
 use std::future::poll_fn;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::task::Poll;
 use std::time::Duration;
 
@@ -32,17 +33,27 @@ const PER_SECOND: u64 = 1;
 #[derive(Debug)]
 pub(crate) struct Retirements {
     begin: Instant,
-    count: AtomicU64,
+    counted: Mutex<Counted>,
     are_too_many: AtomicBool,
     /// Who is to close the connection.
     closer: AtomicWaker,
+}
+
+/// What was counted, and in which packets.
+#[derive(Debug, Default)]
+struct Counted {
+    count: u64,
+    /// The number behind the newest one.
+    next: u64,
+    /// Which of those before it there were, the newest in the lowest bit.
+    newest: u128,
 }
 
 impl Default for Retirements {
     fn default() -> Self {
         Self {
             begin: Instant::now(),
-            count: AtomicU64::default(),
+            counted: Mutex::default(),
             are_too_many: AtomicBool::default(),
             closer: AtomicWaker::default(),
         }
@@ -50,22 +61,53 @@ impl Default for Retirements {
 }
 
 impl Retirements {
-    /// Looks into a packet that has been decrypted.
+    /// Looks into a packet of this number that has been decrypted.
     ///
     /// # Errors
     /// When it has too many.
-    pub(crate) fn look_into(&self, packet: &[u8]) -> Result<(), CryptoError> {
+    pub(crate) fn look_into(&self, number: u64, packet: &[u8]) -> Result<(), CryptoError> {
         let more = retirements(packet);
         if more == 0 {
             return Ok(());
         }
-        let count = self.count.fetch_add(more, Ordering::Relaxed).saturating_add(more);
+        let count = self.lock().add(number, more);
         if !is_excessive(count, self.begin.elapsed()) {
             return Ok(());
         }
         self.are_too_many.store(true, Ordering::Release);
         self.closer.wake();
         Err(CryptoError)
+    }
+
+    /// A std mutex, because nothing awaits inside.
+    fn lock(&self) -> MutexGuard<'_, Counted> {
+        self.counted.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Counted {
+    /// Counts what a packet has, unless it was counted before: anybody on the way can send it again.
+    fn add(&mut self, number: u64, more: u64) -> u64 {
+        let is_first = match number.checked_sub(self.next) {
+            Some(skipped) => {
+                let shift = u32::try_from(skipped + 1).unwrap_or(u32::MAX);
+                self.newest = self.newest.checked_shl(shift).unwrap_or(0) | 1;
+                self.next = number + 1;
+                true
+            }
+            None => {
+                let back = u32::try_from(self.next - 1 - number).unwrap_or(u32::MAX);
+                // quinn takes none that is older.
+                let place = 1_u128.checked_shl(back).unwrap_or(0);
+                let is_first = place & !self.newest != 0;
+                self.newest |= place;
+                is_first
+            }
+        };
+        if is_first {
+            self.count = self.count.saturating_add(more);
+        }
+        self.count
     }
 }
 
@@ -123,12 +165,22 @@ mod tests {
     fn a_packet_beyond_what_may_be_retired_is_none() {
         let retirements = Retirements::default();
         let packet = [0x19, 5].repeat(500);
-        assert!(retirements.look_into(&packet).is_ok());
-        assert!(retirements.look_into(&[0x01]).is_ok());
-        assert!(retirements.look_into(&packet).is_ok());
+        assert!(retirements.look_into(0, &packet).is_ok());
+        assert!(retirements.look_into(1, &[0x01]).is_ok());
+        assert!(retirements.look_into(2, &packet).is_ok());
         // Which it would be for nobody who has been there for 500 seconds.
-        assert!(retirements.look_into(&packet).is_err());
+        assert!(retirements.look_into(3, &packet).is_err());
         assert!(retirements.are_too_many.load(Ordering::Acquire));
-        assert!(retirements.look_into(&[0x01]).is_ok());
+        assert!(retirements.look_into(4, &[0x01]).is_ok());
+    }
+
+    /// Else anybody on the way could have a connection closed whose peer has moved.
+    #[test]
+    fn what_is_sent_again_by_others_is_counted_once() {
+        let mut counted = Counted::default();
+        let numbers = [5, 5, 3, 3, 5, 6, 3, 200, 5, 73, 73, 72, 200, 1_000, 873, 873, 872, 1_000];
+        let counts = numbers.map(|number| counted.add(number, 1));
+        let expected = [1, 1, 2, 2, 2, 3, 3, 4, 4, 5, 5, 5, 5, 6, 7, 7, 7, 7];
+        assert_eq!(counts, expected);
     }
 }

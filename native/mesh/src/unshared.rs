@@ -19,24 +19,24 @@ pub(crate) struct Stepped<S> {
 
 /// What is read with these keys has memory of its own.
 pub(crate) fn moved(pair: KeyPair<Box<dyn PacketKey>>) -> KeyPair<Box<dyn PacketKey>> {
-    moved_if(pair, |_| Ok(()))
+    moved_if(pair, |_, _| Ok(()))
 }
 
-/// The same; and what `check` refuses counts as not read.
+/// The same; and what `check` refuses, given the packet's number, counts as not read.
 pub(crate) fn moved_if(
     KeyPair { local, remote }: KeyPair<Box<dyn PacketKey>>,
-    check: impl Fn(&[u8]) -> Result<(), CryptoError> + Send + Sync + 'static,
+    check: impl Fn(u64, &[u8]) -> Result<(), CryptoError> + Send + Sync + 'static,
 ) -> KeyPair<Box<dyn PacketKey>> {
-    let step = move |payload: &mut BytesMut| {
+    let step = move |number, payload: &mut BytesMut| {
         *payload = BytesMut::from(&payload[..]);
-        check(payload)
+        check(number, payload)
     };
     KeyPair { local, remote: Box::new(Stepped { key: remote, step }) }
 }
 
 impl<S> PacketKey for Stepped<S>
 where
-    S: Fn(&mut BytesMut) -> Result<(), CryptoError> + Send + Sync,
+    S: Fn(u64, &mut BytesMut) -> Result<(), CryptoError> + Send + Sync,
 {
     fn encrypt(&self, packet: u64, buf: &mut [u8], header_len: usize) {
         self.key.encrypt(packet, buf, header_len);
@@ -49,7 +49,7 @@ where
         payload: &mut BytesMut,
     ) -> Result<(), CryptoError> {
         self.key.decrypt(packet, header, payload)?;
-        (self.step)(payload)
+        (self.step)(packet, payload)
     }
 
     fn tag_len(&self) -> usize {
