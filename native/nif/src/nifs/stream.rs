@@ -133,7 +133,7 @@ fn stream_receive<'a>(
     start_reading(&stream)?;
     let reply = Quiet::new(Reply::new(atoms::mesh_received(), env.pid(), token));
     let patience = if does_wait { Patience::Waits } else { Patience::Polls };
-    Ok(match inlet.request(id, reply, patience) {
+    Ok(match inlet.request(&stream, id, reply, patience) {
         Ok(Source::Answer) => atoms::wait().encode(env),
         Ok(Source::Messages) => atoms::active().encode(env),
         Ok(Source::Mailbox) => atoms::look().encode(env),
