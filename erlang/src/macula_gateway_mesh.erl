@@ -417,7 +417,8 @@ open(Options) ->
         {error, Reason} -> {error, Reason}
     end.
 
-%% Callers who wait for a dial get their answer before the server goes.
+%% Callers who wait for a dial get their answer before the server goes. Messages that it is given for
+%% others meanwhile are lost, and must not pile up.
 -spec await_closed(reference(), reference()) -> ok.
 await_closed(Tag, Timer) ->
     receive
@@ -426,6 +427,8 @@ await_closed(Tag, Timer) ->
             await_closed(Tag, Timer);
         {mesh_delivered, {Tag, From}, Result} ->
             gen_server:reply(From, Result),
+            await_closed(Tag, Timer);
+        {'$gen_cast', _} ->
             await_closed(Tag, Timer);
         {mesh_closed, Tag, ok} ->
             ok;
