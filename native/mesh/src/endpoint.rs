@@ -222,6 +222,11 @@ pub(crate) fn bind_server(
     Ok(quinn::Endpoint::new(config, Some(server), socket, runtime()?)?)
 }
 
+/// Whether this machine has sockets of both families, at any port.
+pub(crate) fn has_both_families() -> bool {
+    open((Ipv6Addr::UNSPECIFIED, 0).into(), 0).is_ok()
+}
+
 /// A socket at `address`. The unspecified IPv6 address stands for both families: IPv4 peers
 /// appear there as mapped addresses (RFC 3493, section 3.7).
 fn open(address: SocketAddr, buffer_bytes: usize) -> io::Result<(UdpSocket, Granted)> {

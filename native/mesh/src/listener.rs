@@ -390,9 +390,13 @@ fn bind(
     match place {
         Place::Everywhere(port) => {
             let both = open(SocketAddr::from((Ipv6Addr::UNSPECIFIED, *port)));
-            // A machine without IPv6.
-            let door = both.or_else(|_| open((Ipv4Addr::UNSPECIFIED, *port).into()))?;
-            Ok(vec![door])
+            let door = match both {
+                Err(_) if !endpoint::has_both_families() => {
+                    open((Ipv4Addr::UNSPECIFIED, *port).into())
+                }
+                both => both,
+            };
+            Ok(vec![door?])
         }
         Place::At(addresses) => addresses.iter().copied().map(open).collect(),
     }
