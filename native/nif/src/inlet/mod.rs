@@ -17,7 +17,7 @@ use tokio::sync::Notify;
 use self::state::{Delivery, Handle, Locked, State};
 pub(crate) use self::state::{Mode, end_error};
 use crate::readers::{Patience, RequestId};
-use crate::reply::{Quiet, Reply};
+use crate::reply::Reply;
 use crate::{atoms, runtime, terms};
 
 pub(crate) struct Inlet {
@@ -138,7 +138,7 @@ impl Inlet {
         &self,
         handle: &Handle,
         id: RequestId,
-        reply: Quiet,
+        reply: Reply,
         patience: Patience,
     ) -> Result<Source, Refusal> {
         let mut state = self.lock();
@@ -151,7 +151,7 @@ impl Inlet {
             return if has_room { Ok(Source::Messages) } else { Err(Refusal::TooManyReaders) };
         }
         // Nothing more is posted from here on, so who looks finds all of it.
-        if reply.is_to(&state.owner) && mem::take(&mut state.has_posted) {
+        if reply.to() == state.owner && mem::take(&mut state.has_posted) {
             return Ok(Source::Mailbox);
         }
         if has_ended {
