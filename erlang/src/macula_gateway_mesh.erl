@@ -264,6 +264,7 @@ send_async(Server, NodeId, Address, Message) ->
 %% peer's transport has acknowledged, its application may not have read yet. Where the server has to
 %% be asked, because it is on another node or has just been restarted, this exits as
 %% `gen_server:call/3' does when there is none, or when it ends: then the message may have arrived.
+%% A message whose caller dies is withdrawn, too, but not where the server was asked.
 -spec send(server(), node_id(), address(), iodata(), non_neg_integer()) ->
     ok | {error, delivery_error()}.
 send(Server, NodeId, Address, Message, TimeoutMs) when
