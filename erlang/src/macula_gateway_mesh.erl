@@ -408,8 +408,8 @@ code_change(_Former, State, _Extra) ->
 
 %% Long enough to linger; start_link/1 tells who gave a bad time for that.
 -spec shutdown_ms(term()) -> pos_integer().
-shutdown_ms(LingerMs) when is_integer(LingerMs), LingerMs + 2 * ?FAREWELL_MS > ?SHUTDOWN_MS ->
-    LingerMs + 2 * ?FAREWELL_MS;
+shutdown_ms(LingerMs) when is_integer(LingerMs) ->
+    max(?SHUTDOWN_MS, LingerMs + 2 * ?FAREWELL_MS);
 shutdown_ms(_Other) ->
     ?SHUTDOWN_MS.
 

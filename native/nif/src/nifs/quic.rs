@@ -34,7 +34,7 @@ fn quic_listen<'a>(env: Env<'a>, place: Term<'a>, options: Term<'a>) -> NifResul
             None => return Ok(bad_address(env, place)),
         },
     };
-    let (settings, files) = match settings::read_with_files(env, options) {
+    let (settings, files) = match settings::read(env, options) {
         Ok(settings) => settings,
         Err(refused) => return Ok(refused),
     };
@@ -131,7 +131,7 @@ fn quic_connect<'a>(
         return Ok(bad_address(env, target));
     };
     let settings = match settings::read(env, options) {
-        Ok(settings) => settings,
+        Ok((settings, _)) => settings,
         Err(refused) => return Ok(refused),
     };
     let Ok(runtime) = runtime::start(None) else {
