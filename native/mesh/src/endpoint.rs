@@ -250,6 +250,7 @@ fn runtime() -> io::Result<Arc<dyn quinn::Runtime>> {
 }
 
 #[cfg(test)]
+#[allow(clippy::disallowed_methods, reason = "tokio's test macro blocks, on a thread of the test")]
 mod tests {
     use super::*;
 
