@@ -48,6 +48,8 @@ all() ->
         send_async_uses_the_pooled_connection,
         % The bare protocol
         the_bare_protocol_works,
+        a_bare_cast_carries_any_iodata,
+        a_node_id_that_is_none_is_not_in_the_pool,
         any_other_call_is_an_unknown_request,
         other_casts_and_messages_are_ignored,
         takes_any_reference_to_the_server,
@@ -338,7 +340,7 @@ takes_any_binary_as_a_node_id(_Config) ->
     % 32 raw bytes in practice, but the pool never looked inside.
     Peer = mesh_ct:start_peer(),
     Pool = mesh_ct:start_pool(),
-    Ids = [<<>>, <<0>>, <<0, 0>>, <<255:256>>, <<"name">>, binary:copy(<<7>>, 100_000)],
+    Ids = [<<>>, <<0>>, <<0, 0>>, <<255:256>>, <<"name">>, binary:copy(<<7>>, 65_000)],
     Address = mesh_peer:address(Peer),
     Streams = [
         begin
@@ -536,12 +538,45 @@ any_other_call_is_an_unknown_request(_Config) ->
             {get_or_create_connection, <<"n">>},
             {get_or_create_connection, not_a_binary, Address},
             {get_or_create_connection, "n", Address},
-            {remove_connection, 1},
-            {get_connection_info, <<1:1>>},
             {send_async, <<"n">>, Address, <<"m">>}
         ]
     ],
     ?assertEqual(Pool, whereis(?POOL)).
+
+a_node_id_that_is_none_is_not_in_the_pool(_Config) ->
+    % As the original has it: a routing table of another version must not crash who asks.
+    Peer = mesh_ct:start_peer(),
+    Pool = mesh_ct:start_pool(),
+    Address = mesh_peer:address(Peer),
+    None = [not_a_binary, "n", 1, <<1:1>>, undefined],
+    TooLong = binary:copy(<<7>>, 65_537),
+    [
+        begin
+            ?assertEqual(ok, ?POOL:remove_connection(Pool, Id)),
+            ?assertEqual(not_found, ?POOL:get_connection_info(Pool, Id)),
+            ?assertEqual(ok, ?POOL:send_async(Pool, Id, Address, <<"m">>)),
+            ?assertEqual(ok, gen_server:cast(Pool, {send_async, Id, Address, <<"m">>}))
+        end
+     || Id <- [TooLong | None]
+    ],
+    % Not even dialled.
+    BadNode = {error, {connect_failed, bad_node_id}},
+    ?assertEqual(BadNode, ?POOL:get_or_create_connection(Pool, TooLong, Address)),
+    ?assertEqual(BadNode, ?POOL:send(Pool, TooLong, Address, <<"m">>, 1_000)),
+    ?assertEqual(#{bad_node_id => 13}, mesh_ct:stat(messages_dropped)),
+    ?assertEqual(0, mesh_ct:stat(dials)),
+    Longest = binary:copy(<<7>>, 65_536),
+    ?assertMatch({ok, _}, ?POOL:get_or_create_connection(Pool, Longest, Address)),
+    ?assertMatch({ok, _}, ?POOL:get_connection_info(Pool, Longest)).
+
+a_bare_cast_carries_any_iodata(_Config) ->
+    % Old callers cast what they have put together, and the original passed it on.
+    Peer = mesh_ct:start_peer(),
+    Pool = mesh_ct:start_pool(),
+    <<Head:2/binary, Rest/binary>> = mesh_peer:frame(0, 8),
+    Message = [Head, [[], binary_to_list(Rest)]],
+    ok = gen_server:cast(Pool, {send_async, id(Peer), mesh_peer:address(Peer), Message}),
+    mesh_peer:wait(Peer, distinct, 1).
 
 other_casts_and_messages_are_ignored(_Config) ->
     % Late replies, exits of linked processes and messages gone astray are a server's daily bread.

@@ -14,6 +14,7 @@
     a_supervisor_s_shutdown_closes_connections_in_order/1,
     stopping_lets_queued_messages_out/1,
     stopping_ends_although_a_peer_stands_still/1,
+    messages_for_a_server_that_stops_do_not_pile_up/1,
     the_vm_halts_under_load_with_its_exit_status/1,
     the_vm_stops_under_load_with_its_exit_status/1,
     a_pool_whose_socket_loses_its_port_goes_on_from_another/1,
@@ -43,6 +44,7 @@ all() ->
         a_supervisor_s_shutdown_closes_connections_in_order,
         stopping_lets_queued_messages_out,
         stopping_ends_although_a_peer_stands_still,
+        messages_for_a_server_that_stops_do_not_pile_up,
         the_vm_halts_under_load_with_its_exit_status,
         the_vm_stops_under_load_with_its_exit_status,
         a_pool_whose_socket_loses_its_port_goes_on_from_another,
@@ -244,6 +246,27 @@ stopping_ends_although_a_peer_stands_still(_Config) ->
     ok = mesh_peer:resume(Peer),
     mesh_load:await_peers([Peer], connections_closed, 1),
     ?assertMatch(#{close_codes := #{0 := 1}}, mesh_peer:stats(Peer)),
+    mesh_peer:stop(Peer).
+
+messages_for_a_server_that_stops_do_not_pile_up(_Config) ->
+    %% A node is busy to its last second, and must not run out of memory in it.
+    Peer = mesh_peer:start(),
+    {ok, Pool} = ?POOL:start_link(#{linger_ms => 40_000, ack_timeout_ms => 0}),
+    Address = mesh_peer:address(Peer),
+    {ok, Stream} = ?POOL:get_or_create_connection(Pool, <<"still">>, Address),
+    ok = mesh_peer:pause(Peer),
+    mesh_load:send_frames(Pool, <<"still">>, Address, lists:seq(0, 99)),
+    {_Stopper, Stopping} = spawn_monitor(?POOL, stop, [Pool]),
+    mesh_wait:eventually({error, pool_closed}, fun() -> macula_quic:send(Stream, <<>>) end),
+    Flood = [?POOL:send_async(Pool, <<"still">>, Address, <<"lost">>) || _ <- lists:seq(1, 1_000)],
+    ?assertEqual([ok], lists:usort(Flood)),
+    Left = fun() -> process_info(Pool, message_queue_len) end,
+    mesh_wait:eventually({message_queue_len, 0}, Left),
+    ok = mesh_peer:resume(Peer),
+    receive
+        {'DOWN', Stopping, process, _, Reason} -> ?assertEqual(normal, Reason)
+    after ?WAIT_MS -> error(never_stopped)
+    end,
     mesh_peer:stop(Peer).
 
 the_vm_halts_under_load_with_its_exit_status(_Config) ->

@@ -275,12 +275,10 @@ is_right(Function, {error, function_clause, At}) -> At =:= Function orelse is_ot
 is_right(_Function, {exit, _Reason, At}) -> is_otp(At);
 is_right(_Function, _Outcome) -> false.
 
-%% What the functions' types say, or docs/migration.md: of node ids that are none, and of a place.
+%% What the functions' types say, or docs/migration.md: of a place.
 %% Of the native module, which is nobody's to call, any of that.
 reasons(?POOL, get_or_create_connection) -> type(error_reason);
 reasons(?POOL, send) -> type(delivery_error);
-reasons(?POOL, remove_connection) -> [unknown_request];
-reasons(?POOL, get_connection_info) -> [unknown_request];
 reasons(?POOL, set_max_connections) -> [{bad_option, max_mesh_connections, 'Term'}];
 reasons(?POOL, start_link) -> [{already_started, 'Pid'} | type(start_error)];
 reasons(macula_quic, listen) -> [{bad_address, 'Term'} | type(listen_error)];
@@ -313,7 +311,7 @@ type(error_reason) ->
     [{connect_failed, {one_of, connect_reason}}, {stream_failed, 'Term'}];
 type(connect_reason) ->
     [
-        timeout, {bad_address, 'Term'}, nxdomain, invalid_server_name, refused,
+        timeout, {bad_address, 'Term'}, bad_node_id, nxdomain, invalid_server_name, refused,
         {tls_alert, 'Number'}, version_mismatch, {transport_error, 'Number'},
         {closed_by_peer, 'Number'}, reset, idle_timeout, {dead, ack_timeout}, {unverified, 'Atom'},
         {socket_error, 'Atom'}, too_many_dials, removed, pool_closed, cancelled

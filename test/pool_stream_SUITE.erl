@@ -685,7 +685,7 @@ anything_but_a_handle_is_a_badarg(_Config) ->
      || Handle <- [Connection | Junk]
     ],
     [?assertError(badarg, macula_quic:open_stream(Handle)) || Handle <- [Stream | Junk]],
-    [?assertError(badarg, macula_quic:close(Handle)) || Handle <- Junk],
+    [?assertEqual(ok, macula_quic:close(Handle)) || Handle <- Junk],
     [?assertError(badarg, macula_quic:peername(Handle)) || Handle <- Junk],
     ?assertEqual(ok, macula_quic:send(Stream, mesh_peer:frame(0, 8))),
     mesh_peer:wait(Peer, distinct, 1).

@@ -42,6 +42,7 @@ all() ->
         the_owners_death_closes_a_connection,
         an_owner_that_dies_while_it_is_given_a_connection_takes_it_along,
         closing_twice_is_fine,
+        closing_what_is_no_handle_is_fine,
         what_is_no_handle_is_badarg
     ].
 
@@ -560,12 +561,21 @@ closing_twice_is_fine(_Config) ->
      || Handle <- [Near, Far, Client, Listener]
     ].
 
+%% Nor does it look whether there is a handle at all.
+closing_what_is_no_handle_is_fine(_Config) ->
+    [
+        ?assertEqual(ok, macula_quic:close(Term))
+     || Term <- [undefined, make_ref(), self(), <<>>, [], {stream, 1}]
+    ].
+
 %% A wrong term is a bug of the caller's, and crashes it.
 what_is_no_handle_is_badarg(_Config) ->
     Listener = quic_ct:listen(),
     Client = quic_ct:connect(Listener),
     Calls = [
-        fun(H) -> macula_quic:close(H) end,
+        fun(H) -> macula_quic:close_stream(H) end,
+        fun(H) -> macula_quic:close_connection(H) end,
+        fun(H) -> macula_quic:close_listener(H) end,
         fun(H) -> macula_quic:peername(H) end,
         fun(H) -> macula_quic:sockname(H) end,
         fun(H) -> macula_quic:send(H, <<>>) end,

@@ -23,6 +23,7 @@ all() ->
         the_socket_has_the_buffers_that_were_asked_for,
         a_place_that_is_none_is_told_back,
         a_port_that_is_taken_is_told,
+        a_port_that_is_taken_for_one_family_is_told,
         an_accepted_connection_was_announced_with_its_facts,
         a_connection_is_announced_before_its_end,
         each_async_accept_gives_one_connection,
@@ -162,6 +163,17 @@ a_port_that_is_taken_is_told(_Config) ->
     ).
 
 %%% Accepting
+
+%% Half of a listener would leave the clients of one family outside, and nobody would know.
+a_port_that_is_taken_for_one_family_is_told(_Config) ->
+    {ok, Socket} = gen_udp:open(0, [inet6, {ipv6_v6only, true}]),
+    {ok, Port} = inet:port(Socket),
+    ?assertEqual(
+        {error, {socket_error, eaddrinuse}}, macula_quic:listen(Port, quic_ct:server_options())
+    ),
+    ok = gen_udp:close(Socket),
+    {ok, Listener} = macula_quic:listen(Port, quic_ct:server_options()),
+    ok = macula_quic:close(Listener).
 
 %% A handler decides by these facts what it does with the connection.
 an_accepted_connection_was_announced_with_its_facts(_Config) ->

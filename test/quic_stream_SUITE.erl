@@ -43,7 +43,9 @@ all() ->
         streams_of_a_closed_connection_are_given_up_with_it_or_after_a_while,
         an_idle_sender_learns_that_its_connection_is_gone,
         losing_a_connection_under_load_ends_every_stream_once,
+        who_has_ended_a_passive_stream_is_told_of_the_loss_of_its_connection,
         a_stream_that_nobody_holds_is_closed,
+        a_stream_that_nobody_holds_is_closed_once_its_owner_was_told_of_its_own_end,
         streams_on_which_only_the_peer_sends_are_read_and_bounded,
         an_unread_stream_holds_the_peer
     ].
@@ -417,6 +419,27 @@ after_data(Stream) ->
         Message -> Message
     end.
 
+%% As above, where nobody reads any more.
+who_has_ended_a_passive_stream_is_told_of_the_loss_of_its_connection(_Config) ->
+    {Client, Server} = quic_ct:pair(),
+    Near = opened(Client, Server),
+    {Far, _} = new_stream(),
+    %% The end stays behind what the peer does not read.
+    ok = macula_quic:send(Far, binary:copy(<<7>>, 16 * ?MIB)),
+    ok = macula_quic:async_shutdown_stream(Far, ?GRACEFUL, 0),
+    ok = macula_quic:async_shutdown_connection(Client, 0, 7),
+    ?assertMatch(
+        {stream_closed, #{is_conn_shutdown := true, status := {closed_by_peer, 7}}},
+        quic_ct:next(Far)
+    ),
+    %% Whatever is done with it from here on, that was the last message.
+    ok = macula_quic:setopt(Far, active, true),
+    ?assertEqual({ok, <<0>>}, macula_quic:recv(Far, ?WAIT_MS)),
+    ?assertEqual({error, {closed_by_peer, 7}}, macula_quic:recv(Far, ?WAIT_MS)),
+    ok = macula_quic:close(Far),
+    quic_ct:none(Far),
+    ok = macula_quic:close(Near).
+
 %% Forgotten handles must not eat the peer's credit.
 a_stream_that_nobody_holds_is_closed(_Config) ->
     {Client, Server} = quic_ct:pair(),
@@ -431,6 +454,29 @@ a_stream_that_nobody_holds_is_closed(_Config) ->
 forget_the_other_end(Client, Server) ->
     {Near, _Far} = quic_ct:streams(Client, Server),
     quic_ct:forget(),
+    Near.
+
+%% As above: a request that was not read to its end is over with its answer.
+a_stream_that_nobody_holds_is_closed_once_its_owner_was_told_of_its_own_end(_Config) ->
+    {Client, Server} = quic_ct:pair(),
+    Near = opened(Client, Server),
+    ok = macula_quic:setopt(Near, active, true),
+    ok = answer_new_stream(),
+    ?assertEqual({peer_send_shutdown, undefined}, quic_ct:next(Near)),
+    true = erlang:garbage_collect(),
+    ?assertEqual({peer_receive_aborted, 0}, quic_ct:next(Near)).
+
+answer_new_stream() ->
+    {Stream, _} = new_stream(),
+    ?assertEqual({ok, <<0>>}, macula_quic:recv(Stream, ?WAIT_MS)),
+    ok = macula_quic:async_shutdown_stream(Stream, ?GRACEFUL, 0),
+    ?assertEqual({send_shutdown_complete, true}, quic_ct:next(Stream)).
+
+%% A stream that has begun, and comes as `new_stream' on the other side.
+opened(Opener, Acceptor) ->
+    {ok, Acceptor} = macula_quic:async_accept_stream(Acceptor, []),
+    {ok, Near} = macula_quic:open_stream(Opener),
+    ok = macula_quic:send(Near, <<0>>),
     Near.
 
 %% Old senders use them for what needs no answer. Ours does not, so the other client does.

@@ -164,6 +164,7 @@
 -type connect_reason() ::
     timeout
     | {bad_address, term()}
+    | bad_node_id
     | nxdomain
     | invalid_server_name
     | refused
@@ -242,7 +243,7 @@ get_or_create_connection(Server, NodeId, Address) when is_binary(NodeId) ->
 %% others; to one of ours messages arrive in order, those of 128 KiB and more excepted. Returns at
 %% once; what cannot be delivered is counted by {@link get_stats/1}.
 -spec send_async(server(), node_id(), address(), iodata()) -> ok.
-send_async(Server, NodeId, Address, Message) when is_binary(NodeId), is_binary(Message) ->
+send_async(Server, NodeId, Address, Message) when is_binary(Message) ->
     case local_pool(Server) of
         {ok, Pool} ->
             try macula_gateway_mesh_nif:pool_send(Pool, NodeId, Address, Message) of
@@ -254,7 +255,7 @@ send_async(Server, NodeId, Address, Message) when is_binary(NodeId), is_binary(M
         none ->
             cast(Server, NodeId, Address, Message)
     end;
-send_async(Server, NodeId, Address, Message) when is_binary(NodeId) ->
+send_async(Server, NodeId, Address, Message) ->
     send_async(Server, NodeId, Address, iolist_to_binary(Message)).
 
 %% @doc Sends `Message' to `NodeId' and waits until the peer's transport has acknowledged all of it,
@@ -263,6 +264,7 @@ send_async(Server, NodeId, Address, Message) when is_binary(NodeId) ->
 %% peer's transport has acknowledged, its application may not have read yet. Where the server has to
 %% be asked, because it is on another node or has just been restarted, this exits as
 %% `gen_server:call/3' does when there is none, or when it ends: then the message may have arrived.
+%% A message whose caller dies is withdrawn, too, but not where the server was asked.
 -spec send(server(), node_id(), address(), iodata(), non_neg_integer()) ->
     ok | {error, delivery_error()}.
 send(Server, NodeId, Address, Message, TimeoutMs) when
@@ -343,10 +345,10 @@ handle_call({send, NodeId, Address, Message, TimeoutMs}, From, State) when
         closed -> {reply, {error, pool_closed}, State};
         Error -> {reply, Error, State}
     end;
-handle_call({remove_connection, NodeId}, _From, State) when is_binary(NodeId) ->
+handle_call({remove_connection, NodeId}, _From, State) ->
     _ = macula_gateway_mesh_nif:pool_remove(State#state.pool, NodeId),
     {reply, ok, State};
-handle_call({get_connection_info, NodeId}, _From, State) when is_binary(NodeId) ->
+handle_call({get_connection_info, NodeId}, _From, State) ->
     {reply, macula_gateway_mesh_nif:pool_info(State#state.pool, NodeId), State};
 handle_call(list_connections, _From, State) ->
     {reply, {ok, macula_gateway_mesh_nif:pool_list(State#state.pool)}, State};
@@ -361,10 +363,12 @@ handle_call(_Request, _From, State) ->
 
 %% @private
 -spec handle_cast(term(), #state{}) -> {noreply, #state{}}.
-handle_cast({send_async, NodeId, Address, Message}, State) when
-    is_binary(NodeId), is_binary(Message)
-->
-    _ = macula_gateway_mesh_nif:pool_send(State#state.pool, NodeId, Address, Message),
+handle_cast({send_async, NodeId, Address, Message}, State) ->
+    try iolist_to_binary(Message) of
+        Bytes -> _ = macula_gateway_mesh_nif:pool_send(State#state.pool, NodeId, Address, Bytes)
+    catch
+        error:badarg -> no_message
+    end,
     {noreply, State};
 handle_cast(_Message, State) ->
     {noreply, State}.
@@ -404,8 +408,8 @@ code_change(_Former, State, _Extra) ->
 
 %% Long enough to linger; start_link/1 tells who gave a bad time for that.
 -spec shutdown_ms(term()) -> pos_integer().
-shutdown_ms(LingerMs) when is_integer(LingerMs), LingerMs + 2 * ?FAREWELL_MS > ?SHUTDOWN_MS ->
-    LingerMs + 2 * ?FAREWELL_MS;
+shutdown_ms(LingerMs) when is_integer(LingerMs) ->
+    max(?SHUTDOWN_MS, LingerMs + 2 * ?FAREWELL_MS);
 shutdown_ms(_Other) ->
     ?SHUTDOWN_MS.
 
@@ -417,7 +421,8 @@ open(Options) ->
         {error, Reason} -> {error, Reason}
     end.
 
-%% Callers who wait for a dial get their answer before the server goes.
+%% Callers who wait for a dial get their answer before the server goes. Messages that it is given
+%% for others meanwhile are lost, uncounted, and must not pile up.
 -spec await_closed(reference(), reference()) -> ok.
 await_closed(Tag, Timer) ->
     receive
@@ -426,6 +431,8 @@ await_closed(Tag, Timer) ->
             await_closed(Tag, Timer);
         {mesh_delivered, {Tag, From}, Result} ->
             gen_server:reply(From, Result),
+            await_closed(Tag, Timer);
+        {'$gen_cast', _} ->
             await_closed(Tag, Timer);
         {mesh_closed, Tag, ok} ->
             ok;

@@ -183,7 +183,7 @@ async_accept(Listener, _Options) ->
 %% @doc Takes in no more connections. Those that were accepted go on, and keep the port.
 -spec close_listener(listener()) -> ok.
 close_listener(Listener) ->
-    close(Listener).
+    close_handle(Listener).
 
 %% @doc Reads the certificate and key files again; who connects from now on sees them.
 -spec reload_certificates(listener()) -> ok | {error, closed | listen_error()}.
@@ -263,7 +263,7 @@ async_shutdown_connection(Connection, _Flags, Code) ->
 %% @doc As {@link close/1}.
 -spec close_connection(connection()) -> ok.
 close_connection(Connection) ->
-    close(Connection).
+    close_handle(Connection).
 
 %% @doc Counters of a connection: UDP datagrams (`send_cnt', `recv_cnt'), their payload bytes
 %% (`send_oct', `recv_oct'), and bytes queued for its streams (`send_pend').
@@ -398,19 +398,20 @@ async_shutdown_stream(Stream, Flags, Code) ->
 %% @doc As {@link close/1}.
 -spec close_stream(stream()) -> ok.
 close_stream(Stream) ->
-    close(Stream).
+    close_handle(Stream).
 
 %%% All handles
 
 %% @doc Closes a stream (what is queued still goes out, then FIN; nothing more is read), a
 %% connection (at once: what its peer has not acknowledged may be lost), or a listener. Closing a
 %% pooled stream leaves its connection alone: the next request for that node gets a fresh stream on
-%% it.
--spec close(stream() | connection() | listener()) -> ok.
+%% it. Always `ok', also of what is no handle, or none any more: there is nothing to be closed.
+-spec close(stream() | connection() | listener() | term()) -> ok.
 close(Handle) ->
-    case macula_gateway_mesh_nif:handle_close(Handle) of
-        ok -> ok;
-        dirty -> macula_gateway_mesh_nif:handle_close_dirty(Handle)
+    try
+        close_handle(Handle)
+    catch
+        error:badarg -> ok
     end.
 
 %% @doc The peer's address, also after the connection has ended.
@@ -468,6 +469,13 @@ forward(Handle, Pid) ->
             forward(Handle, Pid)
     after 0 ->
         ok
+    end.
+
+-spec close_handle(stream() | connection() | listener()) -> ok.
+close_handle(Handle) ->
+    case macula_gateway_mesh_nif:handle_close(Handle) of
+        ok -> ok;
+        dirty -> macula_gateway_mesh_nif:handle_close_dirty(Handle)
     end.
 
 -spec places(place()) -> inet:port_number() | [{inet:ip_address(), inet:port_number()}].

@@ -27,6 +27,8 @@ const FAREWELL: Duration = Duration::from_millis(100);
 pub(crate) struct Endpoint {
     buffer_bytes: usize,
     state: Mutex<State>,
+    /// Beside the state, which is locked while a socket is bound.
+    granted: Mutex<Granted>,
     refusals: Arc<Refusals>,
     /// Called when the socket was found dead.
     on_loss: Box<dyn Fn() + Send + Sync>,
@@ -50,7 +52,6 @@ enum State {
 #[derive(Debug)]
 struct Bound {
     endpoint: quinn::Endpoint,
-    granted: Granted,
     _listening: Listening,
 }
 
@@ -60,6 +61,7 @@ impl Endpoint {
         Self {
             buffer_bytes,
             state: Mutex::new(State::Unbound),
+            granted: Mutex::default(),
             refusals: Arc::default(),
             on_loss: Box::new(on_loss),
         }
@@ -115,12 +117,9 @@ impl Endpoint {
         tokio::time::timeout(FAREWELL, endpoint.wait_idle()).await.ok();
     }
 
-    /// The socket's buffers; nothing before the first dial.
+    /// The buffers of the socket, or of the last one; nothing before the first dial.
     pub(crate) fn granted(&self) -> Granted {
-        match &*self.lock() {
-            State::Bound(bound) => bound.granted,
-            State::Unbound | State::Closed => Granted::default(),
-        }
+        *self.granted.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Where the socket is bound, if it is.
@@ -137,7 +136,8 @@ impl Endpoint {
             State::Bound(bound) => Ok(bound.endpoint.clone()),
             State::Closed => Err(Error::PoolClosed),
             State::Unbound => {
-                let bound = bind(self.buffer_bytes, &self.refusals)?;
+                let (bound, granted) = bind(self.buffer_bytes, &self.refusals)?;
+                *self.granted.lock().unwrap_or_else(PoisonError::into_inner) = granted;
                 let endpoint = bound.endpoint.clone();
                 *state = State::Bound(bound);
                 Ok(endpoint)
@@ -179,7 +179,7 @@ impl std::fmt::Debug for Endpoint {
 
 /// The socket of outgoing connections: at no address in particular, and of both families, if this
 /// machine has both.
-fn bind(buffer_bytes: usize, refusals: &Arc<Refusals>) -> Result<Bound, Error> {
+fn bind(buffer_bytes: usize, refusals: &Arc<Refusals>) -> Result<(Bound, Granted), Error> {
     let open = |address| {
         let (socket, granted) = open(address, buffer_bytes)?;
         let (socket, listening) = listen(socket, refusals.clone())?;
@@ -187,7 +187,7 @@ fn bind(buffer_bytes: usize, refusals: &Arc<Refusals>) -> Result<Bound, Error> {
         let config = ResetKeys::fresh()?.endpoint_config(address)?;
         let runtime = runtime()?;
         let endpoint = quinn::Endpoint::new_with_abstract_socket(config, None, socket, runtime)?;
-        Ok::<_, Error>(Bound { endpoint, granted, _listening: listening })
+        Ok::<_, Error>((Bound { endpoint, _listening: listening }, granted))
     };
     open((Ipv6Addr::UNSPECIFIED, 0).into()).or_else(|_| open((Ipv4Addr::UNSPECIFIED, 0).into()))
 }
@@ -222,6 +222,11 @@ pub(crate) fn bind_server(
     Ok(quinn::Endpoint::new(config, Some(server), socket, runtime()?)?)
 }
 
+/// Whether this machine has sockets of both families, at any port.
+pub(crate) fn has_both_families() -> bool {
+    open((Ipv6Addr::UNSPECIFIED, 0).into(), 0).is_ok()
+}
+
 /// A socket at `address`. The unspecified IPv6 address stands for both families: IPv4 peers
 /// appear there as mapped addresses (RFC 3493, section 3.7).
 fn open(address: SocketAddr, buffer_bytes: usize) -> io::Result<(UdpSocket, Granted)> {
@@ -242,4 +247,25 @@ fn open(address: SocketAddr, buffer_bytes: usize) -> io::Result<(UdpSocket, Gran
 
 fn runtime() -> io::Result<Arc<dyn quinn::Runtime>> {
     quinn::default_runtime().ok_or_else(|| ErrorKind::Unsupported.into())
+}
+
+#[cfg(test)]
+#[allow(clippy::disallowed_methods, reason = "tokio's test macro blocks, on a thread of the test")]
+mod tests {
+    use super::*;
+
+    /// Schedulers of the VM ask.
+    #[tokio::test]
+    async fn buffers_are_told_while_a_socket_is_bound() {
+        let endpoint = Endpoint::new(65_536, || {});
+        endpoint.bound().expect("a socket");
+        let (told, asked) = std::sync::mpsc::channel();
+        std::thread::scope(|scope| {
+            let state = endpoint.lock();
+            scope.spawn(|| told.send(endpoint.granted().send_bytes > 0));
+            let answer = asked.recv_timeout(Duration::from_secs(10));
+            drop(state);
+            assert_eq!(answer, Ok(true));
+        });
+    }
 }

@@ -13,6 +13,9 @@ pub enum Error {
     /// The address has none of the forms that a node holds.
     #[error("not an address")]
     BadAddress,
+    /// The node id is none, or longer than any.
+    #[error("not a node id")]
+    BadNode,
     /// The dial's deadline passed.
     #[error("the connect timeout passed")]
     ConnectTimeout,
@@ -101,6 +104,7 @@ impl Error {
     pub fn name(&self) -> &'static str {
         match self {
             Self::BadAddress => "bad_address",
+            Self::BadNode => "bad_node_id",
             Self::ConnectTimeout => "timeout",
             Self::NameNotFound => "nxdomain",
             Self::InvalidServerName => "invalid_server_name",

@@ -68,6 +68,8 @@ pub struct ListenerStats {
 pub struct Listener(Arc<Inner>);
 
 struct Inner {
+    /// Those of the doors, whose lock may be held for long.
+    addresses: Vec<SocketAddr>,
     doors: Mutex<Vec<Door>>,
     connections: Rendezvous<Connection>,
     settings: Settings,
@@ -116,6 +118,7 @@ impl Listener {
             scope: Arc::new(Scope::new(&Config::default(), runtime)),
             closed,
             observer: Box::new(observer),
+            addresses: doors.iter().map(|door| door.address).collect(),
             doors: Mutex::new(doors.clone()),
         });
         for (index, door) in doors.into_iter().enumerate() {
@@ -124,9 +127,9 @@ impl Listener {
         Ok(Self(inner))
     }
 
-    /// Where it listens.
-    pub fn local_addresses(&self) -> Vec<SocketAddr> {
-        lock(&self.0.doors).iter().map(|door| door.address).collect()
+    /// Where it listens; nowhere, once it is closed.
+    pub fn local_addresses(&self) -> &[SocketAddr] {
+        if self.is_closed() { &[] } else { &self.0.addresses }
     }
 
     /// Asks for one connection that has got in or will.
@@ -392,9 +395,13 @@ fn bind(
     match place {
         Place::Everywhere(port) => {
             let both = open(SocketAddr::from((Ipv6Addr::UNSPECIFIED, *port)));
-            // A machine without IPv6.
-            let door = both.or_else(|_| open((Ipv4Addr::UNSPECIFIED, *port).into()))?;
-            Ok(vec![door])
+            let door = match both {
+                Err(_) if !endpoint::has_both_families() => {
+                    open((Ipv4Addr::UNSPECIFIED, *port).into())
+                }
+                both => both,
+            };
+            Ok(vec![door?])
         }
         Place::At(addresses) => addresses.iter().copied().map(open).collect(),
     }
@@ -512,7 +519,24 @@ mod tests {
         break_socket(&endpoint.expect("an endpoint"));
         assert_eq!(told.recv().await, Some(ListenerEvent::SocketLost(address)));
         assert_eq!(told.recv().await, Some(ListenerEvent::SocketRebuilt(address)));
-        assert_eq!(listener.local_addresses(), vec![address]);
+        assert_eq!(listener.local_addresses(), [address]);
+    }
+
+    /// Schedulers of the VM ask.
+    #[tokio::test]
+    async fn where_a_listener_is_takes_no_lock_to_tell() {
+        let settings = Settings { identity: Some(identity()), ..Settings::default() };
+        let place = Place::At(vec![(Ipv4Addr::LOCALHOST, 0).into()]);
+        let listener = Listener::bind(&place, settings, tokio::runtime::Handle::current(), |_| {})
+            .expect("a listener");
+        let (told, asked) = std::sync::mpsc::channel();
+        std::thread::scope(|scope| {
+            let doors = lock(&listener.0.doors);
+            scope.spawn(|| told.send(listener.local_addresses().len()));
+            let answer = asked.recv_timeout(Duration::from_secs(10));
+            drop(doors);
+            assert_eq!(answer, Ok(1));
+        });
     }
 
     #[tokio::test]

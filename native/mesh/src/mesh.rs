@@ -219,6 +219,11 @@ impl<T: Handles> Mesh<T> {
         }
     }
 
+    /// Counts a message that was refused before it came here.
+    pub fn refuse(&self, cause: &Error) {
+        self.0.context.scope.stats.refused(cause);
+    }
+
     /// Runs a task that waits for the outcome of [`Mesh::connect`] or [`Mesh::deliver`] and passes
     /// it on: closing the pool ends such waiting, and is over when the last of these tasks is.
     pub fn attend(&self, task: impl Future<Output = ()> + Send + 'static) {

@@ -43,9 +43,10 @@ impl<T> Turns<T> {
         self.waiting.is_empty()
     }
 
-    /// Takes out the first one of this kind.
+    /// Takes out the last one of this kind: who goes again at once is found at once, whoever waits
+    /// before him.
     pub(crate) fn take(&mut self, is_wanted: impl Fn(&T) -> bool) -> Option<T> {
-        let (&place, _) = self.waiting.iter().find(|(_, one)| is_wanted(one))?;
+        let (&place, _) = self.waiting.iter().rev().find(|(_, one)| is_wanted(one))?;
         self.waiting.remove(&place)
     }
 
@@ -68,5 +69,25 @@ impl<T> Turns<T> {
     /// All of them.
     pub(crate) fn into_all(self) -> impl Iterator<Item = T> {
         self.waiting.into_values()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+
+    #[test]
+    fn the_last_who_came_is_found_at_the_first_look() {
+        let mut turns = Turns::new();
+        (0..100).for_each(|one| turns.push(one));
+        let looks = Cell::new(0);
+        let is_last = |one: &i32| {
+            looks.set(looks.get() + 1);
+            *one == 99
+        };
+        assert_eq!(turns.take(is_last), Some(99));
+        assert_eq!(looks.get(), 1);
     }
 }

@@ -5,7 +5,7 @@ use std::mem;
 
 use rustler::LocalPid;
 
-use crate::reply::{Quiet, Reply};
+use crate::reply::Reply;
 
 /// The number of a request, chosen by who makes it.
 pub(crate) type RequestId = u64;
@@ -19,7 +19,7 @@ pub(crate) struct Readers(VecDeque<Waiting>);
 
 struct Waiting {
     id: RequestId,
-    reply: Quiet,
+    reply: Reply,
     patience: Patience,
 }
 
@@ -40,7 +40,7 @@ impl Readers {
     }
 
     /// `false`: too many wait already.
-    pub(crate) fn add(&mut self, id: RequestId, reply: Quiet, patience: Patience) -> bool {
+    pub(crate) fn add(&mut self, id: RequestId, reply: Reply, patience: Patience) -> bool {
         if self.0.len() >= MAX_READERS {
             self.0.retain(|waiting| waiting.reply.is_awaited());
         }
@@ -72,7 +72,7 @@ impl Readers {
     pub(crate) fn next(&mut self) -> Option<Reply> {
         while let Some(first) = self.0.pop_front() {
             if first.reply.is_awaited() {
-                return first.reply.keep();
+                return Some(first.reply.owe());
             }
         }
         None
@@ -86,7 +86,7 @@ impl Readers {
 
     /// Those of one process.
     pub(crate) fn take_of(&mut self, pid: &LocalPid) -> Vec<Reply> {
-        self.take(|waiting| waiting.reply.is_to(pid))
+        self.take(|waiting| waiting.reply.to() == *pid)
     }
 
     pub(crate) fn take_all(&mut self) -> Vec<Reply> {
@@ -100,6 +100,6 @@ impl Readers {
         let (meant, others): (VecDeque<_>, _) =
             mem::take(&mut self.0).into_iter().partition(is_meant);
         self.0 = others;
-        meant.into_iter().filter_map(|waiting| waiting.reply.keep()).collect()
+        meant.into_iter().map(|waiting| waiting.reply.owe()).collect()
     }
 }

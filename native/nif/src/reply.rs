@@ -4,24 +4,38 @@ use mesh::Error;
 use rustler::env::SavedTerm;
 use rustler::{Atom, Encoder, Env, LocalPid, OwnedEnv, Term};
 
-use crate::{runtime, terms};
+use crate::{atoms, runtime, terms};
 
 /// The promise of exactly one message `{Tag, Token, Result}` to one process. It is kept by
-/// sending; a promise that is dropped, because its task was stopped or has panicked, sends
-/// `{error, cancelled}`. The VM allows such messages from no thread of its own, so sending is for
-/// threads of the runtime; the rest is for any thread.
+/// sending; a promise that is dropped, because its task was stopped or has panicked, sends that the
+/// work was `cancelled`, unless it is not owed. The VM allows such messages from no thread of its
+/// own, so sending is for threads of the runtime; the rest is for any thread.
 pub(crate) struct Reply {
     tag: Atom,
     to: LocalPid,
     /// The environment and in it the token; nothing once the message has gone.
     token: Option<(OwnedEnv, SavedTerm)>,
+    is_owed: bool,
 }
 
 impl Reply {
     pub(crate) fn new(tag: Atom, to: LocalPid, token: Term<'_>) -> Self {
         let env = OwnedEnv::new();
         let saved = env.save(token);
-        Self { tag, to, token: Some((env, saved)) }
+        Self { tag, to, token: Some((env, saved)), is_owed: true }
+    }
+
+    /// A promise that may be broken in silence, until it is owed.
+    pub(crate) fn quiet(tag: Atom, to: LocalPid, token: Term<'_>) -> Self {
+        let mut reply = Self::new(tag, to, token);
+        reply.is_owed = false;
+        reply
+    }
+
+    /// From here on it is to be kept.
+    pub(crate) fn owe(mut self) -> Self {
+        self.is_owed = true;
+        self
     }
 
     /// Sends the result that `encode` makes.
@@ -68,48 +82,23 @@ impl Reply {
     pub(crate) fn to(&self) -> LocalPid {
         self.to
     }
+
+    /// Whether he is still there.
+    pub(crate) fn is_awaited(&self) -> bool {
+        self.token.as_ref().is_some_and(|(env, _)| env.run(|env| self.to.is_alive(env)))
+    }
 }
 
 impl Drop for Reply {
     fn drop(&mut self) {
-        let token = self.token.take();
-        if token.is_some() {
-            let kept = Self { tag: self.tag, to: self.to, token };
-            kept.send_later(|env| terms::error(env, &Error::Cancelled));
+        let token = self.token.take().filter(|_| self.is_owed);
+        if token.is_none() {
+            return;
         }
-    }
-}
-
-/// A promise that may be broken in silence: dropped, it is forgotten.
-pub(crate) struct Quiet(Option<Reply>);
-
-impl Quiet {
-    pub(crate) fn new(reply: Reply) -> Self {
-        Self(Some(reply))
-    }
-
-    /// Whether it was given to this process.
-    pub(crate) fn is_to(&self, pid: &LocalPid) -> bool {
-        self.0.as_ref().is_some_and(|reply| reply.to == *pid)
-    }
-
-    /// Whether the process that was promised the message is still there.
-    pub(crate) fn is_awaited(&self) -> bool {
-        let token = self.0.as_ref().and_then(|reply| Some((reply.to, reply.token.as_ref()?)));
-        token.is_some_and(|(to, (env, _))| env.run(|env| to.is_alive(env)))
-    }
-
-    /// The promise itself, to be kept.
-    pub(crate) fn keep(mut self) -> Option<Reply> {
-        self.0.take()
-    }
-}
-
-impl Drop for Quiet {
-    fn drop(&mut self) {
-        if let Some(reply) = self.0.take() {
-            reply.forget();
-        }
+        let kept = Self { token, ..*self };
+        let is_dial = self.tag == atoms::mesh_connected();
+        let told = if is_dial { terms::connect_failed } else { terms::error };
+        kept.send_later(move |env| told(env, &Error::Cancelled));
     }
 }
 

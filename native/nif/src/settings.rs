@@ -49,13 +49,9 @@ enum Verify {
 /// Certificate and key file of an option list.
 pub(crate) type Files = (PathBuf, PathBuf);
 
-/// Reads a list of options, and the files that it names. Blocks.
-pub(crate) fn read<'a>(env: Env<'a>, list: Term<'a>) -> Result<Settings, Refused<'a>> {
-    read_with_files(env, list).map(|(settings, _)| settings)
-}
-
-/// As [`read`]; tells the certificate's files too, so that they can be read again.
-pub(crate) fn read_with_files<'a>(
+/// Reads a list of options, and the files that it names; tells those of the certificate too, so
+/// that they can be read again. Blocks.
+pub(crate) fn read<'a>(
     env: Env<'a>,
     mut list: Term<'a>,
 ) -> Result<(Settings, Option<Files>), Refused<'a>> {
@@ -105,7 +101,7 @@ impl Given {
             "server_name_indication" => self.server_name = Some(text(value)?),
             name => {
                 self.has_keep_alive |= name == "keep_alive_interval_ms";
-                return self.transport.set_from(name, value);
+                return set_transport(&mut self.transport, name, value);
             }
         }
         Some(true)
@@ -152,17 +148,11 @@ impl Given {
 }
 
 /// Sets a numeric option; as [`Given::set`].
-trait SetFrom {
-    fn set_from(&mut self, name: &str, value: Term<'_>) -> Option<bool>;
-}
-
-impl SetFrom for Transport {
-    fn set_from(&mut self, name: &str, value: Term<'_>) -> Option<bool> {
-        if !Self::OPTIONS.iter().any(|bounds| bounds.key == name) {
-            return Some(false);
-        }
-        self.set(name, value.decode().ok()?).ok()
+fn set_transport(transport: &mut Transport, name: &str, value: Term<'_>) -> Option<bool> {
+    if !Transport::OPTIONS.iter().any(|bounds| bounds.key == name) {
+        return Some(false);
     }
+    transport.set(name, value.decode().ok()?).ok()
 }
 
 /// The pool's verification: `none`, `peer`, `{spki_sha256, Hash}`, `{node_id, spki_sha256}` or

@@ -19,6 +19,7 @@ pub(crate) fn reason<'a>(env: Env<'a>, error: &Error) -> Term<'a> {
     let detailed = |name: Atom, code: u64| (name, code).encode(env);
     match error {
         Error::BadAddress => atoms::bad_address().encode(env),
+        Error::BadNode => atoms::bad_node_id().encode(env),
         Error::ConnectTimeout | Error::SendTimeout => atoms::timeout().encode(env),
         Error::NameNotFound => atoms::nxdomain().encode(env),
         Error::InvalidServerName => atoms::invalid_server_name().encode(env),

@@ -7,17 +7,17 @@ mod state;
 use std::future::poll_fn;
 use std::mem;
 use std::pin::pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::Poll;
 
 use mesh::{Error, Packet, Reader, Received, SendEnd};
 use rustler::{Encoder, LocalPid, Monitor};
 use tokio::sync::Notify;
 
-use self::state::{Delivery, Handle, State};
+use self::state::{Delivery, Handle, Locked, State};
 pub(crate) use self::state::{Mode, end_error};
 use crate::readers::{Patience, RequestId};
-use crate::reply::{Quiet, Reply};
+use crate::reply::Reply;
 use crate::{atoms, runtime, terms};
 
 pub(crate) struct Inlet {
@@ -74,9 +74,8 @@ impl Inlet {
         if state.is_closed {
             return Err(Refusal::Closed);
         }
-        let released = state.set_mode(mode, handle);
+        state.set_mode(mode, handle);
         drop(state);
-        drop(released);
         self.catch_up();
         Ok(())
     }
@@ -137,8 +136,9 @@ impl Inlet {
     /// stream is being handed over nobody is answered, and its new owner then with `look`.
     pub(crate) fn request(
         &self,
+        handle: &Handle,
         id: RequestId,
-        reply: Quiet,
+        reply: Reply,
         patience: Patience,
     ) -> Result<Source, Refusal> {
         let mut state = self.lock();
@@ -151,7 +151,7 @@ impl Inlet {
             return if has_room { Ok(Source::Messages) } else { Err(Refusal::TooManyReaders) };
         }
         // Nothing more is posted from here on, so who looks finds all of it.
-        if reply.is_to(&state.owner) && mem::take(&mut state.has_posted) {
+        if reply.to() == state.owner && mem::take(&mut state.has_posted) {
             return Ok(Source::Mailbox);
         }
         if has_ended {
@@ -159,6 +159,9 @@ impl Inlet {
         }
         if !state.readers.add(id, reply, patience) {
             return Err(Refusal::TooManyReaders);
+        }
+        if state.needs_handle() {
+            state.handle = Some(handle.clone());
         }
         drop(state);
         self.changed.notify_one();
@@ -195,12 +198,14 @@ impl Inlet {
         if !mem::replace(&mut state.is_closed, true) {
             state.stop_code = code;
         }
-        let handle = handle.filter(|_| state.has_events && !state.is_closed_told);
-        let released = mem::replace(&mut state.handle, handle);
+        match handle {
+            Some(handle) => state.handle = Some(handle),
+            // Nobody is there to be told.
+            None => state.has_events = false,
+        }
         let readers = state.readers.take_all();
         state.dismiss_watchers();
         drop(state);
-        drop(released);
         for reader in readers {
             reader.send_later(|env| terms::error(env, &Error::StreamClosed));
         }
@@ -212,11 +217,9 @@ impl Inlet {
     pub(crate) fn expect_send_end(self: &Arc<Self>, handle: Handle) {
         let mut state = self.lock();
         let is_told = state.is_send_end_told && (state.is_closed_told || !state.is_over());
-        let is_owed = state.has_events && !is_told;
-        state.awaits_send_end |= is_owed;
-        let released = if is_owed { state.handle.replace(handle) } else { Some(handle) };
+        state.awaits_send_end |= state.has_events && !is_told;
+        state.handle = Some(handle);
         drop(state);
-        drop(released);
         self.catch_up();
     }
 
@@ -285,9 +288,7 @@ impl Inlet {
     pub(crate) fn sending_ended(&self, end: SendEnd) {
         let mut state = self.lock();
         state.send_end = Some(end);
-        let released = state.tell_ends();
-        drop(state);
-        drop(released);
+        state.tell_ends();
     }
 
     /// Lets the reading go on, and tells the owner what it could not be told before.
@@ -298,10 +299,7 @@ impl Inlet {
             && let Some(runtime) = runtime::handle()
         {
             // Only a thread of the runtime may post.
-            runtime.spawn(async move {
-                let released = inlet.lock().tell_ends();
-                drop(released);
-            });
+            runtime.spawn(async move { inlet.lock().tell_ends() });
         }
     }
 
@@ -345,22 +343,19 @@ impl Inlet {
             return None;
         }
         let reader = if state.wants_answers() { state.readers.next() } else { None };
-        let released = match reader {
+        match reader {
             Some(reader) => state.answer(reader, delivery),
             None => match state.handle.clone().filter(|_| state.wants_messages()) {
-                Some(handle) => state.post(handle, delivery),
+                Some(handle) => state.post(&handle, delivery),
                 None => return Some(delivery),
             },
-        };
-        drop(state);
-        drop(released);
+        }
         None
     }
 
-    /// A std mutex, because nothing awaits inside. Handles are dropped outside: the last one
-    /// closes the inlet.
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    /// A std mutex, because nothing awaits inside.
+    fn lock(&self) -> Locked<'_> {
+        Locked::new(self.state.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 

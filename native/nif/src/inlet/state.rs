@@ -2,6 +2,8 @@
 //! lock of the inlet: nothing here awaits. What is posted here is posted by threads of the runtime,
 //! as the VM wants it.
 
+use std::ops::{Deref, DerefMut};
+use std::sync::MutexGuard;
 use std::{iter, mem};
 
 use mesh::{Error, Packet, Received, SendEnd};
@@ -40,8 +42,7 @@ pub(super) struct State {
     /// Data that was posted may still be in the owner's mailbox.
     pub(super) has_posted: bool,
     pub(super) packet: Option<Packet>,
-    /// Held while messages are to come, which must name the stream; without it, a stream that
-    /// nobody holds is closed.
+    /// Held while it is needed; without it, a stream that nobody holds is closed.
     pub(super) handle: Option<Handle>,
     /// Whether the owner is told of more than it asks for.
     pub(super) has_events: bool,
@@ -96,23 +97,26 @@ impl State {
         self.mode != Mode::Passive && !self.is_paused
     }
 
-    /// Returns a handle to be dropped outside the lock, as the others do.
-    #[must_use]
-    pub(super) fn set_mode(&mut self, mode: Mode, handle: Handle) -> Option<Handle> {
-        self.mode = mode;
-        if mode == Mode::Passive {
+    /// Whether messages may come, which must name the stream. Of a passive one whose own end has been
+    /// told, only while somebody reads, who may reach the peer's.
+    pub(super) fn needs_handle(&self) -> bool {
+        let may_end = !self.is_send_end_told || self.is_over() || !self.readers.is_empty();
+        let is_awaited = self.mode != Mode::Passive || self.is_closed;
+        self.has_events && !self.is_closed_told && (is_awaited || (self.awaits_send_end && may_end))
+    }
+
+    /// After the last message there are no others, though there may be something left to read.
+    pub(super) fn set_mode(&mut self, mode: Mode, handle: Handle) {
+        self.mode = if self.is_closed_told { Mode::Passive } else { mode };
+        if self.mode == Mode::Passive {
             self.dismiss_watchers();
-            drop_later(self.rest(), handle)
-        } else if self.is_closed_told {
-            Some(handle)
         } else {
             self.has_events = true;
-            self.handle.replace(handle)
+            self.handle = Some(handle);
         }
     }
 
-    #[must_use]
-    fn count_down(&mut self, handle: &Handle) -> Option<Handle> {
+    fn count_down(&mut self, handle: &Handle) {
         match self.mode {
             Mode::Once => self.mode = Mode::Passive,
             Mode::Count(0 | 1) => {
@@ -122,11 +126,10 @@ impl State {
             Mode::Count(left) => self.mode = Mode::Count(left - 1),
             Mode::Active | Mode::Passive => {}
         }
-        if self.mode != Mode::Passive {
-            return None;
+        if self.mode == Mode::Passive {
+            self.dismiss_watchers();
+            self.tell_ends();
         }
-        self.dismiss_watchers();
-        self.rest()
     }
 
     /// No more messages with data come to those who wait for them.
@@ -136,19 +139,11 @@ impl State {
         }
     }
 
-    /// Turned passive: no message is to come, unless those of the ends that the owner waits for.
-    #[must_use]
-    fn rest(&mut self) -> Option<Handle> {
-        if self.awaits_send_end && !self.is_closed_told { None } else { self.handle.take() }
-    }
-
     /// Answers a reader; at the end, those behind him too.
-    #[must_use]
-    pub(super) fn answer(&mut self, reader: Reply, delivery: Delivery) -> Option<Handle> {
+    pub(super) fn answer(&mut self, reader: Reply, delivery: Delivery) {
         match delivery {
             Delivery::Data { env, binary, .. } => {
                 reader.send_in(env, |env| (atoms::ok(), binary.load(env)).encode(env));
-                None
             }
             Delivery::End(end) => {
                 for reader in iter::once(reader).chain(self.readers.take_all()) {
@@ -160,25 +155,22 @@ impl State {
     }
 
     /// Tells the owner by a message.
-    #[must_use]
-    pub(super) fn post(&mut self, handle: Handle, delivery: Delivery) -> Option<Handle> {
-        let released = match delivery {
+    pub(super) fn post(&mut self, handle: &Handle, delivery: Delivery) {
+        match delivery {
             Delivery::Data { mut env, binary, offset, length } => {
                 env.send_and_clear(&self.owner, |env| {
                     let detail = events::data_detail(env, offset, length);
-                    (atoms::quic(), binary.load(env), &handle, detail).encode(env)
+                    (atoms::quic(), binary.load(env), handle, detail).encode(env)
                 })
                 .ok();
                 self.has_posted = true;
-                self.count_down(&handle)
+                self.count_down(handle);
             }
             Delivery::End(end) => self.end_receiving(end),
-        };
-        drop_later(released, handle)
+        }
     }
 
-    #[must_use]
-    fn end_receiving(&mut self, end: Received) -> Option<Handle> {
+    fn end_receiving(&mut self, end: Received) {
         if let Some(handle) = self.handle.as_ref().filter(|_| self.wants_messages()) {
             match &end {
                 Received::Finished => {
@@ -198,12 +190,17 @@ impl State {
         }
         self.received_end = Some(end);
         self.dismiss_watchers();
-        self.tell_ends()
+        self.tell_ends();
     }
 
-    /// Both halves have ended.
+    /// Both halves have ended. Of a lost connection, who waits for the end hears though nobody reads.
     pub(super) fn is_over(&self) -> bool {
-        self.send_end.is_some() && (self.received_end.is_some() || self.is_closed)
+        let is_unread = self.mode == Mode::Passive && self.awaits_send_end;
+        match self.send_end {
+            None => false,
+            Some(SendEnd::Lost(_)) if is_unread => true,
+            Some(_) => self.received_end.is_some() || self.is_closed,
+        }
     }
 
     /// Something has ended that the owner has not been told of, and may be told now.
@@ -214,24 +211,18 @@ impl State {
     }
 
     /// Tells the owner of the end of the sending half, and of both.
-    #[must_use]
-    pub(super) fn tell_ends(&mut self) -> Option<Handle> {
-        if !self.owes() {
-            return None;
-        }
-        let handle = self.handle.take()?;
+    pub(super) fn tell_ends(&mut self) {
+        let Some(handle) = self.handle.clone().filter(|_| self.owes()) else { return };
         if !mem::replace(&mut self.is_send_end_told, true) {
             self.tell_send_end(&handle);
         }
         if self.is_over() {
-            let what = atoms::stream_closed();
             let lost = self.lost();
-            events::post(&self.owner, what, &handle, |env| events::closed_detail(env, lost));
+            events::post(&self.owner, atoms::stream_closed(), &handle, |env| {
+                events::closed_detail(env, lost)
+            });
             self.is_closed_told = true;
-            return Some(handle);
         }
-        self.handle = Some(handle);
-        if self.mode == Mode::Passive { self.rest() } else { None }
     }
 
     fn tell_send_end(&self, handle: &Handle) {
@@ -259,10 +250,40 @@ impl State {
     }
 }
 
-/// Both at once, of which the caller's own is known not to be the last.
-fn drop_later(held: Option<Handle>, callers: Handle) -> Option<Handle> {
-    drop(callers);
-    held
+/// The state, locked. With it goes the handle that is not needed any more, once the lock is given
+/// back: the last one closes the inlet.
+pub(super) struct Locked<'a> {
+    state: MutexGuard<'a, State>,
+    /// Dropped after the guard, which stands before it.
+    released: Option<Handle>,
+}
+
+impl<'a> Locked<'a> {
+    pub(super) fn new(state: MutexGuard<'a, State>) -> Self {
+        Self { state, released: None }
+    }
+}
+
+impl Deref for Locked<'_> {
+    type Target = State;
+
+    fn deref(&self) -> &State {
+        &self.state
+    }
+}
+
+impl DerefMut for Locked<'_> {
+    fn deref_mut(&mut self) -> &mut State {
+        &mut self.state
+    }
+}
+
+impl Drop for Locked<'_> {
+    fn drop(&mut self) {
+        if !self.state.needs_handle() {
+            self.released = self.state.handle.take();
+        }
+    }
 }
 
 /// `{error, Reason}` of a read at or after the end of a stream.

@@ -12,6 +12,10 @@ use crate::reply::{Reply, notify};
 use crate::resources::{Caller, PoolResource};
 use crate::{address, atoms, data, events, options, runtime, terms};
 
+/// The longest node id: what is hashed in a tenth of a millisecond, since that is done under the
+/// pool's lock. Those in use have 32 bytes.
+const MAX_NODE_ID: usize = 65_536;
+
 /// `pool_open(Options) -> {ok, Pool, LingerMs} | {error, Reason}`. The caller becomes the owner:
 /// the pool closes when it dies, and it gets `{mesh_event, _}`. Reads files, hence dirty.
 #[rustler::nif(schedule = "DirtyIo")]
@@ -47,7 +51,7 @@ fn pool_open<'a>(env: Env<'a>, map: Term<'a>) -> NifResult<Term<'a>> {
 /// `pool_checkout(Pool, NodeId) -> {ok, Stream} | miss`.
 fn pool_checkout<'a>(env: Env<'a>, [pool, node]: [Term<'a>; 2]) -> NifResult<Term<'a>> {
     let (pool, node): (&Held<PoolResource>, Binary<'a>) = (pool.decode()?, node.decode()?);
-    Ok(match pool.0.checkout(node.as_slice()) {
+    Ok(match known(&node).and_then(|node| pool.0.checkout(node)) {
         Some(stream) => (atoms::ok(), stream).encode(env),
         None => atoms::miss().encode(env),
     })
@@ -65,10 +69,13 @@ fn pool_connect<'a>(
     address: Term<'a>,
     token: Term<'a>,
 ) -> NifResult<Term<'a>> {
+    let Some(node) = known(&node) else {
+        return Ok(terms::connect_failed(env, &Error::BadNode));
+    };
     let Some(target) = address::target(address) else {
         return Ok(bad_address(env, address));
     };
-    let pending = pool.0.connect(node.as_slice(), target);
+    let pending = pool.0.connect(node, target);
     let reply = Reply::new(atoms::mesh_connected(), env.pid(), token);
     pool.0.attend(async move {
         let outcome = pending.await;
@@ -88,8 +95,12 @@ fn pool_send<'a>(
 ) -> NifResult<Term<'a>> {
     let pool: &Held<PoolResource> = pool.decode()?;
     let message = data::payload(message)?;
-    let (node, target) = (node.decode::<Binary<'a>>()?, || address::target(address));
-    Ok(match pool.0.send(node.as_slice(), message, target) {
+    let (node, target) = (node.decode::<Binary<'a>>().ok(), || address::target(address));
+    let Some(node) = node.as_ref().and_then(known) else {
+        pool.0.refuse(&Error::BadNode);
+        return Ok(atoms::ok().encode(env));
+    };
+    Ok(match pool.0.send(node, message, target) {
         Err(Error::PoolClosed) => atoms::closed().encode(env),
         // The pool has counted any other loss, and nobody is waiting to hear of it.
         Ok(()) | Err(_) => atoms::ok().encode(env),
@@ -114,7 +125,11 @@ fn pool_deliver<'a>(
 ) -> NifResult<Term<'a>> {
     let message = data::payload(message)?;
     let (node, target) = (node.decode::<Binary<'a>>()?, || address::target(address));
-    let delivery = match pool.0.deliver(node.as_slice(), message, target) {
+    let Some(node) = known(&node) else {
+        pool.0.refuse(&Error::BadNode);
+        return Ok(terms::connect_failed(env, &Error::BadNode));
+    };
+    let delivery = match pool.0.deliver(node, message, target) {
         Ok(delivery) => delivery,
         Err(refusal) if *refusal.cause() == Error::PoolClosed => {
             return Ok(atoms::closed().encode(env));
@@ -140,17 +155,18 @@ fn pool_deliver<'a>(
     Ok(atoms::ok().encode(env))
 }
 
-/// `pool_remove(Pool, NodeId) -> boolean()`.
+/// `pool_remove(Pool, NodeId) -> boolean()`; of any term.
 #[rustler::nif]
-fn pool_remove(pool: Pool, node: Binary<'_>) -> bool {
-    pool.0.remove(node.as_slice())
+fn pool_remove(pool: Pool, node: Term<'_>) -> bool {
+    node.decode().is_ok_and(|node| known(&node).is_some_and(|node| pool.0.remove(node)))
 }
 
-/// `pool_info(Pool, NodeId) -> {ok, Info} | not_found`. Takes the connection's lock, which its
-/// driver may hold for a while, hence dirty.
+/// `pool_info(Pool, NodeId) -> {ok, Info} | not_found`; of any term. Takes the connection's lock,
+/// which its driver may hold for a while, hence dirty.
 #[rustler::nif(schedule = "DirtyCpu")]
-fn pool_info<'a>(env: Env<'a>, pool: Pool, node: Binary<'a>) -> NifResult<Term<'a>> {
-    match pool.0.info(node.as_slice()) {
+fn pool_info<'a>(env: Env<'a>, pool: Pool, node: Term<'a>) -> NifResult<Term<'a>> {
+    let node = node.decode::<Binary<'a>>().ok();
+    match node.as_ref().and_then(known).and_then(|node| pool.0.info(node)) {
         Some(info) => Ok((atoms::ok(), terms::info(env, &info)?).encode(env)),
         None => Ok(atoms::not_found().encode(env)),
     }
@@ -205,6 +221,11 @@ fn pool_close<'a>(env: Env<'a>, pool: Pool, token: Term<'a>) -> NifResult<Atom> 
         reply.send(|env| atoms::ok().encode(env));
     })?;
     Ok(atoms::ok())
+}
+
+/// A node id that one of the pool may have.
+fn known<'b>(node: &'b Binary<'_>) -> Option<&'b [u8]> {
+    Some(node.as_slice()).filter(|id| id.len() <= MAX_NODE_ID)
 }
 
 fn bad_address<'a>(env: Env<'a>, address: Term<'a>) -> Term<'a> {

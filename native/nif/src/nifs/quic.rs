@@ -11,7 +11,7 @@ use rustler::{Atom, Encoder, Env, LocalPid, NifResult, OwnedEnv, Term};
 use super::{Connection, Listener, spawn};
 use crate::events;
 use crate::library::hold;
-use crate::reply::{Quiet, Reply};
+use crate::reply::Reply;
 use crate::resources::{
     Caller, ConnectionResource, ListenerResource, NO_ERROR, Owner, StreamResource, lock,
 };
@@ -34,7 +34,7 @@ fn quic_listen<'a>(env: Env<'a>, place: Term<'a>, options: Term<'a>) -> NifResul
             None => return Ok(bad_address(env, place)),
         },
     };
-    let (settings, files) = match settings::read_with_files(env, options) {
+    let (settings, files) = match settings::read(env, options) {
         Ok(settings) => settings,
         Err(refused) => return Ok(refused),
     };
@@ -93,7 +93,7 @@ fn listener_accept<'a>(
     id: u64,
     token: Term<'a>,
 ) -> NifResult<Atom> {
-    let reply = Quiet::new(Reply::new(atoms::mesh_accepted(), env.pid(), token));
+    let reply = Reply::quiet(atoms::mesh_accepted(), env.pid(), token);
     let request = listener.listener.request(id, Box::new(Accepting(reply)));
     // The waiter tells the caller of a refusal.
     serve(request, move |connection| listener.listener.give_back(connection))?;
@@ -131,7 +131,7 @@ fn quic_connect<'a>(
         return Ok(bad_address(env, target));
     };
     let settings = match settings::read(env, options) {
-        Ok(settings) => settings,
+        Ok((settings, _)) => settings,
         Err(refused) => return Ok(refused),
     };
     let Ok(runtime) = runtime::start(None) else {
@@ -175,7 +175,7 @@ fn connection_accept_stream<'a>(
     let ConnectionResource::Own(own, _) = &**connection else {
         return Ok((atoms::error(), atoms::not_accepting()).encode(env));
     };
-    let reply = Quiet::new(Reply::new(atoms::mesh_accepted(), env.pid(), token));
+    let reply = Reply::quiet(atoms::mesh_accepted(), env.pid(), token);
     let (request, own) = (own.request_stream(id, Box::new(Accepting(reply))), own.clone());
     // The waiter tells the caller of a refusal.
     serve(request, move |stream| own.give_back(stream))?;
@@ -268,14 +268,14 @@ impl Encoder for Socket {
 }
 
 /// A process that waits for one connection or stream.
-struct Accepting(Quiet);
+struct Accepting(Reply);
 
 impl Accepting {
     fn accept<T, R>(self, item: T, own: impl FnOnce(LocalPid) -> Option<R>) -> Option<T>
     where
         R: Encoder,
     {
-        let reply = self.0.keep()?;
+        let reply = self.0.owe();
         match own(reply.to()) {
             Some(resource) => {
                 reply.send(|env| (atoms::ok(), resource).encode(env));
@@ -289,9 +289,7 @@ impl Accepting {
     }
 
     fn turn_away(self, why: Refusal) {
-        if let Some(reply) = self.0.keep() {
-            reply.send_later(move |env| terms::refusal(env, why));
-        }
+        self.0.owe().send_later(move |env| terms::refusal(env, why));
     }
 }
 

@@ -8,7 +8,7 @@ use crate::direct::direct;
 use crate::inlet::{Inlet, Mode, Refusal, Source, end_error};
 use crate::library::Held;
 use crate::readers::Patience;
-use crate::reply::{Quiet, Reply};
+use crate::reply::Reply;
 use crate::resources::{Caller, ConnectionResource, StreamResource};
 use crate::{atoms, data, terms};
 
@@ -131,9 +131,9 @@ fn stream_receive<'a>(
         return Ok(terms::error(env, &Error::StreamClosed));
     };
     start_reading(&stream)?;
-    let reply = Quiet::new(Reply::new(atoms::mesh_received(), env.pid(), token));
+    let reply = Reply::quiet(atoms::mesh_received(), env.pid(), token);
     let patience = if does_wait { Patience::Waits } else { Patience::Polls };
-    Ok(match inlet.request(id, reply, patience) {
+    Ok(match inlet.request(&stream, id, reply, patience) {
         Ok(Source::Answer) => atoms::wait().encode(env),
         Ok(Source::Messages) => atoms::active().encode(env),
         Ok(Source::Mailbox) => atoms::look().encode(env),
