@@ -16,11 +16,16 @@
 %% What a node's transport acknowledged so shortly before its end, its application may not have
 %% read; and who waits for that is told so much later at most, if the pool's VM stands still then.
 -define(GRACE_MS, 3_000).
--define(LATE_MS, 1_000).
+-define(LATE_MS, 2_000).
 %% Messages to each node after the storm, of which each has to be confirmed.
 -define(REACHES, 5).
 %% How often the server dies in an act of deaths.
 -define(SERVER_DEATHS, 3).
+%% How long the pool's VM stands still: longer than its patience with a silent peer, shorter than an
+%% idle timeout.
+-define(PATIENCE_MS, 1_000).
+-define(LONG_MS, 1_500).
+-define(SHORT_MS, 800).
 %% In a storm, callers take back what takes long; in the calm before it, nothing that is merely slow
 %% may cost a message.
 -define(CONFIRM_MS, 4_000).
@@ -34,6 +39,7 @@
     max_mesh_connections => ?LIMIT,
     linger_ms => 500,
     connect_timeout_ms => 1_500,
+    ack_timeout_ms => ?PATIENCE_MS,
     idle_timeout_ms => 2_500,
     keep_alive_interval_ms => 500,
     queue_max_messages => 500,
@@ -60,6 +66,8 @@ with(Dir, Test) ->
         reached => #{},
         ends => [],
         unsent => [],
+        struck => #{},
+        limited => [],
         base => none,
         ports => #{},
         peers => #{},
@@ -71,6 +79,7 @@ begin_test(Chaos, Vm, HasNames, Test) ->
     try
         Final = Test(build(start_listener(Chaos#{vm => Vm}), HasNames)),
         assert_each_was_reached(Final),
+        assert_each_struck(Final),
         peer:stop(maps:get(listener, Final))
     after
         %% Peers, relays and the listener's VM end with this process.
@@ -107,7 +116,8 @@ start_listener(#{dir := Dir, identity := Identity, ports := Ports} = Chaos) ->
         end,
     Listen = [Place, Identity, log(Dir, listener), ?LISTENER],
     Port = mesh_vm:call(Listener, mesh_callers, listen, Listen),
-    Chaos#{listener => Listener, ports := Ports#{listener => Port}}.
+    Begun = Chaos#{listener => Listener, ports := Ports#{listener => Port}},
+    Begun#{listener_base => remains(Listener)}.
 
 start_peer(Node, #{dir := Dir, peers := Peers, ports := Ports} = Chaos) ->
     Place =
@@ -123,8 +133,10 @@ start_peer(Node, #{dir := Dir, peers := Peers, ports := Ports} = Chaos) ->
     Chaos#{peers := Peers#{Node => Peer}, ports := Ports#{Node => mesh_peer:port(Peer)}}.
 
 %% None that the kernel gives to who asks for any: while a node is away, nobody must get its port.
+%% Which ones are free must not change the plan, so they are no part of it.
 free_port(Ports) ->
-    Port = 20_000 + rand:uniform(10_000),
+    {Number, _} = rand:uniform_s(10_000, rand:seed_s(exsss)),
+    Port = 20_000 + Number,
     IsFree = not lists:member(Port, maps:values(Ports)) andalso is_free(Port),
     if
         IsFree -> Port;
@@ -176,111 +188,133 @@ act({Kind, Ms}, #{vm := Vm, number := First} = Chaos) ->
     assert_arrivals(Kind, Report, Told),
     Reached = assert_reachable(Targets, Told#{number := maps:get(next, Report)}),
     ok = mesh_vm:call(Vm, stop_pool, []),
+    assert_listener_at_rest(Reached),
     assert_nothing_left(noted(Kind, Report, Reached)).
 
-options(calm) -> maps:merge(?OPTIONS, #{linger_ms => ?CALM_MS, connect_timeout_ms => ?CALM_MS});
-options(_Storm) -> ?OPTIONS.
+options(calm) ->
+    Times = [linger_ms, connect_timeout_ms, ack_timeout_ms],
+    maps:merge(?OPTIONS, maps:from_list([{Time, ?CALM_MS} || Time <- Times]));
+options(_Storm) ->
+    ?OPTIONS.
 
 confirm_ms(calm) -> ?CALM_MS;
 confirm_ms(_Storm) -> ?CONFIRM_MS.
 
-%% What happens when: each fault has an end, in time for the calm.
+%% What happens when, and as which fault it counts: each has an end, in time for the calm.
 plan(calm, Ms, _Chaos) ->
-    [{Ms, nothing}];
+    [{Ms, end_of_fault, nothing}];
 plan(Kind, Ms, #{faults := Faults}) ->
     Times = lists:seq(?PACE_MS, Ms - ?PACE_MS, ?PACE_MS),
     Certain = [strikes(Fault, pick(Times), Ms) || Fault <- certain(Kind)],
-    Strikes = [strikes(pick(Faults), Time, Ms) || Time <- Times],
-    Plan = lists:keysort(1, [{Ms, nothing} | lists:append(Certain ++ Strikes)]),
+    Strikes = [strikes(Fault, Time, Ms) || {Fault, Time} <- deal(Faults, Times)],
+    Plan = lists:keysort(1, [{Ms, end_of_fault, nothing} | lists:append(Certain ++ Strikes)]),
     ct:log("the plan: ~p", [Plan]),
     Plan.
 
-%% What each act has, whatever else chance adds.
+%% One fault for each time. None comes again before all others have come.
+deal(Faults, Times) ->
+    Decks = [shuffled(Faults) || _ <- lists:seq(0, length(Times) div length(Faults))],
+    lists:zip(lists:sublist(lists:append(Decks), length(Times)), Times).
+
+shuffled(List) ->
+    [Each || {_, Each} <- lists:sort([{rand:uniform(), Each} || Each <- List])].
+
+%% What each act has, whatever else is dealt.
 certain(calm) ->
     [];
 certain(faults) ->
-    [die_and_return | [{kill_caller, Way} || Way <- [confirmed, connection, stream]]];
+    [die_and_return, stand_still_for_long] ++
+        [{kill_caller, Way} || Way <- [confirmed, connection, stream]];
 certain(deaths) ->
     lists:duplicate(?SERVER_DEATHS, kill_server) ++ certain(faults).
 
 faults(HasNames) ->
-    [die, stand_still, line, partition, rebind, certificate, descriptors, suspend] ++
-        [name || HasNames].
-
-strikes(die, Time, Ms) ->
-    Node = pick([mortal, other]),
-    [{Time, {kill, Node}}, {until(Time, Ms), {revive, Node}}];
-strikes(die_and_return, Time, Ms) ->
-    [{Time, {kill, listener}}, {until(Time, Ms), {revive, listener}}];
-strikes(stand_still, Time, Ms) ->
-    case pick([relayed, shaky, listener]) of
-        listener -> [{Time, {stop, listener, until(Time, Ms) - Time}}];
-        Node -> [{Time, {stop, Node}}, {until(Time, Ms), {continue, Node}}]
-    end;
-strikes(line, Time, Ms) ->
-    Node = pick([relayed, shaky, listener]),
-    Faults = pick([
+    Lines = [
         #{loss => 150},
         #{delay => 20, jitter => 40},
         #{reorder => 200},
         #{duplicate => 200},
-        #{corrupt => 50},
+        #{corrupt => 200},
         #{mtu => 1_250}
-    ]),
-    [{Time, {line, Node, pick([up, down, both]), Faults}}, {until(Time, Ms), {clear, Node}}];
-strikes(partition, Time, Ms) ->
-    Node = pick([relayed, shaky, listener]),
-    Dark = #{blackout => true},
-    [{Time, {line, Node, pick([up, down, both]), Dark}}, {until(Time, Ms), {clear, Node}}];
+    ],
+    [die, rebind, certificate, suspend] ++
+        [{stand_still, Who} || Who <- [node, listener]] ++
+        [{no_descriptors, Who} || Who <- [pool, listener]] ++
+        [{line, Faults} || Faults <- Lines] ++
+        [{partition, Way} || Way <- [up, down, both]] ++
+        [name || HasNames].
+
+strikes(die, Time, Ms) ->
+    dies(die, pick([mortal, other]), Time, Ms);
+strikes(die_and_return, Time, Ms) ->
+    dies(die_and_return, listener, Time, Ms);
+strikes({stand_still, node} = Fault, Time, Ms) ->
+    Node = pick([relayed, shaky]),
+    [{Time, Fault, {stop, Node}}, {until(Time, Ms), end_of_fault, {continue, Node}}];
+strikes({stand_still, listener} = Fault, Time, Ms) ->
+    [{Time, Fault, {stop, listener, until(Time, Ms) - Time}}];
+strikes({line, Faults} = Fault, Time, Ms) ->
+    has_line(Fault, pick([up, down, both]), Faults, Time, Ms);
+strikes({partition, Way} = Fault, Time, Ms) ->
+    has_line(Fault, Way, #{blackout => true}, Time, Ms);
 strikes(rebind, Time, _Ms) ->
-    [{Time, {rebind, pick([relayed, shaky, listener])}}];
+    [{Time, rebind, {rebind, pick([relayed, shaky, listener])}}];
 strikes(name, Time, _Ms) ->
     %% Nobody is at the last one.
-    [{Time, {name, pick([{127, 0, 0, 1}, {127, 0, 0, 2}, {127, 0, 0, 3}])}}];
-strikes(descriptors, Time, Ms) ->
-    [{Time, no_descriptors}, {until(Time, Ms), descriptors}];
+    [{Time, name, {name, pick([{127, 0, 0, 1}, {127, 0, 0, 2}, {127, 0, 0, 3}])}}];
+strikes({no_descriptors, Who} = Fault, Time, Ms) ->
+    [{Time, Fault, {no_descriptors, Who}}, {until(Time, Ms), end_of_fault, {descriptors, Who}}];
 strikes(suspend, Time, _Ms) ->
-    [{Time, {suspend, rand:uniform(800)}}];
+    [{Time, suspend, {suspend, rand:uniform(?SHORT_MS)}}];
+strikes(stand_still_for_long, Time, _Ms) ->
+    [{Time, stand_still_for_long, {suspend, ?LONG_MS}}];
 strikes(Fault, Time, _Ms) ->
-    [{Time, Fault}].
+    [{Time, Fault, Fault}].
+
+dies(Fault, Node, Time, Ms) ->
+    [{Time, Fault, {kill, Node}}, {until(Time, Ms), end_of_fault, {revive, Node}}].
+
+%% Its end leaves what else that line has.
+has_line(Fault, Way, Faults, Time, Ms) ->
+    Node = pick([relayed, shaky, listener]),
+    None = maps:map(fun(Name, _) -> maps:get(Name, #{blackout => false}, 0) end, Faults),
+    Begin = {Time, Fault, {line, Node, Way, Faults}},
+    [Begin, {until(Time, Ms), end_of_fault, {line, Node, Way, None}}].
 
 until(Time, Ms) -> min(Time + 200 + rand:uniform(3_000), Ms).
 
 play([], Chaos, _Start) ->
     Chaos;
-play([{Time, Strike} | Plan], Chaos, Start) ->
+play([{Time, Fault, Strike} | Plan], Chaos, Start) ->
+    %% What takes long puts off the rest, or faults would end before they have begun.
+    Begin = max(Start, now_ms() - Time),
     %% The plan's time is the claim: this is no wait for anything.
-    timer:sleep(max(0, Start + Time - now_ms())),
-    play(Plan, strike(Strike, Chaos), Start).
+    timer:sleep(max(0, Begin + Time - now_ms())),
+    play(Plan, counted(Fault, strike(Strike, Chaos)), Begin).
 
-strike({kill, listener}, #{listener := Listener} = Chaos) ->
+counted(end_of_fault, Chaos) ->
+    Chaos;
+counted(Fault, #{struck := Struck} = Chaos) ->
+    Chaos#{struck := Struck#{Fault => maps:get(Fault, Struck, 0) + 1}}.
+
+%% Who is dead when something is to befall him is revived for that, so that each strike strikes.
+strike({kill, listener}, Chaos) ->
+    #{listener := Listener, limited := Limited} = Alive = revived(listener, Chaos),
     ok = mesh_vm:kill(Listener),
-    ended(listener, Chaos#{listener := none});
-strike({revive, listener}, #{listener := none} = Chaos) ->
-    start_listener(Chaos);
-strike({revive, listener}, Chaos) ->
-    Chaos;
-strike({stop, listener, _Ms}, #{listener := none} = Chaos) ->
-    Chaos;
-strike({stop, listener, Ms}, #{listener := Listener} = Chaos) ->
+    ended(listener, Alive#{listener := none, limited := Limited -- [listener]});
+strike({kill, Node}, Chaos) ->
+    #{peers := Peers} = Alive = revived(Node, Chaos),
+    ok = mesh_peer:kill(maps:get(Node, Peers)),
+    ended(Node, Alive#{peers := maps:remove(Node, Peers)});
+strike({revive, Node}, Chaos) ->
+    revived(Node, Chaos);
+strike({stop, listener, Ms}, Chaos) ->
     %% By a process that nothing can keep from going on with it: what stands still does not end with
     %% who has started it.
+    #{listener := Listener} = Alive = revived(listener, Chaos),
     OsPid = mesh_vm:os_pid(Listener),
     _ = spawn(fun() -> suspend(OsPid, Ms) end),
-    Chaos;
-strike({kill, Node}, #{peers := Peers} = Chaos) ->
-    case Peers of
-        #{Node := Peer} ->
-            ok = mesh_peer:kill(Peer),
-            ended(Node, Chaos#{peers := maps:remove(Node, Peers)});
-        #{} ->
-            Chaos
-    end;
-strike({revive, Node}, #{peers := Peers} = Chaos) ->
-    case Peers of
-        #{Node := _} -> Chaos;
-        #{} -> start_peer(Node, Chaos)
-    end;
+    Alive;
 strike({stop, Node}, #{peers := Peers} = Chaos) ->
     ok = mesh_peer:pause(maps:get(Node, Peers)),
     Chaos;
@@ -290,21 +324,16 @@ strike({continue, Node}, #{peers := Peers} = Chaos) ->
 strike({line, Node, Way, Faults}, #{relays := Relays} = Chaos) ->
     ok = mesh_relay:set(maps:get(Node, Relays), Way, Faults),
     Chaos;
-strike({clear, Node}, #{relays := Relays} = Chaos) ->
-    ok = mesh_relay:clear(maps:get(Node, Relays)),
-    Chaos;
 strike({rebind, Node}, #{relays := Relays} = Chaos) ->
     _ = mesh_relay:rebind(maps:get(Node, Relays)),
     Chaos;
 strike({name, Ip}, #{hosts := Hosts} = Chaos) ->
     ok = name_is(Ip, Hosts),
     Chaos;
-strike(certificate, #{listener := none} = Chaos) ->
-    Chaos;
-strike(certificate, #{dir := Dir, listener := Listener} = Chaos) ->
+strike(certificate, #{dir := Dir} = Chaos) ->
+    #{listener := Listener} = Alive = revived(listener, Chaos),
     _ = quic_certs:self_signed(filename:join(Dir, "listener")),
-    ?assertEqual(ok, mesh_vm:call(Listener, mesh_callers, renew, [])),
-    Chaos;
+    renewed(mesh_vm:call(Listener, mesh_callers, renew, []), Alive);
 strike({kill_caller, Way}, #{vm := Vm} = Chaos) ->
     ok = mesh_vm:call(Vm, mesh_callers, kill, [Way]),
     Chaos;
@@ -313,13 +342,15 @@ strike(kill_server, #{vm := Vm} = Chaos) ->
     ?assertEqual(0, stat(Vm, panics)),
     ok = mesh_vm:call(Vm, kill_server, []),
     Chaos;
-strike(no_descriptors, #{vm := Vm} = Chaos) ->
+strike({no_descriptors, Who}, Chaos) ->
+    {Vm, #{limited := Limited} = Alive} = who(Who, Chaos),
     #{fds := Descriptors} = mesh_vm:footprint(Vm),
     limit_descriptors(Vm, integer_to_list(Descriptors)),
-    Chaos;
-strike(descriptors, #{vm := Vm} = Chaos) ->
+    Alive#{limited := lists:usort([Who | Limited])};
+strike({descriptors, Who}, Chaos) ->
+    {Vm, #{limited := Limited} = Alive} = who(Who, Chaos),
     limit_descriptors(Vm, "1024"),
-    Chaos;
+    Alive#{limited := Limited -- [Who]};
 strike({suspend, Ms}, #{vm := Vm} = Chaos) ->
     %% What a machine that sleeps looks like from within: the clocks go on. Nothing else strikes
     %% meanwhile, since a VM that stands still does not answer.
@@ -333,7 +364,27 @@ restore(#{peers := Peers, relays := Relays} = Chaos) ->
     lists:foreach(fun mesh_relay:clear/1, maps:values(Relays)),
     lists:foreach(fun mesh_peer:resume/1, maps:values(Peers)),
     Revivals = [{revive, Node} || Node <- [mortal, other, listener]],
-    lists:foldl(fun strike/2, Chaos, [descriptors, {name, {127, 0, 0, 1}} | Revivals]).
+    Limits = [{descriptors, Who} || Who <- [pool, listener]],
+    lists:foldl(fun strike/2, Chaos, [{name, {127, 0, 0, 1}} | Revivals ++ Limits]).
+
+revived(listener, #{listener := none} = Chaos) -> start_listener(Chaos);
+revived(Node, #{peers := Peers} = Chaos) when Node =:= listener; is_map_key(Node, Peers) -> Chaos;
+revived(Node, Chaos) -> start_peer(Node, Chaos).
+
+who(pool, #{vm := Vm} = Chaos) ->
+    {Vm, Chaos};
+who(listener, Chaos) ->
+    #{listener := Listener} = Alive = revived(listener, Chaos),
+    {Listener, Alive}.
+
+%% Where no file can be opened, the former certificate stays until one can.
+renewed(ok, Chaos) ->
+    Chaos;
+renewed({error, {bad_certificate, _, emfile}}, #{limited := Limited} = Chaos) ->
+    ?assert(lists:member(listener, Limited)),
+    #{listener := Listener} = Free = strike({descriptors, listener}, Chaos),
+    ?assertEqual(ok, mesh_vm:call(Listener, mesh_callers, renew, [])),
+    Free.
 
 ended(Node, #{ends := Ends} = Chaos) ->
     Chaos#{ends := [{id(Node), erlang:system_time(millisecond)} | Ends]}.
@@ -446,8 +497,20 @@ assert_each_was_reached(#{reached := Reached} = Chaos) ->
     ct:pal("confirmed in storms: ~p", [Reached]),
     ?assertEqual([], [Node || {Node, _} <- targets(Chaos), not is_map_key(Node, Reached)]).
 
-%% What was confirmed arrived, though it may be read a little later; nothing did twice or damaged, or
-%% although it was told as not sent.
+%% A storm without a fault proves nothing of it. Those of the lines are told by the relays, too.
+assert_each_struck(#{struck := Struck, faults := Faults, relays := Relays}) ->
+    ct:pal("faults: ~p", [Struck]),
+    ?assertEqual([], [Fault || Fault <- Faults ++ certain(deaths), not is_map_key(Fault, Struck)]),
+    Stats = [mesh_relay:stats(Relay) || Relay <- maps:values(Relays)],
+    Packets = [lost, duplicated, reordered, corrupted, too_long, blacked_out],
+    Ways = [maps:get(Way, Each) || Each <- Stats, Way <- [up, down]],
+    Counts = [{Fate, lists:sum([maps:get(Fate, Way) || Way <- Ways])} || Fate <- Packets],
+    Rebinds = lists:sum([maps:get(rebinds, Each) || Each <- Stats]),
+    ct:pal("packets: ~p, rebinds: ~b", [Counts, Rebinds]),
+    ?assertEqual([], [Fate || {Fate, 0} <- [{rebinds, Rebinds} | Counts]]).
+
+%% What was confirmed arrived, though it may be read a little later; nothing did twice or damaged,
+%% nor what was told as not sent.
 assert_evidence(Confirmed, Chaos) ->
     mesh_load:eventually([], fun() -> missing(Confirmed, Chaos) end),
     Lines = arrived(Chaos),
@@ -485,6 +548,12 @@ lines(File) ->
         {ok, Text} -> binary:split(Text, <<"\n">>, [global, trim_all]);
         {error, enoent} -> []
     end.
+
+%% The listener has no more than at its beginning.
+assert_listener_at_rest(#{listener := Listener, listener_base := Base}) ->
+    Connections = fun() -> mesh_vm:call(Listener, mesh_callers, connections, []) end,
+    mesh_load:eventually(0, Connections),
+    mesh_load:eventually(#{}, fun() -> mesh_vm:grown(remains(Listener), Base) end).
 
 %% The first act shows what the VM has when it is warm; after the others, it has no more.
 assert_nothing_left(#{vm := Vm, base := none} = Chaos) ->
