@@ -13,6 +13,9 @@
 -define(NAME, "storm.macula.test").
 %% Between two strikes.
 -define(PACE_MS, 250).
+%% What a fault takes at least.
+-define(LEAST_MS, 500).
+-define(RELAYED, [relayed, shaky, listener]).
 %% What a node's transport acknowledged so shortly before its end, its application may not have
 %% read; and who waits for that is told so much later at most, if the pool's VM stands still then.
 -define(GRACE_MS, 3_000).
@@ -26,6 +29,8 @@
 -define(PATIENCE_MS, 1_000).
 -define(LONG_MS, 1_500).
 -define(SHORT_MS, 800).
+%% How many descriptors a VM may have when it may.
+-define(DESCRIPTORS, 1_024).
 %% In a storm, callers take back what takes long; in the calm before it, nothing that is merely slow
 %% may cost a message.
 -define(CONFIRM_MS, 4_000).
@@ -102,7 +107,7 @@ build(Chaos, HasNames) ->
     #{ports := Ports} = Peopled,
     Relays = maps:from_list([
         {Node, mesh_relay:start(maps:get(Node, Ports), rand:uniform(1_000_000_000))}
-     || Node <- [relayed, shaky, listener]
+     || Node <- ?RELAYED
     ]),
     Peopled#{relays := Relays}.
 
@@ -253,12 +258,14 @@ strikes({stand_still, node} = Fault, Time, Ms) ->
     [{Time, Fault, {stop, Node}}, {until(Time, Ms), end_of_fault, {continue, Node}}];
 strikes({stand_still, listener} = Fault, Time, Ms) ->
     [{Time, Fault, {stop, listener, until(Time, Ms) - Time}}];
+strikes({line, #{mtu := _} = Faults} = Fault, Time, Ms) ->
+    have_lines(Fault, ?RELAYED, both, Faults, Time, Ms);
 strikes({line, Faults} = Fault, Time, Ms) ->
-    has_line(Fault, pick([up, down, both]), Faults, Time, Ms);
+    have_lines(Fault, ?RELAYED, pick([up, down, both]), Faults, Time, Ms);
 strikes({partition, Way} = Fault, Time, Ms) ->
-    has_line(Fault, Way, #{blackout => true}, Time, Ms);
+    have_lines(Fault, [pick(?RELAYED)], Way, #{blackout => true}, Time, Ms);
 strikes(rebind, Time, _Ms) ->
-    [{Time, rebind, {rebind, pick([relayed, shaky, listener])}}];
+    [{Time, rebind, {rebind, pick(?RELAYED)}}];
 strikes(name, Time, _Ms) ->
     %% Nobody is at the last one.
     [{Time, name, {name, pick([{127, 0, 0, 1}, {127, 0, 0, 2}, {127, 0, 0, 3}])}}];
@@ -274,14 +281,13 @@ strikes(Fault, Time, _Ms) ->
 dies(Fault, Node, Time, Ms) ->
     [{Time, Fault, {kill, Node}}, {until(Time, Ms), end_of_fault, {revive, Node}}].
 
-%% Its end leaves what else that line has.
-has_line(Fault, Way, Faults, Time, Ms) ->
-    Node = pick([relayed, shaky, listener]),
+%% Its end leaves what else those lines have.
+have_lines(Fault, Nodes, Way, Faults, Time, Ms) ->
     None = maps:map(fun(Name, _) -> maps:get(Name, #{blackout => false}, 0) end, Faults),
-    Begin = {Time, Fault, {line, Node, Way, Faults}},
-    [Begin, {until(Time, Ms), end_of_fault, {line, Node, Way, None}}].
+    Begin = {Time, Fault, {lines, Nodes, Way, Faults}},
+    [Begin, {until(Time, Ms), end_of_fault, {lines, Nodes, Way, None}}].
 
-until(Time, Ms) -> min(Time + 200 + rand:uniform(3_000), Ms).
+until(Time, Ms) -> min(Time + ?LEAST_MS + rand:uniform(2_700), Ms + ?LEAST_MS).
 
 play([], Chaos, _Start) ->
     Chaos;
@@ -321,8 +327,8 @@ strike({stop, Node}, #{peers := Peers} = Chaos) ->
 strike({continue, Node}, #{peers := Peers} = Chaos) ->
     ok = mesh_peer:resume(maps:get(Node, Peers)),
     Chaos;
-strike({line, Node, Way, Faults}, #{relays := Relays} = Chaos) ->
-    ok = mesh_relay:set(maps:get(Node, Relays), Way, Faults),
+strike({lines, Nodes, Way, Faults}, #{relays := Relays} = Chaos) ->
+    [ok = mesh_relay:set(maps:get(Node, Relays), Way, Faults) || Node <- Nodes],
     Chaos;
 strike({rebind, Node}, #{relays := Relays} = Chaos) ->
     _ = mesh_relay:rebind(maps:get(Node, Relays)),
@@ -345,11 +351,11 @@ strike(kill_server, #{vm := Vm} = Chaos) ->
 strike({no_descriptors, Who}, Chaos) ->
     {Vm, #{limited := Limited} = Alive} = who(Who, Chaos),
     #{fds := Descriptors} = mesh_vm:footprint(Vm),
-    limit_descriptors(Vm, integer_to_list(Descriptors)),
+    ok = mesh_vm:limit_descriptors(Vm, Descriptors),
     Alive#{limited := lists:usort([Who | Limited])};
 strike({descriptors, Who}, Chaos) ->
     {Vm, #{limited := Limited} = Alive} = who(Who, Chaos),
-    limit_descriptors(Vm, "1024"),
+    ok = mesh_vm:limit_descriptors(Vm, ?DESCRIPTORS),
     Alive#{limited := Limited -- [Who]};
 strike({suspend, Ms}, #{vm := Vm} = Chaos) ->
     %% What a machine that sleeps looks like from within: the clocks go on. Nothing else strikes
@@ -388,10 +394,6 @@ renewed({error, {bad_certificate, _, emfile}}, #{limited := Limited} = Chaos) ->
 
 ended(Node, #{ends := Ends} = Chaos) ->
     Chaos#{ends := [{id(Node), erlang:system_time(millisecond)} | Ends]}.
-
-limit_descriptors(Vm, Soft) ->
-    Command = io_lib:format("prlimit --pid ~s --nofile=~s:", [mesh_vm:os_pid(Vm), Soft]),
-    ?assertEqual("", os:cmd(lists:flatten(Command))).
 
 suspend(OsPid, Ms) ->
     ok = mesh_program:signal("STOP", OsPid),

@@ -4,8 +4,8 @@
 
 -behaviour(supervisor).
 
--export([with/1, with/2, start/0, pause/1, kill/1, call/3, call/4]).
--export([os_pid/1, footprint/1, grown/2, memory_kib/1, exit_status/2]).
+-export([with/1, with/2, start/0, pause/1, resume/1, kill/1, call/3, call/4]).
+-export([os_pid/1, limit_descriptors/2, footprint/1, grown/2, memory_kib/1, exit_status/2]).
 -export([start_pool/1, stop_pool/0, kill_server/0, start_load/2, kill_caller/0, stop_load/0]).
 -export([churn/0, collect_garbage/0, server_function/0, wait_for_word/1, init/1]).
 
@@ -40,9 +40,12 @@ start(More) ->
     _ = put({?MODULE, Vm}, call(Vm, os, getpid, [])),
     Vm.
 
-%% It stands still, and can only be killed.
+%% It stands still, and can only be killed, until it goes on.
 pause(Vm) ->
     mesh_program:pause(os_pid(Vm)).
+
+resume(Vm) ->
+    mesh_program:resume(os_pid(Vm)).
 
 %% Ends it as a power cut would.
 kill(Vm) ->
@@ -70,6 +73,12 @@ os_pid(Vm) ->
         undefined -> call(Vm, os, getpid, []);
         OsPid -> OsPid
     end.
+
+%% How many file descriptors it may have; those that are open stay so.
+limit_descriptors(Vm, Count) ->
+    Command = io_lib:format("prlimit --pid ~s --nofile=~b:", [os_pid(Vm), Count]),
+    "" = os:cmd(lists:flatten(Command)),
+    ok.
 
 %% How much memory is resident, once the VM has given back what it can.
 memory_kib(Vm) ->
