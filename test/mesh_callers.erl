@@ -298,6 +298,8 @@ connections() ->
 
 begin_node(Starter, Port, Options, Log) ->
     true = register(?NODE, self()),
+    %% As above.
+    {module, mesh_peer} = code:ensure_loaded(mesh_peer),
     {ok, Listener} = macula_quic:listen({{127, 0, 0, 1}, Port}, Options),
     {ok, Listener} = macula_quic:async_accept(Listener, #{}),
     {ok, {_, Bound}} = macula_quic:sockname(Listener),

@@ -17,7 +17,9 @@
 -define(LEAST_MS, 500).
 -define(RELAYED, [relayed, shaky, listener]).
 %% What a node's transport acknowledged so shortly before its end, its application may not have
-%% read; and who waits for that is told so much later at most, if the pool's VM stands still then.
+%% read: it may be read behind something that was lost on the way. Time in which either end stood
+%% still does not count. And who waits for it is told so much later at most, if the pool's VM stands
+%% still then.
 -define(GRACE_MS, 3_000).
 -define(LATE_MS, 2_000).
 %% Messages to each node after the storm, of which each has to be confirmed.
@@ -72,6 +74,7 @@ with(Dir, Test) ->
         ends => [],
         unsent => [],
         struck => #{},
+        stood => [],
         limited => [],
         base => none,
         ports => #{},
@@ -320,7 +323,7 @@ strike({stop, listener, Ms}, Chaos) ->
     #{listener := Listener} = Alive = revived(listener, Chaos),
     OsPid = mesh_vm:os_pid(Listener),
     _ = spawn(fun() -> suspend(OsPid, Ms) end),
-    Alive;
+    stood(Ms, Alive);
 strike({stop, Node}, #{peers := Peers} = Chaos) ->
     ok = mesh_peer:pause(maps:get(Node, Peers)),
     Chaos;
@@ -361,7 +364,7 @@ strike({suspend, Ms}, #{vm := Vm} = Chaos) ->
     %% What a machine that sleeps looks like from within: the clocks go on. Nothing else strikes
     %% meanwhile, since a VM that stands still does not answer.
     ok = suspend(mesh_vm:os_pid(Vm), Ms),
-    Chaos;
+    stood(Ms, Chaos);
 strike(nothing, Chaos) ->
     Chaos.
 
@@ -394,6 +397,9 @@ renewed({error, {bad_certificate, _, emfile}}, #{limited := Limited} = Chaos) ->
 
 ended(Node, #{ends := Ends} = Chaos) ->
     Chaos#{ends := [{id(Node), erlang:system_time(millisecond)} | Ends]}.
+
+stood(Ms, #{stood := Stood} = Chaos) ->
+    Chaos#{stood := [{erlang:system_time(millisecond), Ms} | Stood]}.
 
 suspend(OsPid, Ms) ->
     ok = mesh_program:signal("STOP", OsPid),
@@ -525,11 +531,15 @@ missing(Confirmed, Chaos) ->
     Judged -- arrived_of(Judged, Chaos).
 
 %% Whether a message was confirmed so near to the end of its node that it may be gone with it.
-is_exempt({_Number, Node, At}, #{ends := Ends}) ->
+is_exempt({_Number, Node, At}, #{ends := Ends} = Chaos) ->
     IsNear = fun({Of, End}) ->
-        Of =:= Node andalso End - ?GRACE_MS =< At andalso At =< End + ?LATE_MS
+        Of =:= Node andalso At =< End + ?LATE_MS andalso
+            End - ?GRACE_MS =< At + stood_between(At, End, Chaos)
     end,
     lists:any(IsNear, Ends).
+
+stood_between(From, To, #{stood := Stood}) ->
+    lists:sum([Ms || {At, Ms} <- Stood, From =< At + Ms, At =< To]).
 
 arrived_of(Messages, Chaos) ->
     Arrived = arrived_set(Chaos),
