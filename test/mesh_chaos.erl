@@ -180,10 +180,11 @@ name_is(Ip, Hosts) ->
 
 %%% A storm of `Ms', and the calm after it
 
-%% `calm': no faults; `faults'; `deaths': the server is killed, too, and so the account is open.
+%% `calm': no faults; `faults'; `deaths': the server is killed, too, and so the account is open;
+%% `strangers': the pool wants the key of the listener, and so all others are strangers to it.
 act({Kind, Ms}, #{vm := Vm, number := First} = Chaos) ->
     Targets = targets(Chaos),
-    ok = mesh_vm:call(Vm, start_pool, [options(Kind)]),
+    ok = mesh_vm:call(Vm, start_pool, [options(Kind, Chaos)]),
     How = #{keeps => true, confirm_ms => confirm_ms(Kind)},
     ok = mesh_vm:call(Vm, mesh_callers, start, [Targets, ?CALLERS, First, How]),
     Struck = restore(play(plan(Kind, Ms, Chaos), Chaos, now_ms())),
@@ -194,16 +195,22 @@ act({Kind, Ms}, #{vm := Vm, number := First} = Chaos) ->
     assert_evidence(maps:get(confirmed, Report), Told),
     assert_floor(Kind, Report, fun() -> length(arrived_since(First, Told)) end),
     assert_arrivals(Kind, Report, Told),
-    Reached = assert_reachable(Targets, Told#{number := maps:get(next, Report)}),
+    assert_strangers(Kind, Report, Told),
+    Reached = assert_reachable(wanted(Kind, Targets), Told#{number := maps:get(next, Report)}),
     ok = mesh_vm:call(Vm, stop_pool, []),
     assert_listener_at_rest(Reached),
     assert_nothing_left(noted(Kind, Report, Reached)).
 
-options(calm) ->
+options(calm, _Chaos) ->
     Times = [linger_ms, connect_timeout_ms, ack_timeout_ms],
     maps:merge(?OPTIONS, maps:from_list([{Time, ?CALM_MS} || Time <- Times]));
-options(_Storm) ->
+options(strangers, #{dir := Dir}) ->
+    ?OPTIONS#{verify => {spki_sha256, quic_certs:spki(filename:join(Dir, "listener.pem"))}};
+options(_Storm, _Chaos) ->
     ?OPTIONS.
+
+wanted(strangers, Targets) -> [Target || {Node, _} = Target <- Targets, Node =:= id(listener)];
+wanted(_Kind, Targets) -> Targets.
 
 confirm_ms(calm) -> ?CALM_MS;
 confirm_ms(_Storm) -> ?CONFIRM_MS.
@@ -214,7 +221,7 @@ plan(calm, Ms, _Chaos) ->
 plan(Kind, Ms, #{faults := Faults}) ->
     Times = lists:seq(?PACE_MS, Ms - ?PACE_MS, ?PACE_MS),
     Certain = [strikes(Fault, pick(Times), Ms) || Fault <- certain(Kind)],
-    Strikes = [strikes(Fault, Time, Ms) || {Fault, Time} <- deal(Faults, Times)],
+    Strikes = [strikes(Fault, Time, Ms) || {Fault, Time} <- deal(faults(Kind, Faults), Times)],
     Plan = lists:keysort(1, [{Ms, end_of_fault, nothing} | lists:append(Certain ++ Strikes)]),
     ct:log("the plan: ~p", [Plan]),
     Plan.
@@ -228,13 +235,17 @@ shuffled(List) ->
     [Each || {_, Each} <- lists:sort([{rand:uniform(), Each} || Each <- List])].
 
 %% What each act has, whatever else is dealt.
-certain(calm) ->
+certain(Kind) when Kind =:= calm; Kind =:= strangers ->
     [];
 certain(faults) ->
     [die_and_return, stand_still_for_long] ++
         [{kill_caller, Way} || Way <- [confirmed, connection, stream]];
 certain(deaths) ->
     lists:duplicate(?SERVER_DEATHS, kill_server) ++ certain(faults).
+
+%% The listener is there, with the key that it had, whatever befalls the strangers.
+faults(strangers, _Faults) -> [die, {stand_still, node}, suspend, rebind];
+faults(_Storm, Faults) -> Faults.
 
 faults(HasNames) ->
     Lines = [
@@ -423,7 +434,7 @@ is_accounted(deaths, _Report, _Stats) ->
 is_accounted(calm, #{given := Given, refused := Refused}, Stats) ->
     #{messages_delivered := Delivered} = Stats,
     {Given, Given, []} =:= {Delivered, accounted(Stats), Refused};
-is_accounted(faults, #{given := Given, uncertain := Uncertain, confirmed := Confirmed}, Stats) ->
+is_accounted(_Storm, #{given := Given, uncertain := Uncertain, confirmed := Confirmed}, Stats) ->
     #{messages_delivered := Delivered} = Stats,
     abs(accounted(Stats) - Given) =< Uncertain andalso Delivered >= length(Confirmed).
 
@@ -448,7 +459,9 @@ assert_floor(Kind, Report, Arrived) ->
 
 %% What was delivered arrived, but for what a node that died may have taken along; and of the others
 %% none arrived, but for those of which that is not known.
-assert_arrivals(faults, Report, #{vm := Vm, number := First} = Chaos) ->
+assert_arrivals(Kind, Report, #{vm := Vm, number := First} = Chaos) when
+    Kind =:= faults; Kind =:= strangers
+->
     {ok, Stats} = mesh_vm:call(Vm, get_stats, [?POOL]),
     #{messages_delivered := Delivered, messages_unconfirmed := Unconfirmed} = Stats,
     Most = Delivered + Unconfirmed + maps:get(uncertain, Report),
@@ -459,6 +472,15 @@ assert_arrivals(faults, Report, #{vm := Vm, number := First} = Chaos) ->
             {{delivered, Delivered}, {taken, Taken}, {arrived, Arrived}, {most, Most}}
     end);
 assert_arrivals(_Kind, _Report, _Chaos) ->
+    ok.
+
+%% A stranger gets nothing, and is known as one.
+assert_strangers(strangers, Report, #{number := First, dir := Dir} = Chaos) ->
+    Here = lines(log(Dir, listener)),
+    ?assertEqual([], arrived_since(First, Chaos) -- Here),
+    Why = {connect_failed, {unverified, wrong_key}},
+    ?assert(lists:any(fun({{_, Each}, _}) -> Each =:= Why end, maps:get(refused, Report)));
+assert_strangers(_Kind, _Report, _Chaos) ->
     ok.
 
 %% What was given for a node before it died, and did not arrive.
