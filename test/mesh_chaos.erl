@@ -41,6 +41,8 @@
 %% is free within it stays, until a later storm uses it. With one heap for all threads that has been
 %% 71 MB at most. It is gross leaks that show here, smaller ones in soak_SUITE.
 -define(MEMORY_KIB, 128 * 1_024).
+%% Acts from which on a trend of the VM's own memory is one. The resident memory has steps.
+-define(ACTS, 8).
 -define(ONE_HEAP, [{"MALLOC_ARENA_MAX", "1"}]).
 -define(OPTIONS, #{
     max_mesh_connections => ?LIMIT,
@@ -75,6 +77,7 @@ with(Dir, Test) ->
         unsent => [],
         struck => #{},
         stood => [],
+        samples => [],
         limited => [],
         base => none,
         ports => #{},
@@ -88,6 +91,7 @@ begin_test(Chaos, Vm, HasNames, Test) ->
         Final = Test(build(start_listener(Chaos#{vm => Vm}), HasNames)),
         assert_each_was_reached(Final),
         assert_each_struck(Final),
+        assert_steady(lists:reverse(maps:get(samples, Final))),
         peer:stop(maps:get(listener, Final))
     after
         %% Peers, relays and the listener's VM end with this process.
@@ -593,13 +597,24 @@ assert_listener_at_rest(#{listener := Listener, listener_base := Base}) ->
 assert_nothing_left(#{vm := Vm, base := none} = Chaos) ->
     mesh_load:eventually(0, fun() -> maps:get(tasks, remains(Vm)) end),
     Chaos#{base := (remains(Vm))#{tasks := 0}, memory => mesh_vm:memory_kib(Vm)};
-assert_nothing_left(#{vm := Vm, base := Base, memory := Before} = Chaos) ->
+assert_nothing_left(#{vm := Vm, base := Base, memory := Before, samples := Samples} = Chaos) ->
     mesh_load:eventually(#{}, fun() -> mesh_vm:grown(remains(Vm), Base) end),
     %% With the last task, the buffers have gone that are kept for what may still come.
     After = mesh_vm:memory_kib(Vm),
     ct:pal("RSS ~b KiB, ~b at first", [After, Before]),
     ?assert(After < Before + ?MEMORY_KIB),
-    Chaos.
+    Kib = mesh_vm:call(Vm, erlang, memory, [total]) div 1_024,
+    Chaos#{samples := [#{ms => now_ms(), memory_kib => Kib} | Samples]}.
+
+%% What the VM itself has does not grow with the storms.
+assert_steady(Samples) when length(Samples) < ?ACTS ->
+    ok;
+assert_steady(Samples) ->
+    #{growth := Growth, noise := Noise, grain := Grain} = mesh_soak:trend(memory_kib, Samples),
+    ct:pal("memory of the VM: ~p KiB; ~.1f in that time, noise ~.1f", [
+        [Kib || #{memory_kib := Kib} <- Samples], Growth, Noise
+    ]),
+    ?assert(Growth < max(Noise, Grain), {memory_kib, Growth}).
 
 %% Once a pool of its own stands beside it, the runtime tells its tasks.
 remains(Vm) ->
