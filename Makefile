@@ -12,7 +12,7 @@ export MACULA_PEER := $(CARGO_TARGET_DIR)/$(if $(CARGO_BUILD_TARGET),$(CARGO_BUI
 .DEFAULT_GOAL := help
 .PHONY: help setup setup-build build peer demo test test-rust test-erlang test-facade
 .PHONY: bench bench-quick bench-smoke setup-fuzz setup-interop setup-bench build-bench
-.PHONY: test-mix mix chaos soak fuzz sanitize otp27 otp29 interop interop-aioquic lint docs clean
+.PHONY: test-mix mix chaos soak models fuzz sanitize otp27 otp29 interop interop-aioquic lint docs clean
 # The targets share cargo's and rebar3's folders.
 .NOTPARALLEL:
 
@@ -74,6 +74,9 @@ chaos: peer ## a pool in a storm of faults, MINUTES=5 long; SEED=... repeats the
 soak: peer ## a pool at a steady load, HOURS=1 long (or MINUTES): samples and a plot in _build/soak
 	SOAK_MINUTES=$(or $(MINUTES),$$(( $(or $(HOURS),1) * 60 ))) SOAK_DIR="$(CURDIR)/_build/soak" \
 		$(REBAR3) ct --suite test/soak_SUITE
+
+models: peer ## the pool and streams against their models, RUNS=1000 sequences of calls each
+	PROP_RUNS=$(or $(RUNS),1000) $(REBAR3) ct --dir test/prop --suite pool_prop_SUITE,stream_prop_SUITE
 
 # The facade is an application of its own: it finds the main one as any application does.
 FACADE = cd facade/quicer && ERL_LIBS="$(CURDIR)/_build/default/lib" \

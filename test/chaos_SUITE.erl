@@ -4,8 +4,10 @@
 
 -export([all/0, suite/0, a_pool_keeps_its_promises_through_a_storm/1]).
 
-%% The short form: an act of faults, and one in which the server is killed, too.
+%% The short form: an act of faults, one in which the server is killed, too, and a short one among
+%% strangers.
 -define(ACT_MS, 6_000).
+-define(STRANGERS_MS, 2_000).
 -define(CALM_MS, 1_000).
 
 suite() -> [{timetrap, {minutes, 3}}].
@@ -21,9 +23,9 @@ a_pool_keeps_its_promises_through_a_storm(Config) ->
     _ = rand:seed(exsss, Seed),
     ct:pal("SEED=~b", [Seed]),
     mesh_chaos:with(proplists:get_value(priv_dir, Config), fun(Chaos) ->
-        Acts = max(1, Minutes * 60_000 div (2 * ?ACT_MS)),
+        Acts = max(1, Minutes * 60_000 div (2 * ?ACT_MS + ?STRANGERS_MS)),
         Kinds = [{calm, ?CALM_MS} | lists:append(lists:duplicate(Acts, acts()))],
         lists:foldl(fun mesh_chaos:act/2, Chaos, Kinds)
     end).
 
-acts() -> [{faults, ?ACT_MS}, {deaths, ?ACT_MS}].
+acts() -> [{faults, ?ACT_MS}, {deaths, ?ACT_MS}, {strangers, ?STRANGERS_MS}].

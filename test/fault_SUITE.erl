@@ -26,7 +26,8 @@
     an_idle_connection_outlives_the_peer_s_shorter_idle_timeout/1,
     without_keep_alive_the_negotiated_idle_timeout_closes/1,
     a_name_that_does_not_resolve_fails_its_dial/1,
-    a_peer_is_found_by_its_name/1
+    a_peer_is_found_by_its_name/1,
+    without_file_descriptors_what_needs_one_says_so_and_the_rest_goes_on/1
 ]).
 
 -define(POOL, macula_gateway_mesh).
@@ -56,7 +57,8 @@ all() ->
         an_idle_connection_outlives_the_peer_s_shorter_idle_timeout,
         without_keep_alive_the_negotiated_idle_timeout_closes,
         a_name_that_does_not_resolve_fails_its_dial,
-        a_peer_is_found_by_its_name
+        a_peer_is_found_by_its_name,
+        without_file_descriptors_what_needs_one_says_so_and_the_rest_goes_on
     ].
 
 init_per_testcase(_Name, Config) ->
@@ -477,7 +479,49 @@ a_peer_is_found_by_its_name(_Config) ->
         ?assertMatch(#{connections_open := 3}, mesh_peer:wait(Peer, connections_open, 3))
     end).
 
+without_file_descriptors_what_needs_one_says_so_and_the_rest_goes_on(Config) ->
+    %% Something else on the node leaks them. The operator has to see what is missing, what is open
+    %% has to go on, and everything has to once there are some again.
+    Base = filename:join(proplists:get_value(priv_dir, Config), "node"),
+    Files = quic_certs:self_signed(Base),
+    mesh_vm:with(fun(Vm) ->
+        Port = mesh_vm:call(Vm, mesh_callers, listen, [0, Files, Base ++ ".log", #{}]),
+        Former = quic_certs:spki(Base ++ ".pem"),
+        Place = [{{127, 0, 0, 1}, 0}, der(Files)],
+        Listen = fun() -> mesh_vm:call(Vm, macula_quic, listen, Place) end,
+        Dial = fun() ->
+            Target = [?POOL, <<"n">>, {{127, 0, 0, 1}, Port}],
+            mesh_vm:call(Vm, get_or_create_connection, Target)
+        end,
+        Renew = fun() -> mesh_vm:call(Vm, mesh_callers, renew, []) end,
+        ok = mesh_vm:call(Vm, start_pool, [#{}]),
+        _ = quic_certs:self_signed(Base),
+        ok = mesh_vm:limit_descriptors(Vm, 3),
+        ?assertEqual({error, {connect_failed, {socket_error, emfile}}}, Dial()),
+        ?assertEqual({error, {socket_error, emfile}}, Listen()),
+        ?assertMatch({error, {bad_certificate, _, emfile}}, Renew()),
+        ?assertEqual(ok, connects(Port, Former)),
+        ok = mesh_vm:limit_descriptors(Vm, 1_024),
+        ?assertMatch({ok, _}, Dial()),
+        ?assertMatch({ok, _}, Listen()),
+        ?assertEqual(ok, Renew()),
+        ?assertEqual(ok, connects(Port, quic_certs:spki(Base ++ ".pem"))),
+        ?assertEqual({error, {unverified, wrong_key}}, connects(Port, Former))
+    end).
+
 %%% Internal
+
+%% A certificate and key for which no file has to be opened.
+der({CertFile, KeyFile}) ->
+    [{cert, quic_certs:der(CertFile)}, {key, quic_certs:key_der(KeyFile)}].
+
+%% Whether the listener at this port has the key with this hash.
+connects(Port, Hash) ->
+    Pin = [{verify, {spki_sha256, Hash}}],
+    case macula_quic:connect({127, 0, 0, 1}, Port, Pin, ?WAIT_MS) of
+        {ok, Connection} -> macula_quic:close(Connection);
+        {error, _} = Error -> Error
+    end.
 
 %% A pool's life under load in the other VM, with one victim at a random moment. No connection and
 %% no task outlives it, nor does the first of the peers.

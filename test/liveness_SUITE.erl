@@ -36,7 +36,8 @@
     a_dial_that_its_connection_does_not_outlive_is_counted/1,
     without_an_ack_timeout_only_the_idle_timeout_tells/1,
     who_vanishes_is_noticed_long_before_the_idle_timeout/1,
-    noticing_takes_as_long_as_is_printed/1
+    noticing_takes_as_long_as_is_printed/1,
+    a_pool_that_stood_still_itself_suspects_nobody_for_that/1
 ]).
 
 -define(POOL, macula_gateway_mesh).
@@ -73,7 +74,8 @@ all() ->
         a_message_waits_for_a_peer_that_the_network_says_is_gone_when_another_is_under_way,
         a_dial_that_its_connection_does_not_outlive_is_counted,
         without_an_ack_timeout_only_the_idle_timeout_tells,
-        who_vanishes_is_noticed_long_before_the_idle_timeout
+        who_vanishes_is_noticed_long_before_the_idle_timeout,
+        a_pool_that_stood_still_itself_suspects_nobody_for_that
     ].
 
 init_per_suite(Config) ->
@@ -543,6 +545,31 @@ noticing_takes_as_long_as_is_printed(Config) ->
     %% The figures of docs/operations.md, with the defaults. Those take long: all/0 has the same
     %% with shorter times.
     ct:pal("milliseconds until noticed: ~p", [notice(Config, #{})]).
+
+a_pool_that_stood_still_itself_suspects_nobody_for_that(_Config) ->
+    %% A machine that slept has heard nothing because it slept; were its peers dead to it then, it
+    %% would drop every connection, and dial them all at once. It stands still for longer than its
+    %% patience of three seconds, which is the claim, while a peer owes it an answer.
+    Peer = mesh_ct:start_peer(["--idle-timeout-ms", "60000"]),
+    mesh_vm:with(fun(Vm) ->
+        ok = mesh_vm:call(Vm, start_pool, [#{idle_timeout_ms => 60_000}]),
+        Stat = fun(Key) -> maps:get(Key, element(2, mesh_vm:call(Vm, get_stats, [?POOL]))) end,
+        Target = [?POOL, <<"node">>, mesh_peer:address(Peer)],
+        {ok, _} = mesh_vm:call(Vm, get_or_create_connection, Target),
+        ok = mesh_peer:pause(Peer),
+        ok = mesh_vm:call(Vm, send_async, Target ++ [mesh_peer:frame(0, 8)]),
+        ?assertEqual({1, 0}, {Stat(outstanding_messages), Stat(probes)}),
+        ok = mesh_vm:pause(Vm),
+        timer:sleep(5_000),
+        ok = mesh_vm:resume(Vm),
+        %% It is awake, and has asked anew.
+        mesh_wait:eventually(true, fun() -> Stat(probes) > 0 end),
+        ok = mesh_peer:resume(Peer),
+        mesh_wait:eventually(1, fun() -> Stat(messages_delivered) end),
+        ?assertEqual({0, #{}}, {Stat(suspicions), Stat(closes)}),
+        ?assertEqual({1, 0}, {Stat(connections_opened), Stat(messages_unconfirmed)})
+    end),
+    ?assertMatch(#{distinct := 1, duplicates := 0}, mesh_peer:stats(Peer)).
 
 %%% Internal
 

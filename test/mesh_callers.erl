@@ -4,11 +4,13 @@
 -module(mesh_callers).
 
 -export([start/4, stop/0, kill/1, reach/3, latency_us/2]).
--export([listen/4, renew/0]).
+-export([listen/4, renew/0, connections/0]).
 
 -define(POOL, macula_gateway_mesh).
 -define(CONFIRMED, ?MODULE).
 -define(REFUSED, mesh_callers_refused).
+-define(GIVEN, mesh_callers_given).
+-define(UNSENT, mesh_callers_unsent).
 -define(NODE, mesh_callers_node).
 %% The payloads: a packet's worth, several packets', and what travels on a stream of its own.
 -define(SIZES, [8, 200, 1_000, 4_000, 20_000, 100_000]).
@@ -28,7 +30,7 @@
 %%% Callers
 
 %% `Count' callers of these nodes, `[{NodeId, Address}]', whose frames are numbered from `First'.
-%% `keeps': whether what was confirmed is kept to be told, which takes memory for each message;
+%% `keeps': whether it is kept what became of which message, which takes memory for each;
 %% `confirm_ms': how long `send/5' may take.
 start(Targets, Count, First, #{keeps := Keeps, confirm_ms := Ms}) ->
     Self = self(),
@@ -37,10 +39,11 @@ start(Targets, Count, First, #{keeps := Keeps, confirm_ms := Ms}) ->
         {Owner, started} -> ok
     end.
 
-%% Ends all callers in order. How many messages were given to the pool, the next number, which
-%% frames were confirmed and when (`[{Number, Target, Ms}]', where that is kept), what `send/5'
-%% refused (`[{{Target, Why}, Count}]'), in which calls callers died, how many messages may count or
-%% not since their callers died, and how large the pool ever was.
+%% Ends all callers in order. How many messages were given to the pool, the next number, what
+%% `send/5' refused (`[{{NodeId, Why}, Count}]'), in which calls callers died, how many messages may
+%% count or not since their callers died, and how large the pool ever was. Where it is kept: which
+%% frames were given and which confirmed, and when (`[{Number, NodeId, Ms}]'), and of which `send/5'
+%% said that nothing was sent (`[{Number, NodeId, Why}]').
 stop() ->
     Monitor = monitor(process, ?MODULE),
     ?MODULE ! {stop, self()},
@@ -59,24 +62,26 @@ kill(Way) ->
     ok.
 
 %% Sends to a node that is there, by `send/5', until the first message is confirmed, then `Count'
-%% more. The next number, those that were confirmed as stop/0 tells them, and what became of the
-%% messages after the first one.
-reach(Target, Count, First) -> reach(Target, Count, First, ?ATTEMPTS).
+%% more. The next number, those that were confirmed and those that were not sent as stop/0 tells
+%% them, and what became of the messages after the first one.
+reach(Target, Count, First) -> reach(Target, Count, First, ?ATTEMPTS, []).
 
-reach({NodeId, _}, _Count, _Number, 0) ->
-    error({never_reached, NodeId});
-reach(Target, Count, Number, Attempts) ->
+reach({NodeId, _}, _Count, _Number, 0, Unsent) ->
+    error({never_reached, NodeId, Unsent});
+reach({NodeId, _} = Target, Count, Number, Attempts, Unsent) ->
     case confirm(Target, Number) of
         {ok, Kept} ->
             More = [confirm(Target, Number + N) || N <- lists:seq(1, Count)],
             #{
                 next => Number + Count + 1,
                 confirmed => [Kept | [Each || {ok, Each} <- More]],
+                unsent => Unsent,
                 told => lists:usort([Outcome || {Outcome, _} <- More])
             };
-        {{error, _}, _} ->
+        {{error, Reason}, _} ->
             timer:sleep(?ATTEMPT_PAUSE_MS),
-            reach(Target, Count, Number + 1, Attempts - 1)
+            Now = [{Number, NodeId, Reason} || is_unsent(Reason)],
+            reach(Target, Count, Number + 1, Attempts - 1, Now ++ Unsent)
     end.
 
 confirm({NodeId, Address}, Number) ->
@@ -95,7 +100,7 @@ own(Starter, Targets, Count, First, Keeps, Ms) ->
     %% A VM without file descriptors loads nothing.
     {module, timer} = code:ensure_loaded(timer),
     Options = [named_table, public, {write_concurrency, true}],
-    _ = [ets:new(Table, Options) || Table <- [?CONFIRMED, ?REFUSED]],
+    _ = [ets:new(Table, Options) || Table <- [?CONFIRMED, ?REFUSED, ?GIVEN, ?UNSENT]],
     Numbers = atomics:new(3, []),
     ok = atomics:put(Numbers, 1, First - 1),
     Load = #{targets => Targets, numbers => Numbers, keeps => Keeps, confirm_ms => Ms},
@@ -120,9 +125,11 @@ attend(#{numbers := Numbers} = Load, Callers, Watch, Killed) ->
             From !
                 {?MODULE, #{
                     given => atomics:get(Numbers, 2),
+                    given_to => ets:tab2list(?GIVEN),
                     next => atomics:get(Numbers, 1) + 1,
                     confirmed => ets:tab2list(?CONFIRMED),
                     refused => ets:tab2list(?REFUSED),
+                    unsent => ets:tab2list(?UNSENT),
                     killed => Killed,
                     uncertain => atomics:get(Numbers, 3),
                     largest => Largest,
@@ -144,24 +151,24 @@ way(_N) -> stream.
 
 %% Counts the messages that the pool has to account for, and keeps what the caller was told.
 send(asynchronous, {NodeId, Address}, Size, Load) ->
-    {_Number, Frame} = frame(Size, Load),
-    given(Load),
+    {Number, Frame} = frame(Size, Load),
+    given(Number, NodeId, Load),
     ?POOL:send_async(?POOL, NodeId, Address, Frame);
 send(confirmed, {NodeId, Address}, Size, #{confirm_ms := Ms} = Load) ->
     {Number, Frame} = frame(Size, Load),
-    given(Load),
+    given(Number, NodeId, Load),
     try ?POOL:send(?POOL, NodeId, Address, Frame, Ms) of
         ok -> confirmed(Number, NodeId, Load);
-        {error, Reason} -> refused(NodeId, Reason)
+        {error, Reason} -> refused(Number, NodeId, Reason, Load)
     catch
         %% The server is being restarted.
-        exit:_ -> refused(NodeId, exit)
+        exit:_ -> refused(Number, NodeId, exit, Load)
     end;
-send(stream, Target, Size, Load) ->
+send(stream, {NodeId, _} = Target, Size, Load) ->
     case connect(Target) of
         {ok, Stream} ->
-            {_Number, Frame} = frame(Size, Load),
-            macula_quic:send(Stream, Frame) =:= ok andalso given(Load);
+            {Number, Frame} = frame(Size, Load),
+            macula_quic:send(Stream, Frame) =:= ok andalso given(Number, NodeId, Load);
         none ->
             none
     end;
@@ -180,18 +187,24 @@ frame(Size, #{numbers := Numbers}) ->
     Number = atomics:add_get(Numbers, 1, 1),
     {Number, mesh_peer:frame(Number, Size)}.
 
-given(#{numbers := Numbers}) ->
+given(Number, NodeId, #{numbers := Numbers} = Load) ->
     atomics:add(Numbers, 2, 1),
-    true.
+    keep(?GIVEN, {Number, NodeId, erlang:system_time(millisecond)}, Load).
 
-confirmed(Number, NodeId, #{keeps := true}) ->
-    ets:insert(?CONFIRMED, {Number, NodeId, erlang:system_time(millisecond)});
-confirmed(_Number, _NodeId, #{keeps := false}) ->
-    true.
+confirmed(Number, NodeId, Load) ->
+    keep(?CONFIRMED, {Number, NodeId, erlang:system_time(millisecond)}, Load).
 
-refused(NodeId, Reason) ->
+refused(Number, NodeId, Reason, Load) ->
     Key = {NodeId, Reason},
-    ets:update_counter(?REFUSED, Key, 1, {Key, 0}).
+    _ = ets:update_counter(?REFUSED, Key, 1, {Key, 0}),
+    is_unsent(Reason) andalso keep(?UNSENT, {Number, NodeId, Reason}, Load).
+
+%% Who called a server that died knows nothing.
+is_unsent({unconfirmed, _}) -> false;
+is_unsent(exit) -> false;
+is_unsent(_Reason) -> true.
+
+keep(Table, Row, #{keeps := Keeps}) -> not Keeps orelse ets:insert(Table, Row).
 
 %% `[Way]' if one died in this call. Whether the last message of one counts, nobody knows.
 kill_in_call(_Way, _Load, 0) ->
@@ -276,8 +289,17 @@ renew() ->
         {?NODE, Outcome} -> Outcome
     end.
 
+%% How many the listener has.
+connections() ->
+    ?NODE ! {connections, self()},
+    receive
+        {?NODE, Count} -> Count
+    end.
+
 begin_node(Starter, Port, Options, Log) ->
     true = register(?NODE, self()),
+    %% As above.
+    {module, mesh_peer} = code:ensure_loaded(mesh_peer),
     {ok, Listener} = macula_quic:listen({{127, 0, 0, 1}, Port}, Options),
     {ok, Listener} = macula_quic:async_accept(Listener, #{}),
     {ok, {_, Bound}} = macula_quic:sockname(Listener),
@@ -299,6 +321,8 @@ serve(Listener, File) ->
             ok = file:write(File, [line(Data), $\n]);
         {renew, From} ->
             From ! {?NODE, macula_quic:reload_certificates(Listener)};
+        {connections, From} ->
+            From ! {?NODE, maps:get(connections, macula_quic:listener_stats(Listener))};
         {quic, _What, _Handle, _Detail} ->
             ok
     end,

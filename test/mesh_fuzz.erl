@@ -14,8 +14,12 @@
 -define(CALLS, 64).
 %% Characters of a call that went wrong, and of what came of it.
 -define(SHOWN, 300).
-%% Who waits longer than this is left waiting until the round ends, and dies then, mid-call.
+%% Who waits longer than this is left waiting until the round ends. Of those, who may wait and each
+%% second one of the others die then, mid-call; the rest have to return.
 -define(PATIENCE_MS, 10).
+%% Longer than what has an end takes on a busy machine, and what no call of a round waits for.
+-define(RETURN_MS, 15_000).
+-define(LONG_MS, 60_000).
 %% For what is to be there before a round: only a failing test waits so long.
 -define(SET_UP_MS, 20_000).
 
@@ -225,10 +229,21 @@ waves(Numbers, Start) ->
     {Now, Later} = lists:split(min(?AT_ONCE, length(Numbers)), Numbers),
     Calls = [Start(Number) || Number <- Now],
     Deadline = erlang:monotonic_time(millisecond) + ?PATIENCE_MS,
-    Wrong = lists:append([outcome(Call, Deadline) || Call <- Calls]),
+    Outcomes = [{Call, outcome(Call, Deadline)} || Call <- Calls],
     Rest = waves(Later, Start),
-    [exit(Pid, kill) || {Pid, _, _} <- Calls],
-    Wrong ++ Rest.
+    Late = [last_outcome(Call) || {Call, waits} <- Outcomes],
+    lists:append([Wrong || {_, Wrong} <- Outcomes, Wrong =/= waits] ++ Late ++ [Rest]).
+
+last_outcome({Pid, _, {Number, _, MayWait}}) when MayWait; Number rem 2 =:= 0 ->
+    exit(Pid, kill),
+    [];
+last_outcome({Pid, _, {Number, Call, _}} = Late) ->
+    Outcome = outcome(Late, erlang:monotonic_time(millisecond) + ?RETURN_MS),
+    exit(Pid, kill),
+    case Outcome of
+        waits -> [{Number, shown(Call), never_returned}];
+        Wrong -> Wrong
+    end.
 
 start_call(Seed, Number, Among, Things) ->
     ok = mesh_terms:seed(Seed, Number),
@@ -236,7 +251,19 @@ start_call(Seed, Number, Among, Things) ->
     Arguments = [argument(Kind, Things) || Kind <- Kinds],
     Call = {Module, Function, Arguments},
     {Pid, Monitor} = spawn_monitor(fun() -> exit({outcome, made(Call)}) end),
-    {Pid, Monitor, {Number, Call}}.
+    {Pid, Monitor, {Number, Call, may_wait(Call, Kinds)}}.
+
+%% Whether a call may wait for what may never come: room, credit, a time that is far off,
+%% or the answer of a process that is no server.
+may_wait({macula_quic, Function, _}, _Kinds) when Function =:= send; Function =:= open_stream ->
+    true;
+may_wait({_Module, _Function, Arguments}, Kinds) ->
+    lists:any(fun is_unbounded/1, lists:zip(Kinds, Arguments)).
+
+is_unbounded({timeout, Ms}) -> Ms =:= infinity orelse is_integer(Ms) andalso Ms >= ?LONG_MS;
+is_unbounded({server, Pid}) -> is_pid(Pid) andalso Pid =/= whereis(?POOL);
+is_unbounded({nobody, _}) -> true;
+is_unbounded(_Other) -> false.
 
 made({Module, Function, Arguments}) ->
     try
@@ -250,7 +277,8 @@ made({Module, Function, Arguments}) ->
 arity(Arguments) when is_list(Arguments) -> length(Arguments);
 arity(Arity) -> Arity.
 
-outcome({Pid, Monitor, {Number, {Module, Function, Arguments} = Call}}, Deadline) ->
+%% What was wrong with it, or that it has none yet.
+outcome({Pid, Monitor, {Number, {Module, Function, Arguments} = Call, _}}, Deadline) ->
     Left = max(0, Deadline - erlang:monotonic_time(millisecond)),
     receive
         {'DOWN', Monitor, process, Pid, {outcome, Outcome}} ->
@@ -261,7 +289,7 @@ outcome({Pid, Monitor, {Number, {Module, Function, Arguments} = Call}}, Deadline
         {'DOWN', Monitor, process, Pid, Reason} ->
             [{Number, shown(Call), {died, shown(Reason)}}]
     after Left ->
-        []
+        waits
     end.
 
 shown(Term) -> lists:sublist(lists:flatten(io_lib:format("~0P", [Term, 60])), ?SHOWN).

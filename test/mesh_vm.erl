@@ -4,8 +4,8 @@
 
 -behaviour(supervisor).
 
--export([with/1, with/2, start/0, pause/1, kill/1, call/3, call/4]).
--export([os_pid/1, footprint/1, grown/2, memory_kib/1, exit_status/2]).
+-export([with/1, with/2, start/0, pause/1, resume/1, kill/1, call/3, call/4]).
+-export([os_pid/1, limit_descriptors/2, footprint/1, grown/2, memory_kib/1, exit_status/2]).
 -export([start_pool/1, stop_pool/0, kill_server/0, start_load/2, kill_caller/0, stop_load/0]).
 -export([churn/0, collect_garbage/0, server_function/0, wait_for_word/1, init/1]).
 
@@ -40,9 +40,12 @@ start(More) ->
     _ = put({?MODULE, Vm}, call(Vm, os, getpid, [])),
     Vm.
 
-%% It stands still, and can only be killed.
+%% It stands still, and can only be killed, until it goes on.
 pause(Vm) ->
     mesh_program:pause(os_pid(Vm)).
+
+resume(Vm) ->
+    mesh_program:resume(os_pid(Vm)).
 
 %% Ends it as a power cut would.
 kill(Vm) ->
@@ -70,6 +73,12 @@ os_pid(Vm) ->
         undefined -> call(Vm, os, getpid, []);
         OsPid -> OsPid
     end.
+
+%% How many file descriptors it may have; those that are open stay so.
+limit_descriptors(Vm, Count) ->
+    Command = io_lib:format("prlimit --pid ~s --nofile=~b:", [os_pid(Vm), Count]),
+    "" = os:cmd(lists:flatten(Command)),
+    ok.
 
 %% How much memory is resident, once the VM has given back what it can.
 memory_kib(Vm) ->
@@ -178,14 +187,20 @@ churn() ->
     _ = [ets:delete(Table) || Table <- Tables],
     length(Blocks).
 
-%% The life of the VM of exit_status/2. The boot sequence must not wait for it.
+%% The life of the VM of exit_status/2. The boot sequence must not wait for it. One of the nodes it
+%% sends to is its own: so the library's threads deliver to processes, too, and answer those that
+%% wait in `send/5'.
 wait_for_word(Ports) ->
     _ = spawn(fun() ->
-        Numbers = [list_to_integer(Port) || Port <- Ports],
+        Files = quic_certs:self_signed("node." ++ os:getpid()),
+        Own = mesh_callers:listen(0, Files, "/dev/null", #{}),
+        Numbers = [Own | [list_to_integer(Port) || Port <- Ports]],
         Targets = [{<<N:256>>, {{127, 0, 0, 1}, N}} || N <- Numbers],
         ok = start_pool(#{queue_max_messages => 1_000}),
         ok = start_load(Targets, 8),
+        ok = mesh_callers:start(Targets, 8, 1, #{keeps => false, confirm_ms => ?STEP_MS}),
         ok = mesh_wait:eventually(true, fun() -> mesh_ct:stat(messages_delivered) > 1_000 end),
+        true = mesh_callers:connections() > 0,
         io:put_chars("loaded\n"),
         end_by(string:trim(io:get_line("")))
     end).

@@ -17,13 +17,16 @@ work=$here/_build/sanitize/$tool
 library=macula_gateway_mesh_nif
 lib=$work/lib/macula_gateway_mesh
 reports=$work/reports
+# The models' sequences of calls: few, since each takes ten times as long.
+PROP_RUNS=${PROP_RUNS:-15}
+export PROP_RUNS
 # Times that tests take under the tool, against without: for their time limits.
 case $tool in
     address)
         slower=5 seconds=1800
         suites=${*:-term_fuzz binary quic_stream quic_read quic_owner pool_stream
             delivery fault mesh_protocol liveness contract dial pool options identity quic
-            quic_listener}
+            quic_listener leaving node macula_platform pool_prop stream_prop}
         ;;
     valgrind) slower=30 seconds=3000 suites=${*:-quic_frame delivery} ;;
     *) echo "usage: $0 address|valgrind [SUITE...]" >&2 && exit 2 ;;
@@ -120,7 +123,7 @@ rm -rf "$lib/ebin" "$lib/test"
 mkdir -p "$lib/test" "$work/logs"
 cp -rL _build/default/lib/macula_gateway_mesh/ebin "$lib/ebin"
 # Not as rebar3 compiles suites: those need rebar3 to run in.
-erlc -o "$lib/test" test/*.erl
+erlc -o "$lib/test" test/*.erl test/prop/*.erl
 
 echo "sanitize: building with $tool"
 build --features defects

@@ -59,6 +59,7 @@ nothing_grows_at_a_steady_load(Config) ->
         Report = mesh_vm:call(Vm, mesh_callers, stop, []),
         ct:pal("~b messages; samples and plot in ~s", [maps:get(given, Report), Dir]),
         assert_all_delivered(Vm, Report, Count * mesh_soak:probes()),
+        assert_churn(Vm, Samples),
         lists:foreach(fun(Figure) -> assert_steady(Figure, Samples) end, mesh_soak:figures()),
         ok = mesh_vm:call(Vm, stop_pool, []),
         lists:foreach(fun mesh_peer:stop/1, Peers)
@@ -75,6 +76,12 @@ samples(Minutes) ->
 sample(Vm, Target, Ms) ->
     timer:sleep(Ms),
     mesh_soak:sample(Vm, Target).
+
+%% So is one whose connections never change.
+assert_churn(Vm, Samples) ->
+    {ok, #{evictions := Evictions}} = mesh_vm:call(Vm, get_stats, [?POOL]),
+    ct:pal("~b connections were evicted", [Evictions]),
+    ?assert(Evictions > length(Samples)).
 
 %% A pool that refuses its load is steady, too.
 assert_all_delivered(Vm, #{given := Given, refused := Refused}, Probes) ->
