@@ -88,8 +88,8 @@ functions() ->
         {?NIF, pool_close, [pool, any]},
         {?NIF, pool_connect, [pool, node_id, address, any]},
         {?NIF, pool_deliver, [pool, node_id, address, data, number, any]},
-        {?NIF, pool_info, [pool, node_id]},
-        {?NIF, pool_list, [pool]},
+        {?NIF, pool_info, [pool, node_id, number]},
+        {?NIF, pool_list, [pool, number]},
         {?NIF, pool_open, [configuration]},
         {?NIF, pool_remove, [pool, node_id]},
         {?NIF, pool_send, [pool, node_id, address, data]},
@@ -550,7 +550,7 @@ pool(Port) ->
     ok = ?NIF:pool_connect(Pool, <<1:256>>, {{127, 0, 0, 1}, Port}, token),
     receive
         {mesh_connected, token, {ok, Stream}} ->
-            {ok, #{connection := Connection}} = ?NIF:pool_info(Pool, <<1:256>>),
+            {ok, #{connection := Connection}} = ?NIF:pool_info(Pool, <<1:256>>, 0),
             {Pool, Stream, Connection}
     after ?SET_UP_MS -> error(pool_did_not_connect)
     end.

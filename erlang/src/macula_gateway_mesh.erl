@@ -349,9 +349,11 @@ handle_call({remove_connection, NodeId}, _From, State) ->
     _ = macula_gateway_mesh_nif:pool_remove(State#state.pool, NodeId),
     {reply, ok, State};
 handle_call({get_connection_info, NodeId}, _From, State) ->
-    {reply, macula_gateway_mesh_nif:pool_info(State#state.pool, NodeId), State};
+    Now = erlang:system_time(microsecond),
+    {reply, macula_gateway_mesh_nif:pool_info(State#state.pool, NodeId, Now), State};
 handle_call(list_connections, _From, State) ->
-    {reply, {ok, macula_gateway_mesh_nif:pool_list(State#state.pool)}, State};
+    Now = erlang:system_time(microsecond),
+    {reply, {ok, macula_gateway_mesh_nif:pool_list(State#state.pool, Now)}, State};
 handle_call(get_stats, _From, State) ->
     {reply, {ok, macula_gateway_mesh_nif:pool_stats(State#state.pool)}, State};
 handle_call(pool_size, _From, State) ->

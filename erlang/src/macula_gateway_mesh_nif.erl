@@ -10,8 +10,8 @@
     pool_send/4,
     pool_deliver/6,
     pool_remove/2,
-    pool_info/2,
-    pool_list/1,
+    pool_info/3,
+    pool_list/2,
     pool_stats/1,
     pool_size/1,
     pool_set_limit/2,
@@ -101,11 +101,11 @@ pool_deliver(_Pool, _NodeId, _Address, _Message, _TimeoutMs, _Token) ->
 -spec pool_remove(pool(), binary()) -> boolean().
 pool_remove(_Pool, _NodeId) -> erlang:nif_error(not_loaded).
 
--spec pool_info(pool(), binary()) -> {ok, map()} | not_found.
-pool_info(_Pool, _NodeId) -> erlang:nif_error(not_loaded).
+-spec pool_info(pool(), binary(), integer()) -> {ok, map()} | not_found.
+pool_info(_Pool, _NodeId, _SystemTimeUs) -> erlang:nif_error(not_loaded).
 
--spec pool_list(pool()) -> [{binary(), map()}].
-pool_list(_Pool) -> erlang:nif_error(not_loaded).
+-spec pool_list(pool(), integer()) -> [{binary(), map()}].
+pool_list(_Pool, _SystemTimeUs) -> erlang:nif_error(not_loaded).
 
 -spec pool_stats(pool()) -> map().
 pool_stats(_Pool) -> erlang:nif_error(not_loaded).

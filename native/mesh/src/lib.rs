@@ -20,6 +20,7 @@ mod broken;
 mod budget;
 mod byte_stream;
 mod census;
+pub mod clock;
 mod config;
 mod connection;
 mod credit;

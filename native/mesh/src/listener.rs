@@ -8,11 +8,12 @@ use std::time::{Duration, SystemTime};
 use quinn::crypto::rustls::QuicServerConfig;
 use quinn::{Incoming, ServerConfig, TimeSource};
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{sleep, timeout};
 
 use crate::address::canonical;
 use crate::broken::break_socket;
 use crate::census::{Census, Refusal, Visit, Visitors};
+use crate::clock;
 use crate::connection::{Connection, Facts};
 use crate::endpoint;
 use crate::farewell::{self, IMPOSTOR, NO_ERROR};
@@ -361,20 +362,17 @@ fn server_crypto(settings: &Settings) -> Result<Arc<Screened>, Error> {
 fn server_config(settings: &Settings) -> Result<ServerConfig, Error> {
     let mut server = ServerConfig::with_crypto(server_crypto(settings)?);
     server.transport_config(Arc::new(settings.transport.quinn()));
-    server.time_source(Arc::new(Steady { wall: SystemTime::now(), since: Instant::now() }));
+    server.time_source(Arc::new(Steady));
     Ok(server)
 }
 
-/// The clock for the age of Retry tokens (RFC 9000, section 8.1.3): the wall clock as it once was,
-/// and the time since, so that no client is turned away because somebody sets the clock.
-struct Steady {
-    wall: SystemTime,
-    since: Instant,
-}
+/// The clock for the age of Retry tokens (RFC 9000, section 8.1.3): no client is turned away
+/// because somebody sets the machine's.
+struct Steady;
 
 impl TimeSource for Steady {
     fn now(&self) -> SystemTime {
-        self.wall + self.since.elapsed()
+        clock::now()
     }
 }
 

@@ -8,6 +8,7 @@ use tokio::runtime::Handle;
 use tokio::time::timeout;
 
 use crate::address::{Address, Resolver};
+use crate::clock;
 use crate::config::BadOption;
 use crate::delivery::Delivery;
 use crate::dial::Dialer;
@@ -17,7 +18,7 @@ use crate::joined::MESH_ALPN;
 use crate::message::{Message, Undelivered};
 use crate::outbox::Outbox;
 use crate::pool::Slot;
-use crate::pooled::{Context, now_seconds};
+use crate::pooled::Context;
 use crate::resident::{Handles, Info};
 use crate::scope::Scope;
 use crate::settings::Settings;
@@ -100,8 +101,9 @@ impl<T: Handles> Mesh<T> {
     /// The stream of a live pooled connection, which thereby is used. `None`: there is none, or
     /// its peer has to be asked first whether it is still there.
     pub fn checkout(&self, node: &[u8]) -> Option<T::Stream> {
-        // Before the lock, as little as looks at clocks take.
-        let (now, second) = (Instant::now(), now_seconds());
+        // Before the lock, as little as a look at a clock takes.
+        let now = Instant::now();
+        let second = clock::seconds_at(now);
         let mut slots = self.0.lock();
         let Slot::Ready(resident) = slots.pool.lookup(node) else {
             return None;

@@ -9,13 +9,14 @@ use tokio::sync::{Notify, watch};
 use tokio::time::timeout;
 
 use crate::backoff::Backoff;
+use crate::clock;
 use crate::config::Load;
 use crate::entry::Entry;
 use crate::mesh::{Event, NodeId, Target};
 use crate::message::{Message, Undelivered};
 use crate::outbox::Outbox;
 use crate::pool::{Pool, Slot};
-use crate::pooled::{Context, PooledConnection, now_seconds};
+use crate::pooled::{Context, PooledConnection};
 use crate::resident::{Handles, Resident};
 use crate::tenancy::{Pending, Tenancy};
 use crate::whereabouts::Whereabouts;
@@ -117,7 +118,7 @@ impl<T: Handles> Shared<T> {
                     resident.connection.whereabouts().suggest(target);
                     return Ok(Claim::Doubtful(resident.connection.clone()));
                 }
-                let stream = resident.checkout(now_seconds());
+                let stream = resident.checkout(clock::seconds_at(now));
                 slots.hits += 1;
                 return Ok(Claim::Ready(stream));
             }

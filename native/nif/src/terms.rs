@@ -6,13 +6,15 @@ use std::net::{IpAddr, SocketAddr};
 use std::os::unix::ffi::OsStrExt;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use mesh::{BadCertificate, CertificateFault, Error, Fault, Info};
+use mesh::{BadCertificate, CertificateFault, Error, Fault, Info, clock};
 use mesh::{ListenerStats, Refusal, Snapshot, Traffic, Undelivered};
 use rustler::types::tuple::make_tuple;
 use rustler::{Atom, Encoder, Env, NifResult, Term};
 
 use crate::resources::Resources;
 use crate::{atoms, events};
+
+const US_PER_S: i64 = 1_000_000;
 
 /// `Reason` of `{error, Reason}`: an atom, or `{Atom, Detail}`.
 pub(crate) fn reason<'a>(env: Env<'a>, error: &Error) -> Term<'a> {
@@ -138,7 +140,11 @@ pub(crate) fn socket_address<'a>(env: Env<'a>, address: SocketAddr) -> Term<'a> 
 }
 
 /// The map of `get_connection_info/2`.
-pub(crate) fn info<'a>(env: Env<'a>, info: &Info<Resources>) -> NifResult<Term<'a>> {
+pub(crate) fn info<'a>(
+    env: Env<'a>,
+    info: &Info<Resources>,
+    clock: ErlangClock,
+) -> NifResult<Term<'a>> {
     let figures = &info.figures;
     let state = if figures.busy { atoms::busy() } else { atoms::idle() };
     // The external form was made from a term by this library.
@@ -149,10 +155,10 @@ pub(crate) fn info<'a>(env: Env<'a>, info: &Info<Resources>) -> NifResult<Term<'
             (atoms::connection(), info.connection.encode(env)),
             (atoms::stream(), info.stream.encode(env)),
             (atoms::address(), given.unwrap_or_else(|| atoms::undefined().encode(env))),
-            (atoms::last_used(), seconds(info.last_used).encode(env)),
+            (atoms::last_used(), clock.seconds(info.last_used).encode(env)),
             (atoms::state(), state.encode(env)),
             (atoms::peername(), socket_address(env, figures.remote)),
-            (atoms::opened_at(), seconds(figures.opened_at).encode(env)),
+            (atoms::opened_at(), clock.seconds(figures.opened_at).encode(env)),
             (atoms::rtt_us(), microseconds(figures.rtt).encode(env)),
             (atoms::mtu_bytes(), figures.mtu.encode(env)),
             (atoms::lost_packets(), figures.lost_packets.encode(env)),
@@ -249,9 +255,32 @@ pub(crate) fn map<'a>(env: Env<'a>, pairs: &[(Atom, Term<'a>)]) -> NifResult<Ter
     Term::map_from_pairs(env, pairs)
 }
 
-/// As `erlang:system_time(second)`.
-fn seconds(time: SystemTime) -> u64 {
-    time.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+/// What the VM takes for the time of day: by default it follows the system's clock slowly when that
+/// is set, for as long as months.
+#[derive(Clone, Copy)]
+pub(crate) struct ErlangClock {
+    /// By how many seconds it is ahead of this library's.
+    ahead: i64,
+}
+
+impl ErlangClock {
+    /// By the time that it shows now, in microseconds since the epoch.
+    pub(crate) fn showing(now_us: i64) -> Self {
+        let ahead_us = now_us.saturating_sub(since_epoch(clock::now(), Duration::as_micros));
+        let half = ahead_us.signum() * (US_PER_S / 2);
+        Self { ahead: ahead_us.saturating_add(half) / US_PER_S }
+    }
+
+    /// As `erlang:system_time(second)`.
+    fn seconds(self, time: SystemTime) -> i64 {
+        let seconds = since_epoch(time, |since| since.as_secs().into());
+        seconds.saturating_add(self.ahead)
+    }
+}
+
+fn since_epoch(time: SystemTime, unit: impl Fn(&Duration) -> u128) -> i64 {
+    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(unit(&since)).unwrap_or(i64::MAX)
 }
 
 fn microseconds(duration: Duration) -> u64 {

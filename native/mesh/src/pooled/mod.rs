@@ -18,6 +18,7 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 pub(crate) use self::carrier::ROUND_TRIPS_FOR_CREDIT;
 use crate::address::canonical;
 use crate::byte_stream::{ByteStream, Ends, Hold, Holder, Reader};
+use crate::clock;
 use crate::config::Load;
 use crate::connection::Traffic;
 use crate::dial::Dialer;
@@ -116,12 +117,13 @@ impl PooledConnection {
         whereabouts: Arc<Whereabouts>,
         context: Arc<Context>,
     ) -> Self {
+        let now = Instant::now().into_std();
         Self(Arc::new(Inner {
             outbox,
             route: Mutex::new(Route::by(carrier)),
             whereabouts,
-            opened_at: SystemTime::now(),
-            last_used: AtomicU64::new(now_seconds()),
+            opened_at: clock::now(),
+            last_used: AtomicU64::new(clock::seconds_at(now)),
             was_sent_to: AtomicBool::new(false),
             user_streams: AtomicUsize::new(0),
             has_delivered: AtomicBool::new(false),
@@ -226,7 +228,7 @@ impl PooledConnection {
     fn date_sending(&self) {
         if self.0.was_sent_to.load(Ordering::Relaxed) {
             self.0.was_sent_to.store(false, Ordering::Relaxed);
-            self.note_use(now_seconds());
+            self.note_use(clock::seconds_at(Instant::now().into_std()));
         }
     }
 
@@ -397,9 +399,4 @@ impl Drop for Lease {
             outbox.nudge();
         }
     }
-}
-
-/// Seconds since the epoch.
-pub(crate) fn now_seconds() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }

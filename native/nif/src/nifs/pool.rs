@@ -10,6 +10,7 @@ use crate::direct::direct;
 use crate::library::{Held, hold};
 use crate::reply::{Reply, notify};
 use crate::resources::{Caller, PoolResource};
+use crate::terms::ErlangClock;
 use crate::{address, atoms, data, events, options, runtime, terms};
 
 /// The longest node id: what is hashed in a tenth of a millisecond, since that is done under the
@@ -161,23 +162,30 @@ fn pool_remove(pool: Pool, node: Term<'_>) -> bool {
     node.decode().is_ok_and(|node| known(&node).is_some_and(|node| pool.0.remove(node)))
 }
 
-/// `pool_info(Pool, NodeId) -> {ok, Info} | not_found`; of any term. Takes the connection's lock,
-/// which its driver may hold for a while, hence dirty.
+/// `pool_info(Pool, NodeId, SystemTimeUs) -> {ok, Info} | not_found`; of any term. Takes the
+/// connection's lock, which its driver may hold for a while, hence dirty.
 #[rustler::nif(schedule = "DirtyCpu")]
-fn pool_info<'a>(env: Env<'a>, pool: Pool, node: Term<'a>) -> NifResult<Term<'a>> {
+fn pool_info<'a>(
+    env: Env<'a>,
+    pool: Pool,
+    node: Term<'a>,
+    system_time_us: i64,
+) -> NifResult<Term<'a>> {
+    let clock = ErlangClock::showing(system_time_us);
     let node = node.decode::<Binary<'a>>().ok();
     match node.as_ref().and_then(known).and_then(|node| pool.0.info(node)) {
-        Some(info) => Ok((atoms::ok(), terms::info(env, &info)?).encode(env)),
+        Some(info) => Ok((atoms::ok(), terms::info(env, &info, clock)?).encode(env)),
         None => Ok(atoms::not_found().encode(env)),
     }
 }
 
-/// `pool_list(Pool) -> [{NodeId, Info}]`, the most recently used first.
+/// `pool_list(Pool, SystemTimeUs) -> [{NodeId, Info}]`, the most recently used first.
 #[rustler::nif(schedule = "DirtyCpu")]
-fn pool_list<'a>(env: Env<'a>, pool: Pool) -> NifResult<Term<'a>> {
+fn pool_list<'a>(env: Env<'a>, pool: Pool, system_time_us: i64) -> NifResult<Term<'a>> {
+    let clock = ErlangClock::showing(system_time_us);
     let mut list = Vec::new();
     for (node, info) in pool.0.list() {
-        list.push((events::binary(env, &node), terms::info(env, &info)?).encode(env));
+        list.push((events::binary(env, &node), terms::info(env, &info, clock)?).encode(env));
     }
     Ok(list.encode(env))
 }
