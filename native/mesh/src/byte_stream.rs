@@ -262,7 +262,10 @@ async fn write_all(
         stream.write_chunks(&mut chunks).await?;
         outbox.settle(load);
     }
+    // FIN has to be acknowledged, too.
+    let writing = holder.map(Writing::begin);
     stream.finish();
+    drop(writing);
     stream.acknowledged().await
 }
 

@@ -17,7 +17,7 @@
 
 use std::future::poll_fn;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::Poll;
 use std::time::Duration;
 
@@ -49,6 +49,9 @@ const SELDOM: Duration = Duration::from_secs(3_600);
 const FIRST_LOOK: Duration = Duration::from_millis(1);
 /// How much longer each next look for it waits.
 const GROWTH: u32 = 2;
+/// The halves of [`Pulse::writers`].
+const TURN_SHIFT: u32 = 32;
+const WRITERS: u64 = (1 << TURN_SHIFT) - 1;
 
 /// What is known of a peer without asking it, for anybody.
 #[derive(Debug)]
@@ -58,8 +61,9 @@ pub(crate) struct Pulse {
     heard_ms: AtomicU64,
     /// Whether it has to be asked, or does not answer, as the connection's task knows.
     is_silent: AtomicBool,
-    /// Streams of users on which bytes are being handed to the stack.
-    writers: AtomicUsize,
+    /// Streams of users on the present carrier on which bytes are being handed to the stack, in the
+    /// lower half; which of the carriers that is in the upper one.
+    writers: AtomicU64,
     /// Whether there were such bytes since the task looked.
     has_written: AtomicBool,
     /// Whether whoever writes has to wake the connection's task.
@@ -78,7 +82,7 @@ impl Pulse {
             begin: Instant::now(),
             heard_ms: AtomicU64::new(0),
             is_silent: AtomicBool::new(false),
-            writers: AtomicUsize::new(0),
+            writers: AtomicU64::new(0),
             has_written: AtomicBool::new(false),
             is_resting: AtomicBool::new(false),
             probe_after_ms: config.probe_after_ms(),
@@ -103,21 +107,42 @@ impl Pulse {
         self.is_silent.load(Ordering::Relaxed)
     }
 
-    /// A user's bytes are about to be handed to the stack. `true`: the connection's task has to look.
-    pub(crate) fn begin_writing(&self) -> bool {
-        // In one order for all: either the task sees who writes, or he sees that it rests.
-        self.writers.fetch_add(1, Ordering::SeqCst);
-        self.is_resting.load(Ordering::SeqCst)
+    /// Which of the carriers is in use.
+    pub(crate) fn turn(&self) -> u32 {
+        turn(self.writers.load(Ordering::SeqCst))
     }
 
-    pub(crate) fn end_writing(&self) {
-        // Before the count, so that the task sees one of both.
-        self.has_written.store(true, Ordering::SeqCst);
-        self.writers.fetch_sub(1, Ordering::SeqCst);
+    /// Another carrier is in use from now on; whoever writes on the former one is of no interest.
+    pub(crate) fn next_turn(&self) {
+        let next = u64::from(self.turn().wrapping_add(1)) << TURN_SHIFT;
+        self.writers.store(next, Ordering::SeqCst);
+        self.has_written.store(false, Ordering::SeqCst);
+    }
+
+    /// A user's bytes are about to be handed to the stack, on the carrier of this turn. `true`: the
+    /// connection's task has to look.
+    pub(crate) fn begin_writing(&self, of: u32) -> bool {
+        // In one order for all: either the task sees who writes, or he sees that it rests.
+        self.count_writers(of, |writers| writers + 1) && self.is_resting.load(Ordering::SeqCst)
+    }
+
+    pub(crate) fn end_writing(&self, of: u32) {
+        if self.turn() == of {
+            // Before the count, so that the task sees one of both.
+            self.has_written.store(true, Ordering::SeqCst);
+        }
+        self.count_writers(of, |writers| writers.saturating_sub(1));
+    }
+
+    /// `false`: that carrier is not in use any more.
+    fn count_writers(&self, of: u32, change: impl Fn(u64) -> u64) -> bool {
+        let change = |writers| (turn(writers) == of).then(|| change(writers));
+        self.writers.fetch_update(Ordering::SeqCst, Ordering::SeqCst, change).is_ok()
     }
 
     fn is_written_to(&self) -> bool {
-        self.writers.load(Ordering::SeqCst) > 0 || self.has_written.load(Ordering::SeqCst)
+        let writers = self.writers.load(Ordering::SeqCst);
+        writers & WRITERS != 0 || self.has_written.load(Ordering::SeqCst)
     }
 
     /// Has the peer asked, and resolves when it was heard of or the connection `is_over`. What
@@ -382,18 +407,18 @@ impl<'a> Vigil<'a> {
         if self.has_heard() {
             return Some(self.recover());
         }
-        let is_elsewhere = self.whereabouts.is_untried();
         match outcome {
             Some(Ok(fresh)) => self.hear_out(Some(fresh)),
             Some(Err(error)) => {
                 self.context.scope.stats.dial_failures.add(&error, 1);
-                match is_elsewhere {
+                match self.whereabouts.is_untried() {
                     true => self.dial(),
                     false => self.hear_out(None),
                 }
             }
-            None if is_elsewhere => {
+            None if self.whereabouts.is_suggested() => {
                 self.give_up_dial();
+                self.whereabouts.interrupt();
                 self.dial();
             }
             None => self.wait(self.patience / LOOKS),
@@ -420,7 +445,7 @@ impl<'a> Vigil<'a> {
             self.wait(LAST_WORD / LOOKS);
             return None;
         }
-        if fresh.is_none() && self.whereabouts.is_untried() {
+        if fresh.is_none() && self.whereabouts.is_suggested() {
             self.dial();
             return None;
         }
@@ -557,6 +582,10 @@ impl Drop for Vigil<'_> {
     fn drop(&mut self) {
         self.give_up_dial();
     }
+}
+
+fn turn(writers: u64) -> u32 {
+    u32::try_from(writers >> TURN_SHIFT).unwrap_or_default()
 }
 
 /// Counts what only the peer can have sent, and only now: whoever is there acknowledges, keeps

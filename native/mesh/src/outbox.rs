@@ -178,6 +178,10 @@ impl Outbox {
             }
         }
         state.queue.bring_forward(left);
+        if left > 0 {
+            // What is first by now may fly though what was could not.
+            heir.wake.notify_one();
+        }
         refused
     }
 

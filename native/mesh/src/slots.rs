@@ -74,6 +74,19 @@ pub(crate) enum Claim<T: Handles> {
     Pending(watch::Receiver<Outcome<T>>),
 }
 
+/// Where a message goes.
+struct Found {
+    outbox: Arc<Outbox>,
+    /// The connection, when its peer is silent: a caller may know where that is by now.
+    silent: Option<PooledConnection>,
+}
+
+impl From<Arc<Outbox>> for Found {
+    fn from(outbox: Arc<Outbox>) -> Self {
+        Self { outbox, silent: None }
+    }
+}
+
 impl<T: Handles> Slots<T> {
     fn new(config: &Config) -> Self {
         Self {
@@ -115,7 +128,7 @@ impl<T: Handles> Shared<T> {
         match slots.pool.lookup(node) {
             Slot::Ready(resident) if resident.is_alive() => {
                 if resident.connection.is_doubtful(now.into()) && !was_asked {
-                    resident.connection.whereabouts().suggest(target);
+                    resident.connection.suggest(target);
                     return Ok(Claim::Doubtful(resident.connection.clone()));
                 }
                 let stream = resident.checkout(clock::seconds_at(now));
@@ -158,10 +171,16 @@ impl<T: Handles> Shared<T> {
         // its successor, or makes one.
         for _ in 0..SEND_ATTEMPTS {
             let may_dial = target.is_some();
-            let outbox = self.outbox(&mut self.lock(), node, &mut target, occasion);
-            let Some(outbox) = outbox.map_err(Undelivered::NotConnected)? else {
+            let found = self.outbox(&mut self.lock(), node, &mut target, occasion);
+            let Some(Found { outbox, silent }) = found.map_err(Undelivered::NotConnected)? else {
                 return Err(refusal);
             };
+            // Not under the lock: as long as the peer is silent, this is done for each message.
+            if let Some(silent) = silent
+                && let Some(target) = target.and_then(|target| target())
+            {
+                silent.suggest(target);
+            }
             refusal = match give(&outbox) {
                 Ok(()) => return Ok(outbox),
                 Err(error @ (Error::QueueFull | Error::PoolQueueFull | Error::MessageTooLarge)) => {
@@ -189,24 +208,19 @@ impl<T: Handles> Shared<T> {
         node: &[u8],
         target: &mut Option<&impl Fn() -> Option<Target>>,
         occasion: Occasion,
-    ) -> Result<Option<Arc<Outbox>>, Error> {
+    ) -> Result<Option<Found>, Error> {
         match slots.pool.lookup(node) {
             Slot::Ready(resident) if resident.is_alive() => {
                 let connection = &resident.connection;
                 connection.note_sending();
-                if connection.is_silent()
-                    && occasion != Occasion::Remains
-                    && let Some(target) = target.and_then(|target| target())
-                {
-                    connection.whereabouts().suggest(target);
-                }
-                return Ok(Some(resident.connection.shared_outbox()));
+                let silent = connection.is_silent().then(|| connection.clone());
+                return Ok(Some(Found { outbox: connection.shared_outbox(), silent }));
             }
             Slot::Dialing(dial) => {
                 if occasion == Occasion::Asked {
                     dial.urgent.notify_one();
                 }
-                return Ok(Some(dial.outbox.clone()));
+                return Ok(Some(dial.outbox.clone().into()));
             }
             Slot::Ready(_) | Slot::Vacant => {}
         }
@@ -215,7 +229,7 @@ impl<T: Handles> Shared<T> {
         };
         let target = target().ok_or(Error::BadAddress)?;
         let dial = self.begin(slots, node.into(), target, occasion)?;
-        Ok(Some(dial.outbox))
+        Ok(Some(dial.outbox.into()))
     }
 
     /// Opens a slot for `node` and starts its task.
@@ -301,7 +315,8 @@ impl<T: Handles> Shared<T> {
         target: Option<Target>,
     ) -> Option<Arc<Outbox>> {
         let target = target.map(|target| move || Some(target.clone()));
-        self.outbox(slots, node, &mut target.as_ref(), Occasion::Remains).ok().flatten()
+        let found = self.outbox(slots, node, &mut target.as_ref(), Occasion::Remains);
+        found.ok().flatten().map(|found| found.outbox)
     }
 
     /// Counts messages that are not sent, or not again, and ends them.

@@ -127,7 +127,7 @@ impl<T: Handles> Tenancy<T> {
 
     /// `before`: failures in a row that a dial which succeeded in vain has had forgotten.
     fn note_failure(&self, before: u32) {
-        let Target { given, .. } = self.whereabouts.newest();
+        let Target { given, .. } = self.whereabouts.last_tried();
         self.shared.lock().backoff.failed(&self.node, &given, Instant::now(), before);
     }
 

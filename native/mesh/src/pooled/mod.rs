@@ -24,6 +24,7 @@ use crate::connection::Traffic;
 use crate::dial::Dialer;
 use crate::farewell::{self, NO_ERROR};
 use crate::liveness::Pulse;
+use crate::mesh::Target;
 use crate::outbox::Outbox;
 use crate::scope::Scope;
 use crate::stream::Stream;
@@ -246,6 +247,15 @@ impl PooledConnection {
         &self.0.whereabouts
     }
 
+    /// A caller says that the peer, which was silent, is at `target`.
+    pub(crate) fn suggest(&self, target: Target) {
+        self.0.whereabouts.suggest(target);
+        if !self.is_doubtful(Instant::now()) {
+            // It was heard of meanwhile, by which whatever was said before is forgotten.
+            self.0.whereabouts.confirm();
+        }
+    }
+
     /// Whether the peer has been silent when it should not have been, as far as the connection's task
     /// has noticed.
     pub(crate) fn is_silent(&self) -> bool {
@@ -286,7 +296,8 @@ impl PooledConnection {
         let Carrier { connection, users } = route.carrier.as_mut()?;
         let Users { streams, retired, end } = users.get_or_insert_default();
         // Locked: whoever replaces the carrier counts it.
-        let place = Place { end: end.clone(), _token: streams.token() };
+        let turn = self.0.pulse.turn();
+        let place = Place { end: end.clone(), turn, _token: streams.token() };
         Some((connection.clone(), retired.clone(), place))
     }
 
@@ -314,7 +325,11 @@ impl PooledConnection {
     /// Gives the messages another carrier, and returns the former one.
     fn replace_by(&self, fresh: Fresh) -> Option<Carrier> {
         self.0.whereabouts.moved(fresh.target);
-        let former = std::mem::replace(&mut *self.lock(), Route::by(fresh.connection)).carrier;
+        let former = {
+            let mut route = self.lock();
+            self.0.pulse.next_turn();
+            std::mem::replace(&mut *route, Route::by(fresh.connection)).carrier
+        };
         if let Some(Carrier { users: Some(users), .. }) = &former {
             users.streams.close();
             users.retired.cancel();
@@ -367,20 +382,22 @@ struct Lease {
 #[derive(Debug)]
 struct Place {
     end: Arc<OnceLock<Error>>,
+    /// Which of the carriers it is on.
+    turn: u32,
     _token: TaskTrackerToken,
 }
 
 impl Holder for Lease {
     fn begin_writing(&self) {
         let Inner { pulse, outbox, .. } = &*self.connection.0;
-        if pulse.begin_writing() {
+        if pulse.begin_writing(self.place.turn) {
             // The peer owes an answer: the task has to watch it from now on.
             outbox.nudge();
         }
     }
 
     fn end_writing(&self) {
-        self.connection.0.pulse.end_writing();
+        self.connection.0.pulse.end_writing(self.place.turn);
     }
 
     fn cause(&self, error: Error) -> Error {
