@@ -45,8 +45,8 @@ struct Counted {
     count: u64,
     /// The number behind the newest one.
     next: u64,
-    /// Which of those before it there were, the newest in the lowest bit.
-    newest: u128,
+    /// Which of the 128 before the newest one there were, as quinn keeps them.
+    before: u128,
 }
 
 impl Default for Retirements {
@@ -90,17 +90,18 @@ impl Counted {
     fn add(&mut self, number: u64, more: u64) -> u64 {
         let is_first = match number.checked_sub(self.next) {
             Some(skipped) => {
-                let shift = u32::try_from(skipped + 1).unwrap_or(u32::MAX);
-                self.newest = self.newest.checked_shl(shift).unwrap_or(0) | 1;
+                let shift = u32::try_from(skipped).unwrap_or(u32::MAX);
+                self.before = (self.before << 1 | 1).checked_shl(shift).unwrap_or(0);
                 self.next = number + 1;
                 true
             }
             None => {
                 let back = u32::try_from(self.next - 1 - number).unwrap_or(u32::MAX);
-                // quinn takes none that is older.
-                let place = 1_u128.checked_shl(back).unwrap_or(0);
-                let is_first = place & !self.newest != 0;
-                self.newest |= place;
+                // Neither the newest itself, nor what is older than quinn takes any.
+                let place =
+                    back.checked_sub(1).and_then(|bit| 1_u128.checked_shl(bit)).unwrap_or(0);
+                let is_first = place & !self.before != 0;
+                self.before |= place;
                 is_first
             }
         };
@@ -180,7 +181,7 @@ mod tests {
         let mut counted = Counted::default();
         let numbers = [5, 5, 3, 3, 5, 6, 3, 200, 5, 73, 73, 72, 200, 1_000, 873, 873, 872, 1_000];
         let counts = numbers.map(|number| counted.add(number, 1));
-        let expected = [1, 1, 2, 2, 2, 3, 3, 4, 4, 5, 5, 5, 5, 6, 7, 7, 7, 7];
+        let expected = [1, 1, 2, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 8, 8, 9, 9];
         assert_eq!(counts, expected);
     }
 }

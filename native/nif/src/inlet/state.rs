@@ -105,9 +105,8 @@ impl State {
         self.has_events && !self.is_closed_told && (is_awaited || (self.awaits_send_end && may_end))
     }
 
-    /// After the last message there are no others, though there may be something left to read.
     pub(super) fn set_mode(&mut self, mode: Mode, handle: Handle) {
-        self.mode = if self.is_closed_told { Mode::Passive } else { mode };
+        self.mode = mode;
         if self.mode == Mode::Passive {
             self.dismiss_watchers();
         } else {
@@ -193,14 +192,9 @@ impl State {
         self.tell_ends();
     }
 
-    /// Both halves have ended. Of a lost connection, who waits for the end hears though nobody reads.
+    /// Both halves have ended.
     pub(super) fn is_over(&self) -> bool {
-        let is_unread = self.mode == Mode::Passive && self.awaits_send_end;
-        match self.send_end {
-            None => false,
-            Some(SendEnd::Lost(_)) if is_unread => true,
-            Some(_) => self.received_end.is_some() || self.is_closed,
-        }
+        self.send_end.is_some() && (self.received_end.is_some() || self.is_closed)
     }
 
     /// Something has ended that the owner has not been told of, and may be told now.
@@ -237,8 +231,18 @@ impl State {
                 let what = atoms::send_shutdown_complete();
                 events::post(&self.owner, what, handle, |env| is_graceful.encode(env));
             }
+            // Who reads all there is hears of the loss behind that; who does not, never might.
+            Some(SendEnd::Lost(_)) if self.awaits_send_end && !self.hears_of_loss() => {
+                let what = atoms::send_shutdown_complete();
+                events::post(&self.owner, what, handle, |env| false.encode(env));
+            }
             Some(SendEnd::Lost(_)) | None => {}
         }
+    }
+
+    /// The end of both halves has come, or comes without being asked for.
+    fn hears_of_loss(&self) -> bool {
+        self.is_over() || self.mode == Mode::Active
     }
 
     /// The loss of the connection, if that is how a half has ended.
