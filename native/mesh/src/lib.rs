@@ -52,6 +52,7 @@ mod packing;
 mod parts;
 mod pool;
 mod pooled;
+mod pulse;
 mod queue;
 mod quic_frames;
 mod refusals;

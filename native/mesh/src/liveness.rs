@@ -17,18 +17,16 @@
 
 use std::future::poll_fn;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::Poll;
 use std::time::Duration;
 
-use tokio::sync::Notify;
 use tokio::time::{Instant, Sleep, sleep};
 
 use crate::Error;
-use crate::config::Config;
 use crate::keep_alive::ping;
 use crate::outbox::Outbox;
 use crate::pooled::Context;
+use crate::pulse::Pulse;
 use crate::refusals::Hints;
 use crate::settings::RECEIVE_WINDOW;
 use crate::whereabouts::{Fresh, Redial, Whereabouts};
@@ -49,131 +47,6 @@ const SELDOM: Duration = Duration::from_secs(3_600);
 const FIRST_LOOK: Duration = Duration::from_millis(1);
 /// How much longer each next look for it waits.
 const GROWTH: u32 = 2;
-/// The halves of [`Pulse::writers`].
-const TURN_SHIFT: u32 = 32;
-const WRITERS: u64 = (1 << TURN_SHIFT) - 1;
-
-/// What is known of a peer without asking it, for anybody.
-#[derive(Debug)]
-pub(crate) struct Pulse {
-    begin: Instant,
-    /// When the peer was last heard of, in milliseconds since the beginning.
-    heard_ms: AtomicU64,
-    /// Whether it has to be asked, or does not answer, as the connection's task knows.
-    is_silent: AtomicBool,
-    /// Streams of users on the present carrier on which bytes are being handed to the stack, in the
-    /// lower half; which of the carriers that is in the upper one.
-    writers: AtomicU64,
-    /// Whether there were such bytes since the task looked.
-    has_written: AtomicBool,
-    /// Whether whoever writes has to wake the connection's task.
-    is_resting: AtomicBool,
-    /// Silence after which it is asked before it is used; 0 for never.
-    probe_after_ms: u64,
-    /// Somebody wants it to be asked.
-    wanted: Notify,
-    /// It has been heard of, or the connection is over.
-    settled: Notify,
-}
-
-impl Pulse {
-    pub(crate) fn new(config: &Config) -> Self {
-        Self {
-            begin: Instant::now(),
-            heard_ms: AtomicU64::new(0),
-            is_silent: AtomicBool::new(false),
-            writers: AtomicU64::new(0),
-            has_written: AtomicBool::new(false),
-            is_resting: AtomicBool::new(false),
-            probe_after_ms: config.probe_after_ms(),
-            wanted: Notify::new(),
-            settled: Notify::new(),
-        }
-    }
-
-    /// Whether the peer has to be heard of before it is used. Takes no lock.
-    pub(crate) fn is_doubtful(&self, now: Instant) -> bool {
-        self.is_silent() || self.has_rested(now)
-    }
-
-    fn has_rested(&self, now: Instant) -> bool {
-        // Relaxed: a time alone, which orders nothing.
-        let heard = self.heard_ms.load(Ordering::Relaxed);
-        self.probe_after_ms > 0 && self.ms_at(now).saturating_sub(heard) >= self.probe_after_ms
-    }
-
-    /// The same, as far as the connection's task has noticed. Needs no clock.
-    pub(crate) fn is_silent(&self) -> bool {
-        self.is_silent.load(Ordering::Relaxed)
-    }
-
-    /// Which of the carriers is in use.
-    pub(crate) fn turn(&self) -> u32 {
-        turn(self.writers.load(Ordering::SeqCst))
-    }
-
-    /// Another carrier is in use from now on; whoever writes on the former one is of no interest.
-    pub(crate) fn next_turn(&self) {
-        let next = u64::from(self.turn().wrapping_add(1)) << TURN_SHIFT;
-        self.writers.store(next, Ordering::SeqCst);
-        self.has_written.store(false, Ordering::SeqCst);
-    }
-
-    /// A user's bytes are about to be handed to the stack, on the carrier of this turn. `true`: the
-    /// connection's task has to look.
-    pub(crate) fn begin_writing(&self, of: u32) -> bool {
-        // In one order for all: either the task sees who writes, or he sees that it rests.
-        self.count_writers(of, |writers| writers + 1) && self.is_resting.load(Ordering::SeqCst)
-    }
-
-    pub(crate) fn end_writing(&self, of: u32) {
-        if self.turn() == of {
-            // Before the count, so that the task sees one of both.
-            self.has_written.store(true, Ordering::SeqCst);
-        }
-        self.count_writers(of, |writers| writers.saturating_sub(1));
-    }
-
-    /// `false`: that carrier is not in use any more.
-    fn count_writers(&self, of: u32, change: impl Fn(u64) -> u64) -> bool {
-        let change = |writers| (turn(writers) == of).then(|| change(writers));
-        self.writers.fetch_update(Ordering::SeqCst, Ordering::SeqCst, change).is_ok()
-    }
-
-    fn is_written_to(&self) -> bool {
-        let writers = self.writers.load(Ordering::SeqCst);
-        writers & WRITERS != 0 || self.has_written.load(Ordering::SeqCst)
-    }
-
-    /// Has the peer asked, and resolves when it was heard of or the connection `is_over`. What
-    /// bounds that is the connection's task.
-    pub(crate) async fn settled(&self, is_over: impl Fn() -> bool) {
-        let settled = self.settled.notified();
-        tokio::pin!(settled);
-        // Before the look, so that no news is missed.
-        settled.as_mut().enable();
-        if self.is_doubtful(Instant::now()) && !is_over() {
-            self.wanted.notify_one();
-            settled.await;
-        }
-    }
-
-    /// The connection is over: nobody waits for its peer any more.
-    pub(crate) fn end(&self) {
-        self.settled.notify_waiters();
-    }
-
-    fn beat(&self) {
-        self.heard_ms.store(self.ms_at(Instant::now()), Ordering::Relaxed);
-        self.is_silent.store(false, Ordering::Relaxed);
-        self.settled.notify_waiters();
-    }
-
-    /// Milliseconds from the beginning until `now`.
-    pub(crate) fn ms_at(&self, now: Instant) -> u64 {
-        u64::try_from((now - self.begin).as_millis()).unwrap_or(u64::MAX)
-    }
-}
 
 /// What a connection's task is told.
 pub(crate) enum News {
@@ -304,7 +177,7 @@ impl<'a> Vigil<'a> {
     }
 
     async fn while_resting(&mut self) -> Option<News> {
-        self.pulse.is_resting.store(true, Ordering::SeqCst);
+        self.pulse.note_rest(true);
         let (outbox, pulse) = (self.outbox, self.pulse);
         let is_owed = poll_fn(|_| match outbox.is_idle() && !pulse.is_written_to() {
             // Whoever queues a message, or writes, wakes the task.
@@ -314,17 +187,17 @@ impl<'a> Vigil<'a> {
         let cause = tokio::select! {
             biased;
             () = is_owed => Cause::Owed,
-            () = self.pulse.wanted.notified() => Cause::Wanted,
+            () = self.pulse.wanted() => Cause::Wanted,
             () = self.hints.given() => Cause::Hint,
             () = &mut self.timer => Cause::None,
         };
-        self.pulse.is_resting.store(false, Ordering::SeqCst);
+        self.pulse.note_rest(false);
         self.has_heard();
         self.since = Instant::now();
         match cause {
             Cause::None => {
                 if self.pulse.has_rested(Instant::now()) {
-                    self.fall_silent();
+                    self.pulse.fall_silent();
                 }
                 self.rest();
             }
@@ -468,7 +341,7 @@ impl<'a> Vigil<'a> {
             self.owes_users = false;
         }
         // After that: they may not have left yet.
-        self.owes_users |= self.pulse.has_written.swap(false, Ordering::SeqCst);
+        self.owes_users |= self.pulse.take_written();
         self.outbox.is_idle() && !self.owes_users && !self.pulse.is_written_to()
     }
 
@@ -496,12 +369,8 @@ impl<'a> Vigil<'a> {
     /// The peer owes us nothing.
     fn rest(&mut self) {
         self.stage = Stage::Resting;
-        let probe_after = Duration::from_millis(self.pulse.probe_after_ms);
-        let often = match probe_after.is_zero() {
-            true => SELDOM,
-            false => probe_after / RESTING_LOOKS,
-        };
-        self.wait(often);
+        let probe_after = self.pulse.probe_after();
+        self.wait(probe_after.map_or(SELDOM, |probe_after| probe_after / RESTING_LOOKS));
     }
 
     /// Something is outstanding from now on, or again.
@@ -513,7 +382,7 @@ impl<'a> Vigil<'a> {
 
     fn ask(&mut self, holds: bool) {
         if holds {
-            self.fall_silent();
+            self.pulse.fall_silent();
         }
         self.context.scope.stats.probes.add(1);
         ping(self.carrier, RECEIVE_WINDOW);
@@ -524,7 +393,7 @@ impl<'a> Vigil<'a> {
 
     fn suspect(&mut self) {
         self.context.scope.stats.suspicions.add(1);
-        self.fall_silent();
+        self.pulse.fall_silent();
         self.dial();
     }
 
@@ -541,11 +410,6 @@ impl<'a> Vigil<'a> {
         let until = Instant::now() + LAST_WORD + rtt * LAST_ROUND_TRIPS;
         self.stage = Stage::LastWord { fresh, until };
         self.wait(FIRST_LOOK);
-    }
-
-    /// From now on an address that a caller gives counts: the peer may have moved.
-    fn fall_silent(&self) {
-        self.pulse.is_silent.store(true, Ordering::Relaxed);
     }
 
     fn wait(&mut self, time: Duration) {
@@ -584,10 +448,6 @@ impl Drop for Vigil<'_> {
     }
 }
 
-fn turn(writers: u64) -> u32 {
-    u32::try_from(writers >> TURN_SHIFT).unwrap_or_default()
-}
-
 /// Counts what only the peer can have sent, and only now: whoever is there acknowledges, keeps
 /// alive, or sends. Datagrams would not do: others can forge or repeat them, and what is in those
 /// is no frame (RFC 9000, section 10.1, likewise lets only packets that were processed successfully
@@ -595,56 +455,4 @@ fn turn(writers: u64) -> u32 {
 fn heard(carrier: &quinn::Connection) -> u64 {
     let frames = carrier.stats().frame_rx;
     frames.acks + frames.ping + frames.stream
-}
-
-#[cfg(test)]
-#[allow(clippy::disallowed_methods, reason = "tokio's test macro blocks, on a thread of the test")]
-mod tests {
-    use std::sync::atomic::AtomicBool;
-
-    use super::*;
-
-    fn pulse(probe_after_ms: u64, ack_timeout_ms: u64) -> Pulse {
-        let mut config = Config::default();
-        config.set("probe_after_ms", probe_after_ms).expect("a time");
-        config.set("ack_timeout_ms", ack_timeout_ms).expect("a time");
-        Pulse::new(&config)
-    }
-
-    async fn until_doubtful(pulse: &Pulse) {
-        while !pulse.is_doubtful(Instant::now()) {
-            sleep(FIRST_LOOK).await;
-        }
-    }
-
-    #[tokio::test]
-    async fn whoever_waits_for_a_doubtful_peer_has_it_asked_and_is_told_when_it_answers() {
-        let pulse = pulse(1, 1_000);
-        until_doubtful(&pulse).await;
-        let answer = async {
-            pulse.wanted.notified().await;
-            pulse.beat();
-        };
-        tokio::join!(pulse.settled(|| false), answer);
-    }
-
-    #[tokio::test]
-    async fn whoever_waits_for_a_doubtful_peer_is_told_when_the_connection_is_over() {
-        let (pulse, is_over) = (pulse(1, 1_000), AtomicBool::new(false));
-        until_doubtful(&pulse).await;
-        let end = async {
-            pulse.wanted.notified().await;
-            is_over.store(true, Ordering::Relaxed);
-            pulse.end();
-        };
-        tokio::join!(pulse.settled(|| is_over.load(Ordering::Relaxed)), end);
-    }
-
-    #[test]
-    fn nobody_is_doubtful_where_nobody_is_to_be_asked() {
-        let (never, unbounded) = (pulse(0, 1_000), pulse(1, 0));
-        let begin = Instant::now();
-        while begin.elapsed() < 2 * FIRST_LOOK {}
-        assert!(!never.is_doubtful(Instant::now()) && !unbounded.is_doubtful(Instant::now()));
-    }
 }
