@@ -209,12 +209,11 @@ mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     use futures_util::FutureExt;
-    use quinn::crypto::rustls::QuicServerConfig;
-    use rustls::pki_types::PrivatePkcs8KeyDer;
     use tokio::time::timeout;
 
     use super::*;
     use crate::broken::break_socket;
+    use crate::field;
     use crate::verify::{KeyRule, PeerIdentity};
 
     fn dialer(connect_timeout_ms: u64) -> Dialer {
@@ -227,22 +226,12 @@ mod tests {
         Dialer::new(endpoint, Resolver::new(), Settings::default(), 1, timeout).expect("a dialer")
     }
 
+    /// What a peer grants.
+    const STREAMS: u32 = 100;
+
     /// A peer that accepts every connection, for as long as it is kept.
     fn peer() -> quinn::Endpoint {
-        let certified = rcgen::generate_simple_self_signed(["peer".into()]).expect("a certificate");
-        let key = PrivatePkcs8KeyDer::from(certified.signing_key.serialize_der());
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let mut tls = rustls::ServerConfig::builder_with_provider(provider)
-            .with_protocol_versions(&[&rustls::version::TLS13])
-            .expect("TLS 1.3")
-            .with_no_client_auth()
-            .with_single_cert(vec![certified.cert.der().clone()], key.into())
-            .expect("a server");
-        tls.alpn_protocols = vec![tls::ALPN.to_vec()];
-        let quic = QuicServerConfig::try_from(tls).expect("a QUIC server");
-        let config = quinn::ServerConfig::with_crypto(Arc::new(quic));
-        let endpoint = quinn::Endpoint::server(config, (Ipv4Addr::LOCALHOST, 0).into());
-        let endpoint = endpoint.expect("an endpoint");
+        let (endpoint, _) = field::server(tls::ALPN, STREAMS);
         let accepting = endpoint.clone();
         tokio::spawn(async move {
             while let Some(incoming) = accepting.accept().await {
@@ -468,8 +457,8 @@ mod tests {
         let live = Address::from(peer.local_addr().expect("an address"));
         let connection = dialer(5_000).dial(&live, &[]).await.expect("a connection");
         let parameters = crate::handshake::PeerParameters::of(&connection);
-        // quinn's defaults: 100 streams and 30 seconds.
-        assert_eq!(parameters.bidi_streams, 100);
+        assert_eq!(parameters.bidi_streams, u64::from(STREAMS));
+        // quinn's default.
         assert_eq!(parameters.idle_timeout, Some(Duration::from_secs(30)));
     }
 }

@@ -30,6 +30,9 @@ mod endpoint;
 mod entry;
 mod error;
 mod farewell;
+#[cfg(test)]
+#[path = "../tests/common/field.rs"]
+mod field;
 mod first_packet;
 mod flight;
 mod frames;

@@ -319,17 +319,15 @@ impl<'a> Sender<'a> {
 #[cfg(test)]
 #[allow(clippy::disallowed_methods, reason = "tokio's test macro blocks, on a thread of the test")]
 mod tests {
-    use std::net::Ipv4Addr;
     use std::pin::pin;
 
     use bytes::Bytes;
-    use quinn::crypto::rustls::QuicServerConfig;
-    use rustls::pki_types::PrivatePkcs8KeyDer;
 
     use super::*;
     use crate::address::{Address, Resolver};
     use crate::dial::Dialer;
     use crate::endpoint::Endpoint;
+    use crate::field;
     use crate::message::{Confirmation, Message};
     use crate::scope::Scope;
     use crate::settings::Settings;
@@ -355,8 +353,8 @@ mod tests {
             let dialer = Dialer::new(endpoint, Resolver::new(), settings, 1, PATIENCE);
             let scope = Scope::new(&config, tokio::runtime::Handle::current());
             let context = Context { dialer: dialer.expect("a dialer"), scope, config };
-            let peer = peer(streams);
-            let address = Address::from(peer.local_addr().expect("its address"));
+            let (peer, address) = field::server(ALPN, streams);
+            let address = Address::from(address);
             let accept = async { peer.accept().await.expect("a dial").await.expect("a handshake") };
             let (dialled, accepted) = tokio::join!(context.dialer.dial(&address, b"node"), accept);
             Self {
@@ -378,25 +376,6 @@ mod tests {
             assert!(self.outbox.deliver(message).is_ok());
             confirmation
         }
-    }
-
-    fn peer(streams: u32) -> quinn::Endpoint {
-        let certified = rcgen::generate_simple_self_signed(["peer".into()]).expect("a certificate");
-        let key = PrivatePkcs8KeyDer::from(certified.signing_key.serialize_der());
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let mut tls = rustls::ServerConfig::builder_with_provider(provider)
-            .with_protocol_versions(&[&rustls::version::TLS13])
-            .expect("TLS 1.3")
-            .with_no_client_auth()
-            .with_single_cert(vec![certified.cert.der().clone()], key.into())
-            .expect("an identity");
-        tls.alpn_protocols = vec![ALPN.to_vec()];
-        let tls = QuicServerConfig::try_from(tls).expect("a server");
-        let mut config = quinn::ServerConfig::with_crypto(Arc::new(tls));
-        let mut transport = quinn::TransportConfig::default();
-        transport.max_concurrent_bidi_streams(streams.into());
-        config.transport_config(Arc::new(transport));
-        quinn::Endpoint::server(config, (Ipv4Addr::LOCALHOST, 0).into()).expect("a server")
     }
 
     #[tokio::test]
