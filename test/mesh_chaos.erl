@@ -209,7 +209,8 @@ options(calm, _Chaos) ->
     Times = [linger_ms, connect_timeout_ms, ack_timeout_ms],
     maps:merge(?OPTIONS, maps:from_list([{Time, ?CALM_MS} || Time <- Times]));
 options(strangers, #{dir := Dir}) ->
-    ?OPTIONS#{verify => {spki_sha256, quic_certs:spki(filename:join(Dir, "listener.pem"))}};
+    Key = quic_certs:spki(filename:join(Dir, "listener.pem")),
+    maps:put(verify, {spki_sha256, Key}, ?OPTIONS);
 options(_Storm, _Chaos) ->
     ?OPTIONS.
 
