@@ -1,5 +1,6 @@
 #!/bin/sh
-# The rules that no formatter or compiler here checks for us: no tabs, no trailing space, 100 columns.
+# The rules that no formatter or compiler here checks for us: no tabs, no trailing space, 100
+# columns, and no code that a later OTP refuses.
 # Rust code is rustfmt's business; of it only the comments are measured. Prose is wrapped at 110
 # columns and may have 115; rows of tables and links are as long as they are.
 set -eu
