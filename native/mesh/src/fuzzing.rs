@@ -18,6 +18,7 @@ use crate::first_packet::ends_connection;
 use crate::frames::{Frames, Packet};
 use crate::handshake::PeerParameters;
 use crate::joined::{Breach, Cutter, Encoder};
+use crate::retirements;
 use crate::settings::{Settings, Transport};
 use crate::tls::{self, Identity};
 use crate::unfinished::Room;
@@ -34,6 +35,7 @@ pub const TARGETS: &[(&str, Claim)] = &[
     ("messages", messages),
     ("parameters", parameters),
     ("first_packet", first_packet),
+    ("retirements", retirements),
     ("pem", pem),
     ("der", der),
 ];
@@ -289,13 +291,7 @@ pub fn first_packet(data: &[u8]) {
         match kind % 8 {
             0 => frames.push(0x00),
             1 => frames.push(0x01),
-            2 | 3 => {
-                let ranges = u64::from(input.byte() % 4);
-                frames.push(kind % 8);
-                integers(&mut frames, [input.number(), input.number(), ranges, input.number()]);
-                let counts = if kind % 8 == 3 { 3 } else { 0 };
-                (0..2 * ranges + counts).for_each(|_| integers(&mut frames, [input.number()]));
-            }
+            2 | 3 => ack(&mut frames, kind % 8, &mut input),
             4 | 5 => {
                 let length = input.byte();
                 frames.push(0x06);
@@ -318,6 +314,79 @@ pub fn first_packet(data: &[u8]) {
     assert_eq!(ends_connection(&frames), expected, "{frames:?}");
     // Whatever else it may be.
     ends_connection(data);
+}
+
+/// As many connection ids are retired as was written (RFC 9000, section 19), whatever other frames
+/// there are, up to one that takes the rest of the packet or is cut off.
+pub fn retirements(data: &[u8]) {
+    let mut input = Input(data);
+    let cut_at = usize::from(input.byte()) * 4;
+    let (mut frames, mut retired_at) = (Vec::new(), Vec::new());
+    while let Some(kind) = input.next() {
+        match kind % 16 {
+            0 => frames.push(0x00),
+            1 => frames.push(input.one_of(&[0x01, 0x1e, 0x1f])),
+            2 | 3 => ack(&mut frames, kind % 8, &mut input),
+            4..8 => {
+                retired_at.push(frames.len());
+                numbers(&mut frames, 0x19, 1, &mut input);
+            }
+            8 => {
+                let kind = input.one_of(&[0x10, 0x12, 0x13, 0x14, 0x16, 0x17]);
+                numbers(&mut frames, kind, 1, &mut input);
+            }
+            9 => {
+                let kind = input.one_of(&[0x05, 0x11, 0x15]);
+                numbers(&mut frames, kind, 2, &mut input);
+            }
+            10 => numbers(&mut frames, 0x04, 3, &mut input),
+            11 => numbers(&mut frames, 0xaf, 4, &mut input),
+            12 => {
+                // Each kind of frame with data, and how many numbers are before the length.
+                let kinds = [(0x06, 1), (0x07, 0), (0x0a, 1), (0x0f, 2), (0x1c, 2), (0x1d, 1)];
+                let (kind, count) = input.one_of(&kinds);
+                numbers(&mut frames, kind, count, &mut input);
+                let length = input.byte();
+                integers(&mut frames, [u64::from(length)]);
+                // As much like retirements as can be.
+                frames.extend(std::iter::repeat_n(0x19, usize::from(length)));
+            }
+            13 => {
+                numbers(&mut frames, 0x18, 2, &mut input);
+                let length = input.byte() % 21;
+                frames.push(length);
+                frames.extend(std::iter::repeat_n(0x19, usize::from(length) + 16));
+            }
+            14 => {
+                frames.push(0x1a | (input.byte() & 1));
+                frames.extend([0x19; 8]);
+            }
+            _ => {
+                frames.extend([0x08, 4, 0x19, 0x19]);
+                break;
+            }
+        }
+    }
+    frames.truncate(cut_at);
+    let expected = retired_at.into_iter().filter(|at| *at < frames.len()).count();
+    let counted = retirements::retirements(&frames);
+    assert_eq!(usize::try_from(counted), Ok(expected), "{frames:?}");
+    // Whatever else it may be.
+    retirements::retirements(data);
+}
+
+fn ack(frames: &mut Vec<u8>, kind: u8, input: &mut Input<'_>) {
+    let ranges = u64::from(input.byte() % 4);
+    frames.push(kind);
+    integers(frames, [input.number(), input.number(), ranges, input.number()]);
+    let counts = if kind == 3 { 3 } else { 0 };
+    (0..2 * ranges + counts).for_each(|_| integers(frames, [input.number()]));
+}
+
+/// A frame that begins with so many numbers.
+fn numbers(frames: &mut Vec<u8>, kind: u64, count: u8, input: &mut Input<'_>) {
+    integers(frames, [kind]);
+    (0..count).for_each(|_| integers(frames, [input.number()]));
 }
 
 /// Variable-length integers (RFC 9000, section 16), each in the shortest length.
@@ -406,6 +475,11 @@ impl<'a> Input<'a> {
 
     fn number(&mut self) -> u64 {
         (0..size_of::<u64>()).fold(0, |number, _| (number << 8) | u64::from(self.byte()))
+    }
+
+    fn one_of<T: Copy + Default>(&mut self, all: &[T]) -> T {
+        let which = usize::from(self.byte()).checked_rem(all.len()).unwrap_or_default();
+        all.get(which).copied().unwrap_or_default()
     }
 
     /// Sizes of parts, led by how many.

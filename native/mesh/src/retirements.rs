@@ -130,7 +130,8 @@ fn is_excessive(count: u64, age: Duration) -> bool {
     count > ALLOWANCE + PER_SECOND * age.as_secs()
 }
 
-fn retirements(mut packet: &[u8]) -> u64 {
+/// How many connection ids a packet retires.
+pub(crate) fn retirements(mut packet: &[u8]) -> u64 {
     let mut count = 0;
     while let Some(kind) = kind(&mut packet) {
         count += u64::from(kind == RETIRE_CONNECTION_ID);
