@@ -56,7 +56,8 @@ handshakes_that_never_finish(_Config) ->
     Args = ["--connections", "600", "--count", "4"],
     Stats = flood(hellos, Args, Node, 256 * ?PER_CONNECTION),
     #{outcome := #{done := 2_400}, node := #{handshakes := Handshakes, refused := Refused}} = Stats,
-    ?assert(Handshakes =< 256),
+    %% And that of the other client, if it is under way.
+    ?assert(Handshakes =< 257),
     ?assertMatch(#{max_handshakes_per_address := _, handshake_timeout := _}, Refused),
     %% Nobody else was turned away.
     Causes = [max_handshakes_per_address, handshake_timeout, handshake_failed],

@@ -38,6 +38,8 @@ start(More) ->
     Options = #{connection => standard_io, args => code_paths(), wait_boot => ?CALL_MS},
     {ok, Vm, _Node} = peer:start_link(maps:merge(Options, More)),
     _ = put({?MODULE, Vm}, call(Vm, os, getpid, [])),
+    %% It may have no descriptor left when this is called for the first time.
+    {module, mesh_wait} = call(Vm, code, ensure_loaded, [mesh_wait]),
     Vm.
 
 %% It stands still, and can only be killed, until it goes on.
