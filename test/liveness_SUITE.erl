@@ -285,7 +285,7 @@ what_a_user_has_sent_on_a_stream_of_his_own_shows_that_a_peer_is_dead(_Config) -
         ack_timeout_ms => 300, connect_timeout_ms => 1_000, keep_alive_interval_ms => 0
     }),
     Peer = mesh_ct:start_peer(["--mode", "echo", "--keep-alive-ms", "0"]),
-    Stream = open_stream(Pool, Peer),
+    Stream = mesh_ct:open_stream(Pool, Peer),
     ok = macula_quic:send(Stream, <<"here">>),
     ?assertEqual({ok, <<"here">>}, macula_quic:recv(Stream, 20_000)),
     ok = mesh_peer:pause(Peer),
@@ -299,7 +299,7 @@ a_user_whose_peer_does_not_read_does_not_lose_it(_Config) ->
     %% and again, and answers. A machine that had no time for it does not make it dead.
     Pool = mesh_ct:start_pool(#{ack_timeout_ms => 1_000, queue_max_bytes => 4_000_000}),
     Peer = mesh_ct:start_peer(["--mode", "silent_streams"]),
-    Stream = open_stream(Pool, Peer),
+    Stream = mesh_ct:open_stream(Pool, Peer),
     ok = macula_quic:send(Stream, binary:copy(<<0>>, 4_000_000)),
     mesh_wait:eventually(true, fun() -> mesh_ct:stat(probes) >= 3 end),
     ?assertEqual(mesh_ct:stat(suspicions), mesh_ct:stat(recoveries)),
@@ -699,12 +699,6 @@ use_until_probed(Pool, Peer, Stream) ->
         ?assertEqual(Stream, mesh_ct:connect(Pool, Peer)),
         mesh_ct:stat(probes) > 0
     end).
-
-open_stream(Pool, Peer) ->
-    _ = mesh_ct:connect(Pool, Peer),
-    {ok, #{connection := Connection}} = ?POOL:get_connection_info(Pool, mesh_ct:node_id(Peer)),
-    {ok, Stream} = macula_quic:open_stream(Connection),
-    Stream.
 
 start_pool_that_backs_off(Ms) -> start_pool_that_backs_off(Ms, #{}).
 

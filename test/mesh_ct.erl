@@ -6,7 +6,7 @@
 
 -export([begin_test/0, end_test/0, forget_configuration/0]).
 -export([start_pool/0, start_pool/1, start_peer/0, start_peer/1, start_relay/1]).
--export([connect/2, send/3, closed_port/1]).
+-export([connect/2, open_stream/2, send/3, closed_port/1]).
 -export([with/3, stat/1, stat/2, nodes/1, node_id/1]).
 -export([start_task/1, await/1, is_waiting/1, flush/0]).
 -export([start_supervised/1, init/1, start_logging/0, stop_logging/0, log/2]).
@@ -107,6 +107,13 @@ with(Options, PeerArgs, Test) ->
 %% The stream of a connection to `Peer', whose node id follows from its port.
 connect(Pool, Peer) ->
     {ok, Stream} = ?POOL:get_or_create_connection(Pool, node_id(Peer), mesh_peer:address(Peer)),
+    Stream.
+
+%% A stream of plain bytes on that connection.
+open_stream(Pool, Peer) ->
+    _ = connect(Pool, Peer),
+    {ok, #{connection := Connection}} = ?POOL:get_connection_info(Pool, node_id(Peer)),
+    {ok, Stream} = macula_quic:open_stream(Connection),
     Stream.
 
 send(Pool, Peer, Message) ->

@@ -450,7 +450,7 @@ peername_is_the_peers_address_for_as_long_as_there_is_a_handle(_Config) ->
 an_opened_stream_carries_plain_bytes(_Config) ->
     % A transfer that is no message of the protocol has a stream of its own, whatever is sent when.
     Peer = mesh_ct:start_peer(),
-    Stream = open(mesh_ct:start_pool(), Peer),
+    Stream = mesh_ct:open_stream(mesh_ct:start_pool(), Peer),
     <<First:10/binary, Second:20/binary, Rest/binary>> = Frame = mesh_peer:frame(0, 100),
     ok = macula_quic:send(Stream, First),
     ok = macula_quic:async_send(Stream, [binary_to_list(Second)]),
@@ -465,7 +465,7 @@ the_bytes_of_an_opened_stream_arrive_in_order(_Config) ->
     % That is what a stream is for; the peer checks each byte of this one.
     Peer = mesh_ct:start_peer(["--mode", "slow:10000000"]),
     Pool = mesh_ct:start_pool(#{send_watermark_bytes => 50_000}),
-    Stream = open(Pool, Peer),
+    Stream = mesh_ct:open_stream(Pool, Peer),
     Frame = mesh_peer:frame(0, 2 * ?MIB),
     [ok = macula_quic:send(Stream, Part) || Part <- parts(Frame, 10_007)],
     ok = macula_quic:close(Stream),
@@ -475,14 +475,14 @@ closing_an_opened_stream_sends_the_rest_and_fin(_Config) ->
     % FIN is how the reader knows that it has everything.
     Peer = mesh_ct:start_peer(),
     Pool = mesh_ct:start_pool(#{linger_ms => 20_000}),
-    Stream = open(Pool, Peer),
+    Stream = mesh_ct:open_stream(Pool, Peer),
     ok = macula_quic:send(Stream, mesh_peer:frame(0, ?MIB)),
     ?assertEqual(ok, macula_quic:close(Stream)),
     assert_refused(closed, Stream),
     ?assertEqual(ok, macula_quic:close(Stream)),
     Stats = mesh_peer:wait(Peer, messages, 1),
     ?assertMatch(#{framed := 1, streams_reset := 0, connections_closed := 0}, Stats),
-    Empty = open(Pool, Peer),
+    Empty = mesh_ct:open_stream(Pool, Peer),
     ok = macula_quic:close(Empty),
     mesh_peer:wait(Peer, messages, 2).
 
@@ -493,7 +493,7 @@ an_opened_stream_is_finished_when_its_owner_dies(_Config) ->
     Self = self(),
     mesh_ct:connect(Pool, Peer),
     Owner = mesh_ct:start_task(fun() ->
-        Stream = open(Pool, Peer),
+        Stream = mesh_ct:open_stream(Pool, Peer),
         ok = macula_quic:send(Stream, mesh_peer:frame(0, 10_000)),
         % A handle elsewhere does not keep it open.
         Self ! {stream, Stream},
@@ -526,13 +526,13 @@ an_opened_stream_is_finished_when_its_handle_is_garbage(_Config) ->
     ?assertEqual(ok, mesh_ct:await(Owner)).
 
 forget(Pool, Peer) ->
-    ok = macula_quic:send(open(Pool, Peer), mesh_peer:frame(0, 10_000)).
+    ok = macula_quic:send(mesh_ct:open_stream(Pool, Peer), mesh_peer:frame(0, 10_000)).
 
 an_opened_stream_is_known_to_its_connection(_Config) ->
     % A connection with a transfer on it is in use, and must not go before an idle one.
     [Used, Idle, New] = [mesh_ct:start_peer() || _ <- lists:seq(1, 3)],
     Pool = mesh_ct:start_pool(#{max_mesh_connections => 2}),
-    Stream = open(Pool, Used),
+    Stream = mesh_ct:open_stream(Pool, Used),
     ?assertMatch(#{state := busy, streams := 1}, info(Pool, Used)),
     [mesh_ct:connect(Pool, Peer) || Peer <- [Idle, New]],
     mesh_peer:wait(Idle, closed_by_peer, 1),
@@ -546,7 +546,7 @@ messages_go_past_an_opened_stream(_Config) ->
     % A long transfer must not hold up the messages beside it.
     Peer = mesh_ct:start_peer(),
     Pool = mesh_ct:start_pool(),
-    Opened = open(Pool, Peer),
+    Opened = mesh_ct:open_stream(Pool, Peer),
     ok = macula_quic:send(Opened, <<"begun">>),
     mesh_peer:wait(Peer, streams, 1),
     mesh_ct:send(Pool, Peer, mesh_peer:frame(0, 8)),
@@ -561,7 +561,7 @@ opening_waits_for_the_peers_credit(_Config) ->
     % As send/2 does for room: the caller is held up, not told to try again.
     Peer = mesh_ct:start_peer(["--bidi-streams", "2"]),
     Pool = mesh_ct:start_pool(),
-    [First, Second] = [open(Pool, Peer) || _ <- [1, 2]],
+    [First, Second] = [mesh_ct:open_stream(Pool, Peer) || _ <- [1, 2]],
     #{connection := Connection} = info(Pool, Peer),
     Third = mesh_ct:start_task(fun() ->
         {ok, Stream} = macula_quic:open_stream(Connection),
@@ -608,7 +608,7 @@ opening_waits_no_longer_than_the_connection_lives(_Config) ->
     % A caller that waits for credit hears of the end of it all.
     Peer = mesh_ct:start_peer(["--bidi-streams", "1"]),
     Pool = mesh_ct:start_pool(),
-    First = open(Pool, Peer),
+    First = mesh_ct:open_stream(Pool, Peer),
     #{connection := Connection} = info(Pool, Peer),
     Second = mesh_ct:start_task(fun() -> macula_quic:open_stream(Connection) end),
     mesh_wait:eventually(true, fun() -> mesh_ct:is_waiting(Second) end),
@@ -621,7 +621,7 @@ opening_is_given_up_when_the_node_is_removed(_Config) ->
     % The same when we end it ourselves.
     Peer = mesh_ct:start_peer(["--bidi-streams", "1"]),
     Pool = mesh_ct:start_pool(#{linger_ms => 100}),
-    First = open(Pool, Peer),
+    First = mesh_ct:open_stream(Pool, Peer),
     #{connection := Connection} = info(Pool, Peer),
     Second = mesh_ct:start_task(fun() -> macula_quic:open_stream(Connection) end),
     mesh_wait:eventually(true, fun() -> mesh_ct:is_waiting(Second) end),
@@ -633,7 +633,7 @@ an_opened_stream_waits_for_its_reader_and_refuses_without_waiting(_Config) ->
     % Flow control of one transfer is the sender's own business.
     Peer = mesh_ct:start_peer(["--mode", "silent_streams"]),
     Pool = mesh_ct:start_pool(#{send_watermark_bytes => 1_000, queue_max_bytes => ?TOO_MUCH}),
-    Stream = open(Pool, Peer),
+    Stream = mesh_ct:open_stream(Pool, Peer),
     ok = macula_quic:send(Stream, binary:copy(<<0>>, ?TOO_MUCH)),
     ?assertEqual({error, send_queue_full}, macula_quic:async_send(Stream, <<"m">>)),
     TooLarge = binary:copy(<<0>>, ?TOO_MUCH + 1),
@@ -650,18 +650,18 @@ an_opened_stream_tells_that_the_peer_stopped_it(_Config) ->
     % The reader does not want the rest, but the connection is as good as before.
     Peer = mesh_ct:start_peer(["--mode", "reset"]),
     Pool = mesh_ct:start_pool(),
-    Stream = open(Pool, Peer),
+    Stream = mesh_ct:open_stream(Pool, Peer),
     Send = fun() -> macula_quic:send(Stream, binary:copy(<<0>>, 1_000)) end,
     mesh_wait:eventually(true, fun() -> Send() =/= ok end),
     assert_refused({stopped, ?RESET_CODE}, Stream),
     ?assertEqual(1, ?POOL:pool_size(Pool)),
-    ?assert(is_reference(open(Pool, Peer))).
+    ?assert(is_reference(mesh_ct:open_stream(Pool, Peer))).
 
 an_opened_stream_ends_with_its_connection(_Config) ->
     % Its holder must not feed a stream that leads nowhere.
     Peer = mesh_ct:start_peer(),
     Pool = mesh_ct:start_pool(),
-    Stream = open(Pool, Peer),
+    Stream = mesh_ct:open_stream(Pool, Peer),
     ok = macula_quic:send(Stream, <<"begun">>),
     mesh_peer:wait(Peer, streams, 1),
     {closed, 1} = mesh_peer:command(Peer, "close 8"),
@@ -707,7 +707,7 @@ leaves_no_messages_behind(_Config) ->
     Peer = mesh_ct:start_peer(["--mode", "slow:1000000"]),
     Pool = mesh_ct:start_pool(#{send_watermark_bytes => 1_000}),
     Pooled = mesh_ct:connect(Pool, Peer),
-    Opened = open(Pool, Peer),
+    Opened = mesh_ct:open_stream(Pool, Peer),
     [
         ok = macula_quic:send(Stream, mesh_peer:frame(Index, 50_000))
      || {Index, Stream} <- [{0, Pooled}, {1, Opened}, {2, Pooled}, {3, Pooled}]
@@ -725,13 +725,6 @@ leaves_no_messages_behind(_Config) ->
 info(Pool, Peer) ->
     {ok, Info} = ?POOL:get_connection_info(Pool, mesh_ct:node_id(Peer)),
     Info.
-
-%% A stream of plain bytes on the pooled connection.
-open(Pool, Peer) ->
-    mesh_ct:connect(Pool, Peer),
-    #{connection := Connection} = info(Pool, Peer),
-    {ok, Stream} = macula_quic:open_stream(Connection),
-    Stream.
 
 assert_refused(Reason, Stream) ->
     ?assertEqual({error, Reason}, macula_quic:send(Stream, <<"m">>)),
