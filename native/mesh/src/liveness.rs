@@ -218,7 +218,7 @@ impl<'a> Vigil<'a> {
         if has_heard || woken == Woken::Late {
             self.since = Instant::now();
         }
-        let is_even = self.is_even(has_heard);
+        self.note_users(has_heard);
         if woken == Woken::Hint {
             let holds = self.believes_hints();
             self.ask(holds);
@@ -226,7 +226,7 @@ impl<'a> Vigil<'a> {
         }
         if self.since.elapsed() >= self.patience / 2 {
             self.ask(false);
-        } else if is_even {
+        } else if self.is_even() {
             self.rest();
         } else {
             self.wait(self.patience / LOOKS);
@@ -237,7 +237,7 @@ impl<'a> Vigil<'a> {
     async fn while_asked(&mut self, gap: Duration, holds: bool) -> Option<News> {
         let woken = self.awake().await;
         if self.has_heard() {
-            self.is_even(true);
+            self.note_users(true);
             if holds {
                 self.answered = Some(Instant::now());
             }
@@ -332,16 +332,19 @@ impl<'a> Vigil<'a> {
         Some(News::Dead(fresh))
     }
 
-    /// Whether the peer owes nothing, given whether it was heard of since the last time that this was
-    /// asked. Of users' bytes the stack does not tell: they are taken for acknowledged when no more of
-    /// them have left in that time.
-    fn is_even(&mut self, has_heard: bool) -> bool {
+    /// Of users' bytes the stack does not tell whether they are acknowledged: they are taken for so
+    /// when the peer was heard of since the last look, and no more of them have left in that time.
+    fn note_users(&mut self, has_heard: bool) {
         let sent = self.carrier.stats().frame_tx.stream;
         if std::mem::replace(&mut self.sent, sent) == sent && has_heard {
             self.owes_users = false;
         }
         // After that: they may not have left yet.
         self.owes_users |= self.pulse.take_written();
+    }
+
+    /// Whether the peer owes nothing.
+    fn is_even(&self) -> bool {
         self.outbox.is_idle() && !self.owes_users && !self.pulse.is_written_to()
     }
 
