@@ -40,7 +40,7 @@ pub(crate) enum Slot<D, R> {
 pub(crate) struct Pool<K: Hash + Eq, D, R> {
     limit: NonZeroUsize,
     dialing: HashMap<K, (Ticket, D)>,
-    /// Unbounded here, because it must hold one too many while a victim is chosen.
+    /// With [`room`] for more than the limit, of which it never evicts by itself.
     ready: LruCache<K, (Ticket, R)>,
     issued: u64,
     latest: Latest,
@@ -75,7 +75,7 @@ impl<K: Hash + Eq + Clone, D, R: Occupant> Pool<K, D, R> {
         Self {
             limit,
             dialing: HashMap::new(),
-            ready: LruCache::unbounded(),
+            ready: LruCache::new(room(limit)),
             issued: 0,
             latest: Latest::default(),
         }
@@ -170,9 +170,13 @@ impl<K: Hash + Eq + Clone, D, R: Occupant> Pool<K, D, R> {
         }
     }
 
-    /// Sets the limit. The pool may be beyond it, until it has parted with as many.
+    /// Sets the limit. The pool may be beyond it, until it has parted with as many. To raise
+    /// it moves what is ready, once, and has no more room than that needs.
     pub(crate) fn set_limit(&mut self, limit: NonZeroUsize) {
         self.limit = limit;
+        if room(limit) > self.ready.cap() {
+            self.ready.resize(room(limit));
+        }
     }
 
     /// Takes out one ready slot if there are too many.
@@ -229,6 +233,13 @@ impl<K: Hash + Eq + Clone, D, R: Occupant> Pool<K, D, R> {
             .clone();
         self.ready.pop(&victim).map(|(_, resident)| (victim, resident))
     }
+}
+
+/// How many slots the table of ready ones is made for: twice as many as there may be. So there may
+/// be one too many while a victim is chosen, and a full pool goes on without growing its table: where
+/// a slot was, a mark may stay, and these would fill what is made for just as many.
+fn room(limit: NonZeroUsize) -> NonZeroUsize {
+    limit.saturating_add(limit.get())
 }
 
 #[cfg(test)]

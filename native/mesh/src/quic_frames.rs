@@ -59,7 +59,8 @@ pub(crate) fn kind(frames: &mut &[u8]) -> Option<u64> {
 /// Passes over the rest of a frame of this type; `None`: nothing behind it can be read.
 pub(crate) fn pass(kind: u64, frames: &mut &[u8]) -> Option<()> {
     match kind {
-        PADDING | PING | HANDSHAKE_DONE | IMMEDIATE_ACK => Some(()),
+        PADDING => Some(pass_padding(frames)),
+        PING | HANDSHAKE_DONE | IMMEDIATE_ACK => Some(()),
         ACK | ACK_ECN => pass_ack(frames, kind == ACK_ECN),
         MAX_DATA | MAX_STREAMS_BIDI | MAX_STREAMS_UNI | DATA_BLOCKED | STREAMS_BLOCKED_BIDI
         | STREAMS_BLOCKED_UNI | RETIRE_CONNECTION_ID => pass_numbers(frames, 1),
@@ -75,6 +76,12 @@ pub(crate) fn pass(kind: u64, frames: &mut &[u8]) -> Option<()> {
         PATH_CHALLENGE | PATH_RESPONSE => pass_bytes(frames, PATH_BYTES),
         _ => None,
     }
+}
+
+/// Any more of it: a probe of the path's MTU has a thousand such frames, of a byte each.
+fn pass_padding(frames: &mut &[u8]) {
+    let end = frames.iter().position(|byte| u64::from(*byte) != PADDING);
+    frames.advance(end.unwrap_or(frames.len()));
 }
 
 fn pass_ack(frames: &mut &[u8], has_ecn: bool) -> Option<()> {

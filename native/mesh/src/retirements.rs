@@ -33,7 +33,8 @@ const PER_SECOND: u64 = 1;
 #[derive(Debug)]
 pub(crate) struct Retirements {
     begin: Instant,
-    counted: Mutex<Counted>,
+    /// In a box, for most peers retire none.
+    counted: Mutex<Option<Box<Counted>>>,
     are_too_many: AtomicBool,
     /// Who is to close the connection.
     closer: AtomicWaker,
@@ -70,7 +71,7 @@ impl Retirements {
         if more == 0 {
             return Ok(());
         }
-        let count = self.lock().add(number, more);
+        let count = self.lock().get_or_insert_default().add(number, more);
         if !is_excessive(count, self.begin.elapsed()) {
             return Ok(());
         }
@@ -80,7 +81,7 @@ impl Retirements {
     }
 
     /// A std mutex, because nothing awaits inside.
-    fn lock(&self) -> MutexGuard<'_, Counted> {
+    fn lock(&self) -> MutexGuard<'_, Option<Box<Counted>>> {
         self.counted.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
