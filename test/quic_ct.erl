@@ -5,7 +5,7 @@
 -export([begin_test/0, certificates/1, server_options/0, server_options/1]).
 -export([listen/0, listen/1, connect/1, connect/2, pair/0, pair/2, new_server/1]).
 -export([streams/2, streams/3, raw_streams/0, frame_streams/0, keep/1, forget/0]).
--export([next/1, next/2, none/1, come/1, read/2]).
+-export([next/1, next/2, none/1, come/1, read/2, reader/1]).
 -export([agent/0, in/2, tell/2, give_up/1, kill_socket/1]).
 -export([frame/1, frame/2]).
 
@@ -158,6 +158,19 @@ outcome(Work) ->
         Work()
     catch
         Class:Reason:Stack -> {failed, Class, Reason, Stack}
+    end.
+
+%% A process in recv/2, and where its result comes.
+reader(Stream) ->
+    Agent = agent(),
+    Reading = tell(Agent, fun() -> macula_quic:recv(Stream, infinity) end),
+    mesh_wait:eventually(true, fun() -> is_reading(Agent) end),
+    {Agent, Reading}.
+
+is_reading(Pid) ->
+    case process_info(Pid, [status, current_function]) of
+        [{status, waiting}, {current_function, {macula_quic, _, _}}] -> true;
+        _ -> false
     end.
 
 %% What `Work' returns in the agent.

@@ -104,29 +104,16 @@ poll_recv(Stream, Sender, Left) ->
 %% A helper that is killed while it waits must not leave its owner without data.
 a_reader_that_has_died_takes_no_data(_Config) ->
     {Near, Far} = quic_ct:frame_streams(),
-    {Helper, _} = reader(Far),
+    {Helper, _} = quic_ct:reader(Far),
     quic_ct:give_up(Helper),
     ok = macula_quic:send(Near, quic_ct:frame(<<1>>)),
     ?assertEqual({ok, quic_ct:frame(<<1>>)}, macula_quic:recv(Far, ?WAIT_MS)),
     %% Nor when it dies with somebody behind it.
-    {Second, _} = reader(Far),
-    {_, Reading} = reader(Far),
+    {Second, _} = quic_ct:reader(Far),
+    {_, Reading} = quic_ct:reader(Far),
     quic_ct:give_up(Second),
     ok = macula_quic:send(Near, quic_ct:frame(<<2>>)),
     ?assertEqual({ok, quic_ct:frame(<<2>>)}, outcome(Reading)).
-
-%% A process in recv/2, and where its result comes.
-reader(Stream) ->
-    Agent = quic_ct:agent(),
-    Reading = quic_ct:tell(Agent, fun() -> macula_quic:recv(Stream, infinity) end),
-    mesh_wait:eventually(true, fun() -> is_reading(Agent) end),
-    {Agent, Reading}.
-
-is_reading(Pid) ->
-    case process_info(Pid, [status, current_function]) of
-        [{status, waiting}, {current_function, {macula_quic, _, _}}] -> true;
-        _ -> false
-    end.
 
 outcome(Reading) ->
     receive
@@ -163,7 +150,7 @@ reductions(Work) ->
 %% Whoever holds a stream may read it.
 readers_of_one_stream_are_served_in_turn(_Config) ->
     {Near, Far} = quic_ct:frame_streams(),
-    Readers = [reader(Far) || _ <- [1, 2, 3]],
+    Readers = [quic_ct:reader(Far) || _ <- [1, 2, 3]],
     ok = macula_quic:send(Near, [quic_ct:frame(<<N>>) || N <- [1, 2, 3]]),
     Read = [outcome(Reading) || {_, Reading} <- Readers],
     ?assertEqual([{ok, quic_ct:frame(<<N>>)} || N <- [1, 2, 3]], Read).
@@ -198,7 +185,7 @@ the_end_of_a_stream_is_told_to_all_its_readers(_Config) ->
     [
         begin
             {Near, Far} = quic_ct:streams(Client, Server),
-            Readers = [reader(Far) || _ <- [1, 2]],
+            Readers = [quic_ct:reader(Far) || _ <- [1, 2]],
             ok = macula_quic:close(maps:get(Closing, #{near => Near, far => Far})),
             [?assertEqual({error, closed}, outcome(Reading)) || {_, Reading} <- Readers]
         end
@@ -208,7 +195,7 @@ the_end_of_a_stream_is_told_to_all_its_readers(_Config) ->
 %% What waits is bounded, by those who live.
 readers_are_bounded_and_the_dead_make_room(_Config) ->
     {Near, Far} = quic_ct:frame_streams(),
-    Readers = [reader(Far) || _ <- lists:seq(1, ?READERS)],
+    Readers = [quic_ct:reader(Far) || _ <- lists:seq(1, ?READERS)],
     ?assertEqual({error, too_many_waiters}, macula_quic:recv(Far, ?WAIT_MS)),
     [quic_ct:give_up(Agent) || {Agent, _} <- Readers],
     ?assertEqual({error, timeout}, macula_quic:recv(Far, 0)),

@@ -46,6 +46,7 @@ all() ->
         who_has_ended_a_stream_is_told_of_the_loss_of_its_connection_though_he_does_not_read,
         a_stream_that_nobody_holds_is_closed,
         a_stream_that_nobody_holds_is_closed_once_its_owner_was_told_of_its_own_end,
+        a_stream_whose_reader_has_died_is_held_for_nobody,
         streams_on_which_only_the_peer_sends_are_read_and_bounded,
         an_unread_stream_holds_the_peer
     ].
@@ -477,7 +478,7 @@ a_stream_that_nobody_holds_is_closed_once_its_owner_was_told_of_its_own_end(_Con
     {Client, Server} = quic_ct:pair(),
     Near = opened(Client, Server),
     ok = macula_quic:setopt(Near, active, true),
-    ok = answer_new_stream(),
+    _ = answer_new_stream(),
     ?assertEqual({peer_send_shutdown, undefined}, quic_ct:next(Near)),
     true = erlang:garbage_collect(),
     ?assertEqual({peer_receive_aborted, 0}, quic_ct:next(Near)).
@@ -486,7 +487,22 @@ answer_new_stream() ->
     {Stream, _} = new_stream(),
     ?assertEqual({ok, <<0>>}, macula_quic:recv(Stream, ?WAIT_MS)),
     ok = macula_quic:async_shutdown_stream(Stream, ?GRACEFUL, 0),
-    ?assertEqual({send_shutdown_complete, true}, quic_ct:next(Stream)).
+    ?assertEqual({send_shutdown_complete, true}, quic_ct:next(Stream)),
+    Stream.
+
+%% As above, for a process that is not the owner and was killed while it waited for more.
+a_stream_whose_reader_has_died_is_held_for_nobody(_Config) ->
+    {Client, Server} = quic_ct:pair(),
+    Near = opened(Client, Server),
+    ok = macula_quic:setopt(Near, active, true),
+    ok = end_with_its_reader(),
+    ?assertEqual({peer_send_shutdown, undefined}, quic_ct:next(Near)),
+    true = erlang:garbage_collect(),
+    ?assertEqual({peer_receive_aborted, 0}, quic_ct:next(Near)).
+
+end_with_its_reader() ->
+    {Reader, _} = quic_ct:reader(answer_new_stream()),
+    quic_ct:give_up(Reader).
 
 %% A stream that has begun, and comes as `new_stream' on the other side.
 opened(Opener, Acceptor) ->

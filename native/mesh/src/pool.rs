@@ -236,8 +236,8 @@ impl<K: Hash + Eq + Clone, D, R: Occupant> Pool<K, D, R> {
 }
 
 /// How many slots the table of ready ones is made for: twice as many as there may be. So there may
-/// be one too many while a victim is chosen, and a full pool goes on without growing its table: where
-/// a slot was, a mark may stay, and these would fill what is made for just as many.
+/// be one too many while a victim is chosen, and a full pool goes on without growing its table:
+/// where a slot was, a mark may stay, and these would fill what is made for just as many.
 fn room(limit: NonZeroUsize) -> NonZeroUsize {
     limit.saturating_add(limit.get())
 }

@@ -59,7 +59,10 @@ pub(crate) fn kind(frames: &mut &[u8]) -> Option<u64> {
 /// Passes over the rest of a frame of this type; `None`: nothing behind it can be read.
 pub(crate) fn pass(kind: u64, frames: &mut &[u8]) -> Option<()> {
     match kind {
-        PADDING => Some(pass_padding(frames)),
+        PADDING => {
+            pass_padding(frames);
+            Some(())
+        }
         PING | HANDSHAKE_DONE | IMMEDIATE_ACK => Some(()),
         ACK | ACK_ECN => pass_ack(frames, kind == ACK_ECN),
         MAX_DATA | MAX_STREAMS_BIDI | MAX_STREAMS_UNI | DATA_BLOCKED | STREAMS_BLOCKED_BIDI

@@ -3,6 +3,7 @@
 use mesh::Error;
 use rustler::env::SavedTerm;
 use rustler::{Atom, Encoder, Env, LocalPid, OwnedEnv, Term};
+use tokio::sync::oneshot;
 
 use crate::{atoms, runtime, terms};
 
@@ -16,13 +17,15 @@ pub(crate) struct Reply {
     /// The environment and in it the token; nothing once the message has gone.
     token: Option<(OwnedEnv, SavedTerm)>,
     is_owed: bool,
+    /// Dropped with the promise.
+    until_settled: Option<oneshot::Sender<()>>,
 }
 
 impl Reply {
     pub(crate) fn new(tag: Atom, to: LocalPid, token: Term<'_>) -> Self {
         let env = OwnedEnv::new();
         let saved = env.save(token);
-        Self { tag, to, token: Some((env, saved)), is_owed: true }
+        Self { tag, to, token: Some((env, saved)), is_owed: true, until_settled: None }
     }
 
     /// A promise that may be broken in silence, until it is owed.
@@ -36,6 +39,13 @@ impl Reply {
     pub(crate) fn owe(mut self) -> Self {
         self.is_owed = true;
         self
+    }
+
+    /// Resolves when the promise has been kept or broken.
+    pub(crate) fn settled(&mut self) -> impl Future<Output = ()> + Send + use<> {
+        let (until_settled, settled) = oneshot::channel();
+        self.until_settled = Some(until_settled);
+        async move { drop(settled.await) }
     }
 
     /// Sends the result that `encode` makes.
@@ -95,7 +105,7 @@ impl Drop for Reply {
         if token.is_none() {
             return;
         }
-        let kept = Self { token, ..*self };
+        let kept = Self { token, until_settled: self.until_settled.take(), ..*self };
         let is_dial = self.tag == atoms::mesh_connected();
         let told = if is_dial { terms::connect_failed } else { terms::error };
         kept.send_later(move |env| told(env, &Error::Cancelled));

@@ -62,6 +62,10 @@ impl Inlet {
         self.lock().monitor.is_some()
     }
 
+    pub(crate) fn is_owned_by(&self, pid: LocalPid) -> bool {
+        self.lock().owner == pid
+    }
+
     /// Whether `monitor` is that of the present owner: of the first one, it may come down before
     /// it has been noted here.
     pub(crate) fn is_monitored_by(&self, monitor: &Monitor) -> bool {

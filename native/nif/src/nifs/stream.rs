@@ -1,5 +1,7 @@
 //! Streams.
 
+use std::sync::Arc;
+
 use mesh::{Error, Packet, Sent};
 use rustler::{Atom, Encoder, Env, LocalPid, NifResult, Term};
 
@@ -7,7 +9,7 @@ use super::{Connection, Stream, spawn};
 use crate::direct::direct;
 use crate::inlet::{Inlet, Mode, Refusal, Source, end_error};
 use crate::library::Held;
-use crate::readers::Patience;
+use crate::readers::{Patience, RequestId};
 use crate::reply::Reply;
 use crate::resources::{Caller, ConnectionResource, StreamResource};
 use crate::{atoms, data, terms};
@@ -131,8 +133,11 @@ fn stream_receive<'a>(
         return Ok(terms::error(env, &Error::StreamClosed));
     };
     start_reading(&stream)?;
-    let reply = Reply::quiet(atoms::mesh_received(), env.pid(), token);
+    let mut reply = Reply::quiet(atoms::mesh_received(), env.pid(), token);
     let patience = if does_wait { Patience::Waits } else { Patience::Polls };
+    if does_wait && !inlet.is_owned_by(env.pid()) {
+        cancel_with_caller(env, inlet, id, &mut reply)?;
+    }
     Ok(match inlet.request(&stream, id, reply, patience) {
         Ok(Source::Answer) => atoms::wait().encode(env),
         Ok(Source::Messages) => atoms::active().encode(env),
@@ -142,6 +147,23 @@ fn stream_receive<'a>(
             Some(end) => end_error(env, &end),
             None => terms::error(env, &Error::StreamClosed),
         },
+    })
+}
+
+/// Takes the request back when its caller dies, for whom the stream would be held. An owner's death
+/// ends all of it.
+fn cancel_with_caller(
+    env: Env<'_>,
+    inlet: &Arc<Inlet>,
+    id: RequestId,
+    reply: &mut Reply,
+) -> NifResult<()> {
+    let (caller, inlet, settled) = (Caller::of(env), inlet.clone(), reply.settled());
+    spawn(async move {
+        tokio::select! {
+            () = settled => {}
+            () = caller.gone() => drop(inlet.cancel_request(id)),
+        }
     })
 }
 
