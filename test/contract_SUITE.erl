@@ -38,6 +38,7 @@ all() ->
         info_has_what_the_contract_names,
         info_gives_the_address_back_unchanged,
         info_tells_the_second_of_the_last_use,
+        who_asks_does_not_use_a_connection_that_makes_no_headway,
         info_tells_time_by_the_clock_of_the_vm,
         info_of_an_unknown_node_is_not_found,
         lists_every_connection_the_last_used_first,
@@ -417,6 +418,23 @@ info_tells_the_second_of_the_last_use(_Config) ->
     mesh_wait:eventually(true, fun() -> erlang:system_time(second) > Second end),
     mesh_ct:send(Pool, Peer, <<"m">>),
     ?assert(Used() > Second).
+
+who_asks_does_not_use_a_connection_that_makes_no_headway(_Config) ->
+    % What is sent to a peer that takes nothing waits. When that was is known to half a second,
+    % unless the node does not run just then.
+    Peer = mesh_ct:start_peer(["--mode", "hoard", "--bidi-streams", "1"]),
+    Pool = mesh_ct:start_pool(#{linger_ms => 100, stream_credit_timeout_ms => 60_000}),
+    Frame = mesh_peer:frame(0, 8),
+    [mesh_ct:send(Pool, Peer, Frame) || _ <- [1, 2]],
+    mesh_wait:eventually(1, fun() -> mesh_ct:stat(Pool, messages_delivered) end),
+    Tells = fun() ->
+        mesh_ct:send(Pool, Peer, Frame),
+        Second = erlang:system_time(second),
+        mesh_wait:eventually(true, fun() -> erlang:system_time(second) > Second + 2 end),
+        {ok, #{last_used := Used}} = ?POOL:get_connection_info(Pool, id(Peer)),
+        Used =< Second + 1
+    end,
+    mesh_wait:eventually(true, Tells).
 
 info_tells_time_by_the_clock_of_the_vm(_Config) ->
     % Which follows the machine's clock slowly when that is set: here it is an hour ahead.

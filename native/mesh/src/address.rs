@@ -1,5 +1,6 @@
 //! Every written form of a peer's address, and the socket addresses that it stands for.
 
+use std::fmt;
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::sync::Arc;
 
@@ -72,6 +73,15 @@ impl Address {
 impl Address {
     pub(crate) fn port(&self) -> u16 {
         self.port
+    }
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.host {
+            Host::Ip(ip) => SocketAddr::new(*ip, self.port).fmt(f),
+            Host::Name(name) => write!(f, "{name}:{}", self.port),
+        }
     }
 }
 

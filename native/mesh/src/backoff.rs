@@ -2,7 +2,9 @@
 //! enough to dial it again. Plain data: no clock of its own, no task.
 //!
 //! Each failure in a row doubles the delay, from the least to the greatest. A part of it is left
-//! to chance, so that nodes that have lost the same peer do not all come back to it at once.
+//! to chance, so that nodes that have lost the same peer do not all come back to it at once. Where
+//! nobody has looked for the node yet, it may be found, and is dialled at once; callers who write
+//! one address in many ways, or who disagree, make no new place with each dial.
 
 use std::time::{Duration, Instant};
 
@@ -10,11 +12,15 @@ use lru::LruCache;
 use ring::digest::{SHA256, SHA256_OUTPUT_LEN, digest};
 use ring::rand::{SecureRandom, SystemRandom};
 
+use crate::address::Address;
+
 /// Nodes whose failures are remembered; beyond that, those not tried for the longest time are
 /// forgotten, and the next message dials them as if they were new.
 const MAX_FAILING: usize = 16_384;
 /// Nodes that are forgotten with one failure, at most: the pool is locked meanwhile.
 const MOST_FORGOTTEN: usize = 8;
+/// Places of a node that are remembered. Beyond that, no place is a new one.
+const MOST_PLACES: usize = 4;
 /// Doublings that are counted: more than any two delays within their bounds are apart.
 const MAX_DOUBLINGS: u32 = 31;
 /// The part of a delay that is left to chance, as a divisor: half of it ("equal jitter").
@@ -35,8 +41,8 @@ pub(crate) struct Backoff {
 
 #[derive(Debug)]
 struct Failing {
-    /// Where the node was dialled, as the caller gave it: somewhere else it may be found.
-    given: Digest,
+    /// Where it was dialled.
+    places: Vec<Digest>,
     /// Failures in a row.
     failures: u32,
     until: Instant,
@@ -48,15 +54,16 @@ impl Backoff {
         Self { least, greatest: greatest.max(least), failing: LruCache::unbounded() }
     }
 
-    /// When `node` may be dialled at the address `given`, if that is not now.
-    pub(crate) fn until(&self, node: &[u8], given: &[u8], now: Instant) -> Option<Instant> {
-        let failing = self.failing.peek(&of(node)).filter(|failing| failing.given == of(given))?;
-        Some(failing.until).filter(|until| *until > now)
+    /// When `node` may be dialled at `address`, if that is not now.
+    pub(crate) fn until(&self, node: &[u8], address: &Address, now: Instant) -> Option<Instant> {
+        let failing = self.failing.peek(&of(node)).filter(|failing| failing.until > now)?;
+        failing.was_dialled_at(&place(address)).then_some(failing.until)
     }
 
-    /// A dial of `node` has failed, `before` it so many in a row that are forgotten here.
-    pub(crate) fn failed(&mut self, node: &[u8], given: &[u8], now: Instant, before: u32) {
-        self.failed_with(node, given, now, before, chance());
+    /// Dials of `node` at these addresses have failed, which counts as one failure; `before` it so
+    /// many in a row that are forgotten here.
+    pub(crate) fn failed(&mut self, node: &[u8], at: &[Address], now: Instant, before: u32) {
+        self.failed_with(node, at, now, before, chance());
     }
 
     /// A dial of `node` has succeeded; returns how many had failed in a row, which are forgotten.
@@ -78,28 +85,46 @@ impl Backoff {
     }
 
     /// `chance`: which part of what is left to it, in 1 / 2^32.
-    fn failed_with(&mut self, node: &[u8], given: &[u8], now: Instant, before: u32, chance: u32) {
+    fn failed_with(&mut self, node: &[u8], at: &[Address], now: Instant, before: u32, chance: u32) {
         if self.least.is_zero() {
             return;
         }
-        let (node, given) = (of(node), of(given));
+        let node = of(node);
         // A failure long after the last delay tells nothing about those before it.
-        let row = self
-            .failing
-            .peek(&node)
-            .filter(|last| last.given == given && now < last.until + self.greatest)
-            .map_or(before, |last| last.failures);
+        let last = self.failing.pop(&node).filter(|last| now < last.until + self.greatest);
+        let (row, places) = last.map_or((before, Vec::new()), |last| (last.failures, last.places));
         let delay = self.least.saturating_mul(1 << row.min(MAX_DOUBLINGS)).min(self.greatest);
         let random = delay / JITTER;
         let spared = random.mul_f64(f64::from(chance) / f64::from(u32::MAX));
         let until = now + delay - spared;
-        self.failing.put(node, Failing { given, failures: row.saturating_add(1), until });
+        let mut failing = Failing { places, failures: row.saturating_add(1), until };
+        failing.note(at);
+        self.failing.put(node, failing);
         for _ in 0..MOST_FORGOTTEN {
             if self.failing.len() > MAX_FAILING || self.is_oldest_forgotten(now) {
                 self.failing.pop_lru();
             }
         }
     }
+}
+
+impl Failing {
+    fn was_dialled_at(&self, place: &Digest) -> bool {
+        self.places.len() >= MOST_PLACES || self.places.contains(place)
+    }
+
+    fn note(&mut self, at: &[Address]) {
+        for place in at.iter().map(place) {
+            if !self.was_dialled_at(&place) {
+                self.places.push(place);
+            }
+        }
+    }
+}
+
+/// Not of what the caller wrote.
+fn place(address: &Address) -> Digest {
+    of(address.to_string().as_bytes())
 }
 
 fn of(bytes: &[u8]) -> Digest {
@@ -119,12 +144,20 @@ fn chance() -> u32 {
 
 #[cfg(test)]
 mod tests {
+    use std::net::{Ipv4Addr, SocketAddr};
+
     use super::*;
 
     const LEAST: Duration = Duration::from_millis(100);
     const GREATEST: Duration = Duration::from_millis(1_000);
 
-    const HERE: &[u8] = b"here";
+    fn at(port: u16) -> Address {
+        Address::from(SocketAddr::from((Ipv4Addr::LOCALHOST, port)))
+    }
+
+    fn here() -> [Address; 1] {
+        [at(1)]
+    }
 
     fn node(number: usize) -> [u8; size_of::<usize>()] {
         number.to_be_bytes()
@@ -132,8 +165,8 @@ mod tests {
 
     /// The delay after one more failure at `now`, which ends it.
     fn fail(backoff: &mut Backoff, now: &mut Instant, chance: u32) -> Duration {
-        backoff.failed_with(&node(1), HERE, *now, 0, chance);
-        let until = backoff.until(&node(1), HERE, *now).expect("a delay");
+        backoff.failed_with(&node(1), &here(), *now, 0, chance);
+        let until = backoff.until(&node(1), &at(1), *now).expect("a delay");
         until - std::mem::replace(now, until)
     }
 
@@ -151,8 +184,8 @@ mod tests {
         assert_eq!(fail(&mut backoff, &mut now, u32::MAX), LEAST / 2);
         let random: Vec<_> = (0..64)
             .map(|number| {
-                backoff.failed(&node(number), HERE, now, 0);
-                backoff.until(&node(number), HERE, now).expect("a delay") - now
+                backoff.failed(&node(number), &here(), now, 0);
+                backoff.until(&node(number), &at(1), now).expect("a delay") - now
             })
             .collect();
         assert!(random.iter().all(|delay| (LEAST / 2..=GREATEST).contains(delay)));
@@ -165,7 +198,7 @@ mod tests {
         fail(&mut backoff, &mut now, 0);
         fail(&mut backoff, &mut now, 0);
         assert_eq!(backoff.succeeded(&node(1)), 2);
-        assert_eq!((backoff.until(&node(1), HERE, now), backoff.failing()), (None, 0));
+        assert_eq!((backoff.until(&node(1), &at(1), now), backoff.failing()), (None, 0));
         assert_eq!(fail(&mut backoff, &mut now, 0), LEAST);
         assert_eq!(backoff.succeeded(&node(2)), 0);
     }
@@ -176,7 +209,7 @@ mod tests {
         for number in 0..3 {
             fail(&mut backoff, &mut now, 0);
             assert_eq!(backoff.succeeded(&node(1)), 1);
-            backoff.failed_with(&node(1), HERE, now, number, 0);
+            backoff.failed_with(&node(1), &here(), now, number, 0);
             assert_eq!(backoff.succeeded(&node(1)), number + 1);
         }
     }
@@ -191,40 +224,53 @@ mod tests {
     }
 
     #[test]
-    fn another_address_may_be_tried_at_once() {
+    fn another_address_may_be_tried_at_once_but_not_very_many() {
         let (mut backoff, now) = (Backoff::new(LEAST, GREATEST), Instant::now());
-        backoff.failed(&node(1), HERE, now, 0);
-        assert!(backoff.until(&node(1), HERE, now).is_some());
-        assert_eq!(backoff.until(&node(1), b"there", now), None);
+        let delay = |backoff: &Backoff, port| {
+            backoff.until(&node(1), &at(port), now).map(|until| (until - now).as_millis())
+        };
+        for (port, delays) in [(1, 100), (2, 200), (1, 400), (2, 800), (3, 1_000), (4, 1_000)] {
+            let is_new = !backoff.failing.iter().any(|(_, last)| last.places.len() >= port.into());
+            assert_eq!(delay(&backoff, port).is_none(), is_new);
+            backoff.failed_with(&node(1), &[at(port)], now, 0, 0);
+            assert_eq!(delay(&backoff, port), Some(delays));
+            assert_eq!(delay(&backoff, 1), Some(delays));
+        }
+        assert_eq!(delay(&backoff, 5), Some(1_000));
+        let name = |text| Address::parse(text).expect("an address");
+        backoff.failed(&node(2), &[name("https://host/path"), at(9)], now, 0);
+        assert!(backoff.until(&node(2), &name("host:4433"), now).is_some());
+        assert!(backoff.until(&node(2), &at(9), now).is_some());
+        assert_eq!(backoff.until(&node(2), &name("host:4434"), now), None);
     }
 
     #[test]
     fn only_so_many_nodes_are_remembered_the_last_ones() {
         let (mut backoff, now) = (Backoff::new(LEAST, GREATEST), Instant::now());
         for number in 0..=MAX_FAILING {
-            backoff.failed(&node(number), HERE, now, 0);
+            backoff.failed(&node(number), &here(), now, 0);
         }
         assert_eq!(backoff.failing(), MAX_FAILING);
-        assert_eq!(backoff.until(&node(0), HERE, now), None);
-        assert!(backoff.until(&node(1), HERE, now).is_some());
+        assert_eq!(backoff.until(&node(0), &at(1), now), None);
+        assert!(backoff.until(&node(1), &at(1), now).is_some());
     }
 
     #[test]
     fn nodes_whose_failures_tell_nothing_any_more_are_forgotten_with_the_next_ones() {
         let (mut backoff, now) = (Backoff::new(LEAST, GREATEST), Instant::now());
         for number in 0..10 {
-            backoff.failed(&node(number), HERE, now, 0);
+            backoff.failed(&node(number), &here(), now, 0);
         }
-        backoff.failed(&node(10), HERE, now + LEAST + 2 * GREATEST, 0);
+        backoff.failed(&node(10), &here(), now + LEAST + 2 * GREATEST, 0);
         assert_eq!(backoff.failing(), 11 - MOST_FORGOTTEN);
-        backoff.failed(&node(10), HERE, now + LEAST + 2 * GREATEST, 0);
+        backoff.failed(&node(10), &here(), now + LEAST + 2 * GREATEST, 0);
         assert_eq!(backoff.failing(), 1);
     }
 
     #[test]
     fn with_no_least_delay_there_is_none() {
         let (mut backoff, now) = (Backoff::new(Duration::ZERO, GREATEST), Instant::now());
-        backoff.failed(&node(1), HERE, now, 0);
-        assert_eq!((backoff.until(&node(1), HERE, now), backoff.failing()), (None, 0));
+        backoff.failed(&node(1), &here(), now, 0);
+        assert_eq!((backoff.until(&node(1), &at(1), now), backoff.failing()), (None, 0));
     }
 }

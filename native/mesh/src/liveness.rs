@@ -25,7 +25,7 @@ use tokio::time::{Instant, Sleep, sleep};
 use crate::Error;
 use crate::keep_alive::ping;
 use crate::outbox::Outbox;
-use crate::pooled::Context;
+use crate::pooled::{Context, LastUse};
 use crate::pulse::Pulse;
 use crate::refusals::Hints;
 use crate::settings::RECEIVE_WINDOW;
@@ -62,6 +62,7 @@ pub(crate) struct Vigil<'a> {
     hints: Hints,
     outbox: &'a Outbox,
     pulse: &'a Pulse,
+    last_use: &'a LastUse,
     context: &'a Context,
     whereabouts: &'a Whereabouts,
     node: &'a [u8],
@@ -125,6 +126,7 @@ impl<'a> Vigil<'a> {
         carrier: &'a quinn::Connection,
         outbox: &'a Outbox,
         pulse: &'a Pulse,
+        last_use: &'a LastUse,
         context: &'a Context,
         whereabouts: &'a Whereabouts,
         node: &'a [u8],
@@ -135,6 +137,7 @@ impl<'a> Vigil<'a> {
             hints: context.dialer.hints(carrier),
             outbox,
             pulse,
+            last_use,
             context,
             whereabouts,
             node,
@@ -254,6 +257,7 @@ impl<'a> Vigil<'a> {
             }
             // It has been asked, but more was to be sent meanwhile.
             Woken::Hint if !holds && self.believes_hints() => {
+                self.pulse.fall_silent();
                 self.stage = Stage::Asked { gap, holds: true };
                 return Some(News::Changed);
             }
@@ -432,8 +436,10 @@ impl<'a> Vigil<'a> {
         }
     }
 
-    /// Whether the peer was heard of since the last time that this was asked.
+    /// Whether the peer was heard of since the last time that this was asked: at each look, however
+    /// long the task waits for the peer besides.
     fn has_heard(&mut self) -> bool {
+        self.last_use.date_sending();
         let heard = heard(self.carrier);
         let has_heard = std::mem::replace(&mut self.heard, heard) != heard;
         if has_heard {

@@ -156,7 +156,7 @@ impl<T: Handles> Mesh<T> {
                     connection.settled().await;
                     // Dialled in vain just now, and there.
                     if connection.outbox().refusal() == Some(Error::Dead)
-                        && !connection.whereabouts().is_suggested()
+                        && connection.whereabouts().tried().contains(&target.address)
                     {
                         return Err(Error::Dead);
                     }

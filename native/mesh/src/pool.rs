@@ -170,11 +170,11 @@ impl<K: Hash + Eq + Clone, D, R: Occupant> Pool<K, D, R> {
         }
     }
 
-    /// Sets the limit. The pool may be beyond it, until it has parted with as many. To raise
-    /// it moves what is ready, once, and has no more room than that needs.
+    /// Sets the limit. The pool may be beyond it, until it has parted with as many. To raise it
+    /// beyond the room that there is moves all that is ready, once.
     pub(crate) fn set_limit(&mut self, limit: NonZeroUsize) {
         self.limit = limit;
-        if room(limit) > self.ready.cap() {
+        if limit >= self.ready.cap() {
             self.ready.resize(room(limit));
         }
     }

@@ -293,7 +293,7 @@ impl<T: Handles> Shared<T> {
         target: &Target,
     ) -> Result<Option<Instant>, Error> {
         let now = Instant::now();
-        match slots.backoff.until(node, &target.given, now) {
+        match slots.backoff.until(node, &target.address, now) {
             Some(until) if until > now + self.context.config.connect_timeout() => {
                 Err(Error::BackingOff)
             }

@@ -9,7 +9,7 @@ use tokio::time::{sleep, sleep_until};
 
 use crate::Error;
 use crate::entry::Entry;
-use crate::mesh::{NodeId, Target};
+use crate::mesh::NodeId;
 use crate::message::Undelivered;
 use crate::outbox::{Outbox, Remains};
 use crate::pool::Ticket;
@@ -127,8 +127,8 @@ impl<T: Handles> Tenancy<T> {
 
     /// `before`: failures in a row that a dial which succeeded in vain has had forgotten.
     fn note_failure(&self, before: u32) {
-        let Target { given, .. } = self.whereabouts.last_tried();
-        self.shared.lock().backoff.failed(&self.node, &given, Instant::now(), before);
+        let tried = self.whereabouts.tried();
+        self.shared.lock().backoff.failed(&self.node, &tried, Instant::now(), before);
     }
 
     /// Resolves when nobody wants the dial any more: its slot was removed, and no message waits
@@ -193,7 +193,7 @@ impl<T: Handles> Drop for Tenancy<T> {
             cause.is_loss() && (connection.has_delivered() || !self.is_retry)
         };
         // Whom the pool has parted with, or its user, is not dialled anew for what was left.
-        let target = refusal.is_none().then(|| self.whereabouts.newest());
+        let target = refusal.is_none().then(|| self.whereabouts.next());
         // Under the same lock: who removes the node finds this slot, or the one after it.
         let heir = if is_wanted && self.connection.as_ref().is_some_and(deserves_another) {
             self.shared.heir(&mut slots, &self.node, target)

@@ -20,8 +20,9 @@ pub(crate) struct Fresh {
 /// A dial for one. In a box, for in most connections' lives it never comes to it.
 pub(crate) type Redial<'a> = Pin<Box<dyn Future<Output = Result<Box<Fresh>, Error>> + Send + 'a>>;
 
-/// Other addresses that are dialled at most before a peer has to be heard of: callers may disagree.
-const MOST_TRIED: usize = 3;
+/// Other addresses that count before a peer has to be heard of: callers may disagree, and each new
+/// one ends the dial of another.
+const MOST_OTHERS: usize = 3;
 
 #[derive(Debug)]
 pub(crate) struct Whereabouts(Mutex<State>);
@@ -36,10 +37,12 @@ struct State {
 /// What there is of a peer's whereabouts since it was last heard of.
 #[derive(Debug, Default)]
 struct Search {
-    /// Where a caller says it is, the last one whose word was new.
-    suggested: Option<Target>,
-    /// Dialled, in this order.
+    /// Where callers say it is, beside where it was; the last one whose word was new at last.
+    suggested: Vec<Target>,
+    /// Where dials went, in their order: the last one may be under way.
     tried: Vec<Target>,
+    /// Where dials went that were given up for the sake of others, in this order.
+    put_off: Vec<Target>,
 }
 
 impl Whereabouts {
@@ -57,58 +60,54 @@ impl Whereabouts {
         self.lock().known.address.clone()
     }
 
-    /// Where the peer most likely is.
-    pub(crate) fn newest(&self) -> Target {
-        self.lock().newest().clone()
+    /// Where the next dial goes: where nobody has looked yet, or else where the peer most likely is.
+    pub(crate) fn next(&self) -> Target {
+        self.lock().next().clone()
     }
 
-    /// Where the last dial went.
-    pub(crate) fn last_tried(&self) -> Target {
+    /// Where dials went since the peer was last heard of, or the one did before.
+    pub(crate) fn tried(&self) -> Vec<Address> {
         let state = self.lock();
-        let last = state.search.as_deref().and_then(|search| search.tried.last());
-        last.unwrap_or(&state.known).clone()
+        let addresses =
+            |tried: &[Target]| tried.iter().map(|target| target.address.clone()).collect();
+        match state.search.as_deref() {
+            Some(search) if !search.tried.is_empty() => addresses(&search.tried),
+            _ => vec![state.known.address.clone()],
+        }
     }
 
-    /// Dials `node` where nobody has, or else where it most likely is.
+    /// Dials `node` there.
     pub(crate) fn redial<'a>(&self, dialer: &'a Dialer, node: &'a [u8]) -> Redial<'a> {
-        let target = {
-            let mut state = self.lock();
-            let target = state.untried().unwrap_or(state.newest()).clone();
-            state.search.get_or_insert_default().tried.push(target.clone());
-            target
-        };
+        let target = self.lock().begin();
         Box::pin(async move {
             let connection = dialer.dial(&target.address, node).await?;
             Ok(Box::new(Fresh { connection, target }))
         })
     }
 
-    /// The dial is given up for the sake of another. That of where the peer was may come again.
+    /// The dial is given up for the sake of another; it comes again.
     pub(crate) fn interrupt(&self) {
-        let mut state = self.lock();
-        let State { known, search: Some(search) } = &mut *state else { return };
-        search.tried.pop_if(|last| last.address == known.address);
+        if let Some(search) = &mut self.lock().search {
+            search.put_off.extend(search.tried.pop());
+        }
     }
 
     /// A caller says that the peer, which is silent, is at `target`.
     pub(crate) fn suggest(&self, target: Target) {
         let mut state = self.lock();
-        let search = state.search.as_deref();
-        let is_old = search.is_some_and(|search| {
-            let known = search.tried.iter().chain(&search.suggested);
-            search.tried.len() >= MOST_TRIED || is_among(&target, known)
-        });
+        let suggested = state.search.as_deref().map_or(&[][..], |search| &search.suggested);
+        let is_old = suggested.len() >= MOST_OTHERS || is_among(&target, suggested);
         if !is_old && target.address != state.known.address {
-            state.search.get_or_insert_default().suggested = Some(target);
+            state.search.get_or_insert_default().suggested.push(target);
         }
     }
 
-    /// Whether a caller has said where it is, and nobody has dialled there.
+    /// Whether a caller has said where it is, and no dial has begun there.
     pub(crate) fn is_suggested(&self) -> bool {
         self.lock().suggested().is_some()
     }
 
-    /// Whether there is any address that nobody has dialled.
+    /// Whether there is any address of which no dial has had an outcome.
     pub(crate) fn is_untried(&self) -> bool {
         self.lock().untried().is_some()
     }
@@ -130,25 +129,38 @@ impl Whereabouts {
 }
 
 impl State {
-    fn newest(&self) -> &Target {
-        let suggested = self.search.as_deref().and_then(|search| search.suggested.as_ref());
-        suggested.unwrap_or(&self.known)
+    fn next(&self) -> &Target {
+        let newest = || self.search.as_deref().and_then(|search| search.suggested.last());
+        self.untried().or_else(newest).unwrap_or(&self.known)
+    }
+
+    /// What callers have said goes first, and what was put off behind it, the newest of each.
+    fn untried(&self) -> Option<&Target> {
+        let Some(search) = self.search.as_deref() else { return Some(&self.known) };
+        let put_off = || search.put_off.last();
+        let known = || Some(&self.known).filter(|known| !is_among(known, &search.tried));
+        self.suggested().or_else(put_off).or_else(known)
     }
 
     fn suggested(&self) -> Option<&Target> {
-        let Search { suggested, tried } = self.search.as_deref()?;
-        suggested.as_ref().filter(|suggested| !is_among(suggested, tried))
+        let Search { suggested, tried, put_off } = self.search.as_deref()?;
+        let is_new = |target: &&Target| !is_among(target, tried) && !is_among(target, put_off);
+        suggested.iter().rev().find(is_new)
     }
 
-    fn untried(&self) -> Option<&Target> {
-        let tried = self.search.as_deref().map_or(&[][..], |search| &search.tried);
-        self.suggested().or_else(|| Some(&self.known).filter(|known| !is_among(known, tried)))
+    /// A dial begins.
+    fn begin(&mut self) -> Target {
+        let target = self.next().clone();
+        let Search { tried, put_off, .. } = &mut **self.search.get_or_insert_default();
+        put_off.retain(|other| other.address != target.address);
+        tried.push(target.clone());
+        target
     }
 }
 
 /// Callers may write one address in many ways.
-fn is_among<'a>(target: &Target, targets: impl IntoIterator<Item = &'a Target>) -> bool {
-    targets.into_iter().any(|other| other.address == target.address)
+fn is_among(target: &Target, targets: &[Target]) -> bool {
+    targets.iter().any(|other| other.address == target.address)
 }
 
 #[cfg(test)]
@@ -167,14 +179,12 @@ mod tests {
         Target { address, given: port.to_string().into_bytes().into() }
     }
 
-    fn newest(whereabouts: &Whereabouts) -> Box<[u8]> {
-        whereabouts.newest().given
-    }
-
-    /// Dials, and tells where that goes; nobody waits for it.
+    /// Where the next dial goes, which begins; nobody waits for it.
     fn dialled(whereabouts: &Whereabouts, dialer: &Dialer) -> Box<[u8]> {
+        let next = whereabouts.next();
         drop(whereabouts.redial(dialer, b"node"));
-        whereabouts.last_tried().given
+        assert_eq!(whereabouts.tried().last(), Some(&next.address));
+        next.given
     }
 
     fn dialer() -> Dialer {
@@ -190,10 +200,10 @@ mod tests {
         assert!(!whereabouts.is_suggested(), "known already");
         whereabouts.suggest(at(2));
         assert!(whereabouts.is_suggested());
-        assert_eq!((newest(&whereabouts), whereabouts.given()), (at(2).given, at(1).given));
+        assert_eq!((whereabouts.next().given, whereabouts.given()), (at(2).given, at(1).given));
         whereabouts.confirm();
         assert!(!whereabouts.is_suggested());
-        assert_eq!(newest(&whereabouts), at(1).given);
+        assert_eq!(whereabouts.next().given, at(1).given);
     }
 
     #[test]
@@ -202,26 +212,50 @@ mod tests {
         whereabouts.suggest(at(2));
         whereabouts.moved(at(2));
         assert!(!whereabouts.is_suggested());
-        assert_eq!((newest(&whereabouts), whereabouts.given()), (at(2).given, at(2).given));
+        assert_eq!((whereabouts.next().given, whereabouts.given()), (at(2).given, at(2).given));
+        assert_eq!(whereabouts.tried(), [at(2).address]);
     }
 
     #[test]
-    fn callers_who_disagree_have_each_address_dialled_once() {
+    fn callers_who_disagree_have_each_address_dialled_the_last_one_first() {
+        let (whereabouts, dialer) = (Whereabouts::new(at(1)), dialer());
+        whereabouts.suggest(at(2));
+        whereabouts.suggest(at(3));
+        whereabouts.suggest(at(2));
+        for port in [3, 2, 1] {
+            assert!(whereabouts.is_untried());
+            assert_eq!(dialled(&whereabouts, &dialer), at(port).given);
+        }
+        assert!(!whereabouts.is_untried());
+        assert_eq!(whereabouts.tried(), [3, 2, 1].map(|port| at(port).address));
+        // And not very many.
+        (4..100).for_each(|port| whereabouts.suggest(at(port)));
+        assert_eq!(dialled(&whereabouts, &dialer), at(4).given);
+        assert!(!whereabouts.is_untried());
+        assert_eq!(whereabouts.next().given, at(4).given, "the newest of what there was");
+    }
+
+    #[test]
+    fn a_dial_that_was_given_up_for_another_comes_again_after_it() {
         let (whereabouts, dialer) = (Whereabouts::new(at(1)), dialer());
         assert_eq!(dialled(&whereabouts, &dialer), at(1).given);
-        whereabouts.suggest(at(2));
-        whereabouts.interrupt();
-        assert_eq!(dialled(&whereabouts, &dialer), at(2).given);
-        whereabouts.suggest(at(1));
-        whereabouts.suggest(at(2));
-        assert!(!whereabouts.is_suggested(), "both are known");
-        assert!(whereabouts.is_untried(), "that of the first has had no outcome");
-        assert_eq!(dialled(&whereabouts, &dialer), at(1).given);
-        assert!(!whereabouts.is_untried());
-        // And not very many.
-        (3..100).for_each(|port| whereabouts.suggest(at(port)));
-        assert_eq!(dialled(&whereabouts, &dialer), at(99).given);
-        whereabouts.suggest(at(100));
+        let mut interruptions = 0;
+        for port in 2..100 {
+            whereabouts.suggest(at(port));
+            if whereabouts.is_suggested() {
+                interruptions += 1;
+                whereabouts.interrupt();
+                assert_eq!(dialled(&whereabouts, &dialer), at(port).given);
+            }
+            // Whoever repeats what was said before ends no dial.
+            (1..port).for_each(|port| whereabouts.suggest(at(port)));
+            assert!(!whereabouts.is_suggested());
+        }
+        assert_eq!(interruptions, MOST_OTHERS);
+        for port in [3, 2, 1] {
+            assert!(whereabouts.is_untried());
+            assert_eq!(dialled(&whereabouts, &dialer), at(port).given);
+        }
         assert!(!whereabouts.is_untried());
     }
 }

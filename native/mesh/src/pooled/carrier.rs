@@ -179,7 +179,7 @@ impl<'a> Carriage<'a> {
         patience: Duration,
         node: &'a [u8],
     ) -> Self {
-        let Inner { outbox, pulse, context, whereabouts, has_delivered, .. } = &*pooled.0;
+        let Inner { outbox, pulse, last_use, context, whereabouts, has_delivered, .. } = &*pooled.0;
         carrier.set_send_window(send_window(carrier.rtt()));
         Self {
             pooled,
@@ -190,7 +190,7 @@ impl<'a> Carriage<'a> {
             last_landing: None,
             is_drained: false,
             packets: 0,
-            vigil: Vigil::new(carrier, outbox, pulse, context, whereabouts, node),
+            vigil: Vigil::new(carrier, outbox, pulse, last_use, context, whereabouts, node),
         }
     }
 
@@ -208,7 +208,7 @@ impl<'a> Carriage<'a> {
                 grace(self.last_landing).await;
                 return End::Drained;
             }
-            self.pooled.date_sending();
+            self.pooled.0.last_use.date_sending();
             // For a landing, or for what may fly beside those that are aloft.
             let waits = self.is_drained || !self.sender.may_fly();
             tokio::select! {

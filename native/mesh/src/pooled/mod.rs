@@ -2,10 +2,11 @@
 //! messages is beneath it, in `carrier.rs`.
 
 mod carrier;
+mod last_use;
 
 use std::net::SocketAddr;
 use std::pin::pin;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -16,6 +17,7 @@ use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
 pub(crate) use self::carrier::ROUND_TRIPS_FOR_CREDIT;
+pub(crate) use self::last_use::LastUse;
 use crate::address::canonical;
 use crate::byte_stream::{ByteStream, Ends, Hold, Holder, Reader};
 use crate::clock;
@@ -41,10 +43,7 @@ struct Inner {
     route: Mutex<Route>,
     whereabouts: Arc<Whereabouts>,
     opened_at: SystemTime,
-    /// In seconds since the epoch, which is all that is told of it.
-    last_used: AtomicU64,
-    /// Whether it has been sent to at a time that `last_used` does not tell yet.
-    was_sent_to: AtomicBool,
+    last_use: LastUse,
     user_streams: AtomicUsize,
     has_delivered: AtomicBool,
     pulse: Pulse,
@@ -118,14 +117,12 @@ impl PooledConnection {
         whereabouts: Arc<Whereabouts>,
         context: Arc<Context>,
     ) -> Self {
-        let now = Instant::now().into_std();
         Self(Arc::new(Inner {
             outbox,
             route: Mutex::new(Route::by(carrier)),
             whereabouts,
             opened_at: clock::now(),
-            last_used: AtomicU64::new(clock::seconds_at(now)),
-            was_sent_to: AtomicBool::new(false),
+            last_use: LastUse::new(),
             user_streams: AtomicUsize::new(0),
             has_delivered: AtomicBool::new(false),
             pulse: Pulse::new(&context.config),
@@ -205,18 +202,12 @@ impl PooledConnection {
 
     /// It was asked for, this many seconds after the epoch.
     pub(crate) fn note_use(&self, now: u64) {
-        // To write what is there already would take the line from another core.
-        if self.0.last_used.load(Ordering::Relaxed) != now {
-            self.0.last_used.store(now, Ordering::Relaxed);
-        }
+        self.0.last_use.note(now);
     }
 
-    /// It was sent to. A look at a clock costs more than the rest, so the task that sends takes it.
+    /// It was sent to.
     pub(crate) fn note_sending(&self) {
-        // As above.
-        if !self.0.was_sent_to.load(Ordering::Relaxed) {
-            self.0.was_sent_to.store(true, Ordering::Relaxed);
-        }
+        self.0.last_use.note_sending();
     }
 
     /// Counts a message for which there was no room, as its sender is told.
@@ -226,17 +217,9 @@ impl PooledConnection {
         }
     }
 
-    fn date_sending(&self) {
-        if self.0.was_sent_to.load(Ordering::Relaxed) {
-            self.0.was_sent_to.store(false, Ordering::Relaxed);
-            self.note_use(clock::seconds_at(Instant::now().into_std()));
-        }
-    }
-
     /// When it was last asked for or sent to, to the second.
     pub(crate) fn last_used(&self) -> SystemTime {
-        self.date_sending();
-        UNIX_EPOCH + Duration::from_secs(self.0.last_used.load(Ordering::Relaxed))
+        UNIX_EPOCH + Duration::from_secs(self.0.last_use.second())
     }
 
     pub(crate) fn outbox(&self) -> &Outbox {

@@ -2,9 +2,9 @@
 //! lock of the inlet: nothing here awaits. What is posted here is posted by threads of the runtime,
 //! as the VM wants it.
 
+use std::iter;
 use std::ops::{Deref, DerefMut};
 use std::sync::MutexGuard;
-use std::{iter, mem};
 
 use mesh::{Error, Packet, Received, SendEnd};
 use rustler::env::SavedTerm;
@@ -207,7 +207,8 @@ impl State {
     /// Tells the owner of the end of the sending half, and of both.
     pub(super) fn tell_ends(&mut self) {
         let Some(handle) = self.handle.clone().filter(|_| self.owes()) else { return };
-        if !mem::replace(&mut self.is_send_end_told, true) {
+        if !self.is_send_end_told && !self.will_hear_of_loss() {
+            self.is_send_end_told = true;
             self.tell_send_end(&handle);
         }
         if self.is_over() {
@@ -231,8 +232,8 @@ impl State {
                 let what = atoms::send_shutdown_complete();
                 events::post(&self.owner, what, handle, |env| is_graceful.encode(env));
             }
-            // Who reads all there is hears of the loss behind that; who does not, never might.
-            Some(SendEnd::Lost(_)) if self.awaits_send_end && !self.hears_of_loss() => {
+            // Who does not read might never hear of the loss otherwise.
+            Some(SendEnd::Lost(_)) if self.awaits_send_end && !self.is_over() => {
                 let what = atoms::send_shutdown_complete();
                 events::post(&self.owner, what, handle, |env| false.encode(env));
             }
@@ -240,9 +241,11 @@ impl State {
         }
     }
 
-    /// The end of both halves has come, or comes without being asked for.
-    fn hears_of_loss(&self) -> bool {
-        self.is_over() || self.mode == Mode::Active
+    /// Whether the owner hears of the loss of the connection behind all data, as long as he gets all
+    /// that comes.
+    fn will_hear_of_loss(&self) -> bool {
+        let is_lost = matches!(self.send_end, Some(SendEnd::Lost(_)));
+        is_lost && self.mode == Mode::Active && !self.is_over()
     }
 
     /// The loss of the connection, if that is how a half has ended.
