@@ -146,14 +146,13 @@ a_failed_dial_is_told_as_that(_Config) ->
 
 a_connection_lost_after_sending_leaves_the_message_unconfirmed(_Config) ->
     %% The peer may have got it before it died.
-    Pool = mesh_ct:start_pool(#{idle_timeout_ms => 1_000, connect_timeout_ms => 1_000}),
-    Peer = mesh_ct:start_peer(),
-    _ = mesh_ct:connect(Pool, Peer),
-    mesh_peer:pause(Peer),
-    Sending = mesh_ct:start_task(fun() -> deliver(Pool, Peer, mesh_peer:frame(0, 100)) end),
-    mesh_wait:eventually(1, fun() -> mesh_ct:stat(outstanding_messages) end),
-    mesh_peer:kill(Peer),
-    ?assertMatch({error, {unconfirmed, _}}, mesh_ct:await(Sending)),
+    Pool = mesh_ct:start_pool(),
+    %% It takes more than a day for the message.
+    Peer = mesh_ct:start_peer(["--mode", "slow:10"]),
+    Sending = mesh_ct:start_task(fun() -> deliver(Pool, Peer, mesh_peer:frame(0, 4_000_000)) end),
+    mesh_peer:wait(Peer, streams, 1),
+    ?assertEqual({closed, 1}, mesh_peer:command(Peer, "close 3")),
+    ?assertEqual({error, {unconfirmed, {closed_by_peer, 3}}}, mesh_ct:await(Sending)),
     ?assertMatch(#{messages_unconfirmed := 1}, mesh_load:assert_accounted(Pool, 1)).
 
 senders_wait_for_room_and_are_all_served(_Config) ->
@@ -370,7 +369,10 @@ replace_a_peer_that_holds_messages(Redelivery) ->
 %% Ten messages and a confirmed one are under way, by this address, to a peer that dies.
 kill_a_peer_that_holds_messages(Redelivery, Peer, Address) ->
     Pool = mesh_ct:start_pool(#{
-        redelivery => Redelivery, idle_timeout_ms => 1_000, connect_timeout_ms => ?LONG
+        redelivery => Redelivery,
+        idle_timeout_ms => 4_000,
+        ack_timeout_ms => 0,
+        connect_timeout_ms => ?LONG
     }),
     {ok, _} = ?POOL:get_or_create_connection(Pool, <<"node">>, Address),
     mesh_peer:pause(Peer),

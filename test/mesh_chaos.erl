@@ -55,7 +55,8 @@
     send_watermark_bytes => 512 * 1_024,
     runtime_workers => 2
 }).
--define(LISTENER, #{idle_timeout_ms => 2_500, keep_alive_interval_ms => 500}).
+%% The lower idle timeout of both ends holds: in a storm, the pool's.
+-define(LISTENER, #{idle_timeout_ms => ?CALM_MS, keep_alive_interval_ms => 500}).
 
 %%% The stage
 
@@ -206,7 +207,7 @@ act({Kind, Ms}, #{vm := Vm, number := First} = Chaos) ->
     assert_nothing_left(noted(Kind, Report, Reached)).
 
 options(calm, _Chaos) ->
-    Times = [linger_ms, connect_timeout_ms, ack_timeout_ms],
+    Times = [linger_ms, connect_timeout_ms, ack_timeout_ms, idle_timeout_ms],
     maps:merge(?OPTIONS, maps:from_list([{Time, ?CALM_MS} || Time <- Times]));
 options(strangers, #{dir := Dir}) ->
     Key = quic_certs:spki(filename:join(Dir, "listener.pem")),

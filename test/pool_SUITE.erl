@@ -182,7 +182,7 @@ every_message_is_accounted_for_when_its_connection_is_lost(_Config) ->
 stopped_by_its_supervisor_it_sends_first_and_closes(_Config) ->
     % At a node's shutdown the last messages count, and peers learn at once that it has gone.
     Peers = [mesh_ct:start_peer() || _ <- lists:seq(1, 3)],
-    Supervisor = mesh_ct:start_supervised(#{}),
+    Supervisor = mesh_ct:start_supervised(#{linger_ms => 4_000}),
     [mesh_ct:connect(?POOL, Peer) || Peer <- Peers],
     [
         mesh_ct:send(?POOL, Peer, mesh_peer:frame(I, 1_000))

@@ -415,7 +415,7 @@ a_closed_stream_is_replaced_on_the_same_connection(_Config) ->
 closing_a_connection_takes_it_out_of_the_pool(_Config) ->
     % Whoever knows that a peer is of no use any more can say so with what he has at hand.
     Peer = mesh_ct:start_peer(),
-    Pool = mesh_ct:start_pool(),
+    Pool = mesh_ct:start_pool(#{linger_ms => 20_000}),
     Stream = mesh_ct:connect(Pool, Peer),
     #{connection := Connection} = info(Pool, Peer),
     [ok = macula_quic:send(Stream, mesh_peer:frame(Index, 1_000)) || Index <- lists:seq(0, 99)],

@@ -8,6 +8,8 @@
 
 -define(WAIT_MS, 10_000).
 -define(RACES, 1_000).
+%% Ports of which one is free in both families.
+-define(TRIES, 10).
 %% RFC 9000, section 20.1.
 -define(STREAM_LIMIT_ERROR, 16#4).
 -define(LOOPBACK, {127, 0, 0, 1}).
@@ -86,14 +88,21 @@ listens_on_a_port_of_both_families(_Config) ->
 
 %% What is not meant for the outside must not be reachable from there.
 listens_on_one_address(_Config) ->
-    {ok, Listener} = macula_quic:listen({?LOOPBACK6, 0}, quic_ct:server_options()),
-    {ok, {?LOOPBACK6, Port}} = macula_quic:sockname(Listener),
-    ?assertMatch({ok, _}, macula_quic:connect("::1", Port, [], ?WAIT_MS)),
-    ?assertEqual({error, refused}, macula_quic:connect(?LOOPBACK, Port, [], ?WAIT_MS)),
+    {Listener, Port} = listen_at_one(?TRIES),
     %% A port that was chosen can be asked for again.
     ok = macula_quic:close(Listener),
     Again = fun() -> macula_quic:listen({?LOOPBACK6, Port}, quic_ct:server_options()) end,
     mesh_wait:eventually(true, fun() -> is_free(Again()) end).
+
+%% On a port of one family, which may be somebody else's in the other.
+listen_at_one(Tries) ->
+    {ok, Listener} = macula_quic:listen({?LOOPBACK6, 0}, quic_ct:server_options()),
+    {ok, {?LOOPBACK6, Port}} = macula_quic:sockname(Listener),
+    ?assertMatch({ok, _}, macula_quic:connect("::1", Port, [], ?WAIT_MS)),
+    case macula_quic:connect(?LOOPBACK, Port, [], ?WAIT_MS) of
+        {error, refused} -> {Listener, Port};
+        _ when Tries > 1 -> listen_at_one(Tries - 1)
+    end.
 
 is_free({ok, _Listener}) -> true;
 is_free({error, {socket_error, eaddrinuse}}) -> false.
@@ -165,15 +174,18 @@ a_port_that_is_taken_is_told(_Config) ->
 %%% Accepting
 
 %% Half of a listener would leave the clients of one family outside, and nobody would know.
-a_port_that_is_taken_for_one_family_is_told(_Config) ->
+a_port_that_is_taken_for_one_family_is_told(Config) ->
     {ok, Socket} = gen_udp:open(0, [inet6, {ipv6_v6only, true}]),
     {ok, Port} = inet:port(Socket),
     ?assertEqual(
         {error, {socket_error, eaddrinuse}}, macula_quic:listen(Port, quic_ct:server_options())
     ),
     ok = gen_udp:close(Socket),
-    {ok, Listener} = macula_quic:listen(Port, quic_ct:server_options()),
-    ok = macula_quic:close(Listener).
+    case macula_quic:listen(Port, quic_ct:server_options()) of
+        {ok, Listener} -> ok = macula_quic:close(Listener);
+        %% It was somebody's in the other family.
+        {error, {socket_error, eaddrinuse}} -> a_port_that_is_taken_for_one_family_is_told(Config)
+    end.
 
 %% A handler decides by these facts what it does with the connection.
 an_accepted_connection_was_announced_with_its_facts(_Config) ->
@@ -624,7 +636,8 @@ a_handshake_that_never_ends_is_given_up(_Config) ->
         #{connections => 0, handshakes => 0, waiting => 0, refused => #{handshake_timeout => 1}},
         fun() -> stats(Listener) end
     ),
-    ?assertMatch({ok, _}, dial(Listener)).
+    %% It gives up slow ones, too.
+    mesh_wait:eventually(ok, fun() -> element(1, dial(Listener)) end).
 
 %% RFC 9000, section 8.1.2: a forged source address never sees the token, and costs nothing here.
 retry_lets_honest_clients_in(_Config) ->

@@ -35,13 +35,16 @@ impl Wake for Remover {
         if std::mem::replace(&mut *woken, true) {
             return;
         }
+        let (begins, begun) = mpsc::sync_channel(1);
         let (done, is_done) = mpsc::sync_channel(1);
         let remover = self.clone();
         thread::spawn(move || {
+            begins.send(()).ok();
             let was_there = remover.mesh.remove(NODE);
             remover.was_there.send(was_there).ok();
             done.send(()).ok();
         });
+        begun.recv().ok();
         is_done.recv_timeout(HELD_UP).ok();
     }
 }

@@ -21,10 +21,12 @@ use crate::initial;
 use crate::tls;
 use crate::wire::{self, Pen, Rewritten, Script};
 
-/// An attack that the listener holds up for so long is over.
+/// What the listener holds up by design is given up after so long.
 const STANDSTILL: Duration = Duration::from_secs(2);
-/// How long one connection, or one stream, may take.
+/// How long anything else may take: a handshake, a stream, what fills windows.
 const PATIENCE: Duration = Duration::from_secs(20);
+/// How long all that one connection does may take: less than the tests wait.
+const ATTACK: Duration = Duration::from_secs(100);
 /// Streams that a listener grants, unless it was told otherwise.
 const BIDI_STREAMS: u64 = 100;
 const UNI_STREAMS: u64 = 3;
@@ -162,14 +164,16 @@ impl Attacker {
                 (Attack::Resets, _) => resets(&connection, &mut held, count).await,
                 (Attack::Stops, _) => stops(&connection, &mut held, count).await,
                 (Attack::Frames, _) => frames(&connection, &mut held, size).await,
-                (Attack::Unread, _) => unread(&connection, &mut held).await,
+                // A standstill is what flow control is for.
+                (Attack::Unread, _) => {
+                    timeout(PATIENCE, unread(&connection, &mut held)).await.ok().flatten()
+                }
                 (Attack::Deaf, _) => deaf(&connection, &mut held, count, size).await,
                 (_, Pen::Script(script)) => recite(&connection, &mut held, &script).await,
                 _ => None,
             }
         };
-        // A standstill is what flow control is for.
-        timeout(PATIENCE, work).await.ok();
+        timeout(ATTACK, work).await.ok();
         held.ended = connection.close_reason();
         held.connections.push(connection);
         held
@@ -251,7 +255,7 @@ async fn unis(connection: &Connection, held: &mut Held, count: u64) -> Option<()
 
 async fn resets(connection: &Connection, held: &mut Held, count: u64) -> Option<()> {
     for _ in 0..count {
-        let (mut send, mut recv) = timeout(STANDSTILL, connection.open_bi()).await.ok()?.ok()?;
+        let (mut send, mut recv) = timeout(PATIENCE, connection.open_bi()).await.ok()?.ok()?;
         send.write_all(&frame(100, 100)).await.ok()?;
         send.reset(CODE).ok()?;
         recv.stop(CODE).ok()?;
@@ -262,7 +266,7 @@ async fn resets(connection: &Connection, held: &mut Held, count: u64) -> Option<
 
 async fn stops(connection: &Connection, held: &mut Held, count: u64) -> Option<()> {
     for _ in 0..count {
-        let (mut send, mut recv) = timeout(STANDSTILL, connection.open_bi()).await.ok()?.ok()?;
+        let (mut send, mut recv) = timeout(PATIENCE, connection.open_bi()).await.ok()?.ok()?;
         send.write_all(&frame(100, 100)).await.ok()?;
         recv.stop(CODE).ok()?;
         send.finish().ok()?;
@@ -278,10 +282,13 @@ async fn recite(connection: &Connection, held: &mut Held, script: &Script) -> Op
         held.streams.push(connection.open_bi().await.ok()?);
     }
     let before = script.left();
+    let sent = || u64::try_from(before - script.left()).unwrap_or(u64::MAX);
     let chunk = vec![0; WRITE_BYTES];
     for (send, _) in &mut held.streams {
         while script.left() > 0 {
-            match timeout(STANDSTILL, send.write_all(&chunk)).await {
+            let outcome = timeout(STANDSTILL, send.write_all(&chunk)).await;
+            held.done = sent();
+            match outcome {
                 Ok(Ok(())) => {}
                 // Held up, or stopped by the listener: the next stream may do.
                 _ => break,
@@ -291,7 +298,7 @@ async fn recite(connection: &Connection, held: &mut Held, script: &Script) -> Op
             break;
         }
     }
-    held.done += u64::try_from(before - script.left()).unwrap_or(u64::MAX);
+    held.done = sent();
     Some(())
 }
 
@@ -387,7 +394,7 @@ async fn deaf(connection: &Connection, held: &mut Held, count: u64, size: u32) -
     let request = frame(size, size);
     let (mut send, recv) = connection.open_bi().await.ok()?;
     for _ in 0..count {
-        if timeout(STANDSTILL, send.write_all(&request)).await.ok()?.is_err() {
+        if timeout(PATIENCE, send.write_all(&request)).await.ok()?.is_err() {
             break;
         }
         held.done += 1;
