@@ -30,6 +30,7 @@
     a_rested_connection_to_a_dead_peer_is_replaced_before_it_is_handed_out/1,
     who_asks_for_a_silent_peer_at_another_address_reaches_it_there/1,
     messages_for_a_silent_peer_go_where_it_is_said_to_be/1,
+    callers_who_disagree_where_a_silent_peer_is_reach_it/1,
     a_message_waits_until_a_rested_connection_has_been_checked/1,
     a_message_waits_for_a_peer_that_the_network_says_is_gone/1,
     a_message_waits_for_a_peer_that_the_network_says_is_gone_when_another_is_under_way/1,
@@ -69,6 +70,7 @@ all() ->
         a_rested_connection_to_a_dead_peer_is_replaced_before_it_is_handed_out,
         who_asks_for_a_silent_peer_at_another_address_reaches_it_there,
         messages_for_a_silent_peer_go_where_it_is_said_to_be,
+        callers_who_disagree_where_a_silent_peer_is_reach_it,
         a_message_waits_until_a_rested_connection_has_been_checked,
         a_message_waits_for_a_peer_that_the_network_says_is_gone,
         a_message_waits_for_a_peer_that_the_network_says_is_gone_when_another_is_under_way,
@@ -163,10 +165,16 @@ messages_to_a_node_that_fails_do_not_dial_it_each(_Config) ->
     %% A flood of messages to a node that is down must not become a flood of handshakes. This
     %% back-off is longer than a dial may take, so that no message waits for its end.
     Pool = start_pool_that_backs_off(60_000),
-    Address = {{127, 0, 0, 1}, mesh_ct:closed_port({127, 0, 0, 1})},
+    Port = mesh_ct:closed_port({127, 0, 0, 1}),
+    Address = {{127, 0, 0, 1}, Port},
     ok = ?POOL:send_async(Pool, <<"node">>, Address, <<"refused">>),
     mesh_wait:eventually(1, fun() -> mesh_ct:stat(failing) end),
-    [ok = ?POOL:send_async(Pool, <<"node">>, Address, <<"dropped">>) || _ <- lists:seq(1, 1_000)],
+    %% However its callers write the address.
+    Other = <<"127.0.0.1:", (integer_to_binary(Port))/binary>>,
+    [
+        ok = ?POOL:send_async(Pool, <<"node">>, Written, <<"dropped">>)
+     || _ <- lists:seq(1, 500), Written <- [Address, Other]
+    ],
     mesh_wait:eventually(#{refused => 1, backing_off => 1_000}, fun() ->
         mesh_ct:stat(messages_dropped)
     end),
@@ -466,6 +474,23 @@ messages_for_a_silent_peer_go_where_it_is_said_to_be(_Config) ->
         Beyond = fun(_Cause, Count) -> Count - Suspicions end,
         {Suspicions - Recoveries, Dials - Suspicions, maps:map(Beyond, Failures)}
     end).
+
+callers_who_disagree_where_a_silent_peer_is_reach_it(_Config) ->
+    %% One has an old table, and nothing is at his address. A dial of where the peer was would have
+    %% no outcome for a minute.
+    Pool = mesh_ct:start_pool(#{ack_timeout_ms => 300, connect_timeout_ms => 60_000}),
+    Peer = mesh_ct:start_peer(),
+    _ = mesh_ct:connect(Pool, Peer),
+    ok = mesh_peer:pause(Peer),
+    ok = mesh_ct:send(Pool, Peer, mesh_peer:frame(0, 8)),
+    mesh_wait:eventually(1, fun() -> suspected() end),
+    Successor = mesh_ct:start_peer(),
+    Nowhere = {{127, 0, 0, 1}, mesh_ct:closed_port({127, 0, 0, 1})},
+    [
+        ok = ?POOL:send_async(Pool, mesh_ct:node_id(Peer), Address, mesh_peer:frame(N, 8))
+     || {N, Address} <- [{1, mesh_peer:address(Successor)}, {2, Nowhere}]
+    ],
+    ?assertMatch(#{distinct := 2}, mesh_peer:wait(Successor, messages, 2)).
 
 a_message_waits_until_a_rested_connection_has_been_checked(_Config) ->
     %% What was sent into the void is lost, or at least not known to have arrived; what waits is
