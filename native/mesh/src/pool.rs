@@ -170,13 +170,18 @@ impl<K: Hash + Eq + Clone, D, R: Occupant> Pool<K, D, R> {
         }
     }
 
-    /// Sets the limit. The pool may be beyond it, until it has parted with as many. To raise it
-    /// beyond the room that there is moves all that is ready, once.
+    /// Sets the limit. The pool may be beyond it, until it has parted with as many. Beyond the room
+    /// that there is, all that is ready moves, once.
     pub(crate) fn set_limit(&mut self, limit: NonZeroUsize) {
         self.limit = limit;
-        if limit >= self.ready.cap() {
-            self.ready.resize(room(limit));
+        if limit < self.ready.cap() {
+            return;
         }
+        let mut wider = LruCache::new(room(limit));
+        while let Some((key, slot)) = self.ready.pop_lru() {
+            wider.put(key, slot);
+        }
+        self.ready = wider;
     }
 
     /// Takes out one ready slot if there are too many.
@@ -235,11 +240,12 @@ impl<K: Hash + Eq + Clone, D, R: Occupant> Pool<K, D, R> {
     }
 }
 
-/// How many slots the table of ready ones is made for: twice as many as there may be. So there may
-/// be one too many while a victim is chosen, and a full pool goes on without growing its table:
-/// where a slot was, a mark may stay, and these would fill what is made for just as many.
+/// How many slots the table of ready ones is made for: twice as many as there may be, of which one
+/// is too many while a victim is chosen. So a full pool goes on without growing its table: where a
+/// slot was, a mark may stay, and these would fill what is made for just as many.
 fn room(limit: NonZeroUsize) -> NonZeroUsize {
-    limit.saturating_add(limit.get())
+    let most = limit.saturating_add(1);
+    most.saturating_add(most.get())
 }
 
 #[cfg(test)]
