@@ -60,7 +60,7 @@ impl Address {
         Self::new(authority.host(), port)
     }
 
-    /// The name for TLS server name indication: the host as given, without port or brackets.
+    /// The name for TLS server name indication: the host, without port or brackets.
     pub(crate) fn server_name(&self) -> String {
         match &self.host {
             Host::Ip(ip) => ip.to_string(),
@@ -87,7 +87,7 @@ impl fmt::Display for Address {
 
 impl From<SocketAddr> for Address {
     fn from(address: SocketAddr) -> Self {
-        Self { host: Host::Ip(address.ip()), port: address.port() }
+        Self { host: Host::Ip(address.ip().to_canonical()), port: address.port() }
     }
 }
 
@@ -108,12 +108,14 @@ fn parse_host(host: &str) -> Option<Host> {
     let is_name = !host.is_empty()
         && host.len() <= MAX_NAME_BYTES
         && host.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._".contains(&byte));
-    is_name.then(|| Host::Name(host.into()))
+    // Case makes no difference (RFC 4343).
+    is_name.then(|| Host::Name(host.to_ascii_lowercase().into()))
 }
 
 fn parse_ip(host: &str) -> Option<IpAddr> {
     let bare = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(host);
-    bare.parse().ok()
+    let ip: IpAddr = bare.parse().ok()?;
+    Some(ip.to_canonical())
 }
 
 /// An IPv4 address that came mapped into IPv6 (RFC 4291, section 2.5.5.2) as what it is.
@@ -209,6 +211,8 @@ mod tests {
             ("https://host/a/path?q=1#f", "host", DEFAULT_PORT),
             ("HTTPS://node-1.example_x.org:9/", "node-1.example_x.org", 9),
             ("https://[fe80::2]:4434/x", "fe80::2", 4434),
+            ("Host", "hoST", DEFAULT_PORT),
+            ("[::ffff:127.0.0.1]:1", "127.0.0.1", 1),
         ] {
             assert_eq!(Address::parse(text), address(host, port), "{text}");
         }
