@@ -278,6 +278,8 @@ impl<'a> Vigil<'a> {
             return None;
         };
         let outcome = tokio::select! {
+            // Before a look, which might give up for another what has just succeeded.
+            biased;
             outcome = dial => Some(outcome),
             () = &mut self.timer => None,
         };

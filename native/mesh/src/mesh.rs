@@ -131,7 +131,7 @@ impl<T: Handles> Mesh<T> {
         let claim = shared.claim(node, target.clone(), false);
         let is_doubtful = matches!(claim, Ok(Claim::Doubtful(_)));
         let config = &shared.context.config;
-        // Silence, one dial, and a last word.
+        // Silence, one dial, and a last word. A search at several addresses may go on after that.
         let most = config.ack_timeout() + config.connect_timeout() + SPARE;
         let outcome = Self::outcome(shared, claim, node.into(), target);
         async move {

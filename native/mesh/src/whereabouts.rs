@@ -39,6 +39,8 @@ struct State {
 struct Search {
     /// Where callers say it is, beside where it was; the last one whose word was new at last.
     suggested: Vec<Target>,
+    /// The last one of those that are too many, for a dial after all of these.
+    beyond: Option<Target>,
     /// Where dials went, in their order: the last one may be under way.
     tried: Vec<Target>,
     /// Where dials went that were given up for the sake of others, in this order.
@@ -60,7 +62,7 @@ impl Whereabouts {
         self.lock().known.address.clone()
     }
 
-    /// Where the next dial goes: where nobody has looked yet, or else where the peer most likely is.
+    /// Where the next dial goes: where nobody has looked yet, as far as there is such an address.
     pub(crate) fn next(&self) -> Target {
         self.lock().next().clone()
     }
@@ -96,9 +98,13 @@ impl Whereabouts {
     pub(crate) fn suggest(&self, target: Target) {
         let mut state = self.lock();
         let suggested = state.search.as_deref().map_or(&[][..], |search| &search.suggested);
-        let is_old = suggested.len() >= MOST_OTHERS || is_among(&target, suggested);
-        if !is_old && target.address != state.known.address {
-            state.search.get_or_insert_default().suggested.push(target);
+        if is_among(&target, suggested) || target.address == state.known.address {
+            return;
+        }
+        let Search { suggested, beyond, .. } = &mut **state.search.get_or_insert_default();
+        match suggested.len() < MOST_OTHERS {
+            true => suggested.push(target),
+            false => *beyond = Some(target),
         }
     }
 
@@ -130,7 +136,9 @@ impl Whereabouts {
 
 impl State {
     fn next(&self) -> &Target {
-        let newest = || self.search.as_deref().and_then(|search| search.suggested.last());
+        let search = self.search.as_deref();
+        let newest =
+            || search.and_then(|search| search.beyond.as_ref().or(search.suggested.last()));
         self.untried().or_else(newest).unwrap_or(&self.known)
     }
 
@@ -143,7 +151,7 @@ impl State {
     }
 
     fn suggested(&self) -> Option<&Target> {
-        let Search { suggested, tried, put_off } = self.search.as_deref()?;
+        let Search { suggested, tried, put_off, .. } = self.search.as_deref()?;
         let is_new = |target: &&Target| !is_among(target, tried) && !is_among(target, put_off);
         suggested.iter().rev().find(is_new)
     }
@@ -232,7 +240,7 @@ mod tests {
         (4..100).for_each(|port| whereabouts.suggest(at(port)));
         assert_eq!(dialled(&whereabouts, &dialer), at(4).given);
         assert!(!whereabouts.is_untried());
-        assert_eq!(whereabouts.next().given, at(4).given, "the newest of what there was");
+        assert_eq!(whereabouts.next().given, at(99).given, "for who comes after");
     }
 
     #[test]
