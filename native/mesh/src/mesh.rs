@@ -334,3 +334,61 @@ impl<T: Handles> Drop for Mesh<T> {
         self.0.context.scope.tasks.detach(self.0.clone().close());
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::disallowed_methods, reason = "tokio's test macro blocks, on a thread of the test")]
+mod tests {
+    use std::sync::mpsc;
+
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::address::Address;
+    use crate::resident::Plain;
+    use crate::{ALPN, field};
+
+    const PATIENCE: Duration = Duration::from_secs(10);
+
+    /// Whoever is about to queue the message that a slot was opened for may lose his processor: the
+    /// slot's connection could be there and evicted before he has it back.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+    async fn a_message_is_in_its_queue_before_the_dial_for_it_begins() {
+        let (server, address) = field::server(ALPN, 100);
+        tokio::spawn(async move {
+            let mut accepted = Vec::new();
+            while let Some(incoming) = server.accept().await {
+                accepted.extend(incoming.await);
+            }
+        });
+        let target = move || Target { address: Address::from(address), given: Box::default() };
+        let mut config = Config::default();
+        config.set("max_mesh_connections", 1).expect("a limit");
+        let runtime = Handle::current();
+        let mesh = Mesh::<Plain>::new(config, None, Verification::None, runtime, |_| {});
+        let mesh = Arc::new(mesh.expect("a pool"));
+        let others_come_and_go = || {
+            let (mesh, (done, is_done)) = (mesh.clone(), mpsc::channel());
+            tokio::spawn(async move {
+                for other in [b"first", b"other"] {
+                    mesh.connect(other, target()).await.expect("a connection");
+                }
+                done.send(()).ok();
+            });
+            is_done.recv_timeout(PATIENCE).expect("in time");
+        };
+        let message = Bytes::from_static(b"message");
+        let occasion = Occasion::Message(message.len());
+        let give = |outbox: &Outbox| {
+            others_come_and_go();
+            outbox.push(message.clone().into())
+        };
+        let placed = mesh.0.place(b"node", || Some(target()), message.len(), occasion, give);
+        assert!(placed.is_ok());
+        let delivered = async {
+            while mesh.stats().delivered == 0 {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        timeout(PATIENCE, delivered).await.expect("it arrives");
+    }
+}

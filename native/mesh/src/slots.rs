@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use tokio::sync::{Notify, watch};
 use tokio::time::timeout;
+use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use crate::backoff::Backoff;
 use crate::clock;
@@ -55,6 +56,18 @@ pub(crate) struct Dial<T: Handles> {
     urgent: Arc<Notify>,
 }
 
+/// Begins the dial of a slot that was opened, when it is dropped: with no lock held, and once the
+/// message that the slot was opened for is in its queue. Else the slot might be there and evicted
+/// before that.
+pub(crate) struct Start<T: Handles>(Option<Begun<T>>);
+
+struct Begun<T: Handles> {
+    tenancy: Tenancy<T>,
+    outcome: Arc<watch::Sender<Outcome<T>>>,
+    /// Its task counts already: the pool is not closed before it has ended.
+    _token: TaskTrackerToken,
+}
+
 /// Why a slot is opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Occasion {
@@ -75,15 +88,26 @@ pub(crate) enum Claim<T: Handles> {
 }
 
 /// Where a message goes.
-struct Found {
+struct Found<T: Handles> {
     outbox: Arc<Outbox>,
     /// The connection, when its peer is silent: a caller may know where that is by now.
     silent: Option<PooledConnection>,
+    /// The dial that is to begin.
+    start: Option<Start<T>>,
 }
 
-impl From<Arc<Outbox>> for Found {
+impl<T: Handles> From<Arc<Outbox>> for Found<T> {
     fn from(outbox: Arc<Outbox>) -> Self {
-        Self { outbox, silent: None }
+        Self { outbox, silent: None, start: None }
+    }
+}
+
+impl<T: Handles> Drop for Start<T> {
+    fn drop(&mut self) {
+        if let Some(Begun { tenancy, outcome, _token }) = self.0.take() {
+            let context = tenancy.shared.context.clone();
+            context.scope.tasks.spawn(tenancy.run(outcome));
+        }
     }
 }
 
@@ -144,7 +168,9 @@ impl<T: Handles> Shared<T> {
             Slot::Ready(_) | Slot::Vacant => {}
         }
         slots.misses += 1;
-        let dial = self.begin(&mut slots, node.into(), target, Occasion::Asked)?;
+        let (dial, start) = self.begin(&mut slots, node.into(), target, Occasion::Asked)?;
+        drop(slots);
+        drop(start);
         Ok(Claim::Pending(dial.outcome.subscribe()))
     }
 
@@ -172,7 +198,8 @@ impl<T: Handles> Shared<T> {
         for _ in 0..SEND_ATTEMPTS {
             let may_dial = target.is_some();
             let found = self.outbox(&mut self.lock(), node, &mut target, occasion);
-            let Some(Found { outbox, silent }) = found.map_err(Undelivered::NotConnected)? else {
+            let found = found.map_err(Undelivered::NotConnected)?;
+            let Some(Found { outbox, silent, start: _start }) = found else {
                 return Err(refusal);
             };
             // Not under the lock: as long as the peer is silent, this is done for each message.
@@ -186,7 +213,7 @@ impl<T: Handles> Shared<T> {
                 Err(error @ (Error::QueueFull | Error::PoolQueueFull | Error::MessageTooLarge)) => {
                     return Err(Undelivered::NotSent(error));
                 }
-                // The dial that was begun for it has failed already.
+                // The slot that was opened for it has been removed already.
                 Err(error) if may_dial && target.is_none() => Undelivered::NotConnected(error),
                 Err(error) => Undelivered::NotSent(error),
             };
@@ -208,13 +235,14 @@ impl<T: Handles> Shared<T> {
         node: &[u8],
         target: &mut Option<&impl Fn() -> Option<Target>>,
         occasion: Occasion,
-    ) -> Result<Option<Found>, Error> {
+    ) -> Result<Option<Found<T>>, Error> {
         match slots.pool.lookup(node) {
             Slot::Ready(resident) if resident.is_alive() => {
                 let connection = &resident.connection;
                 connection.note_sending();
                 let silent = connection.is_silent().then(|| connection.clone());
-                return Ok(Some(Found { outbox: connection.shared_outbox(), silent }));
+                let outbox = connection.shared_outbox();
+                return Ok(Some(Found { outbox, silent, start: None }));
             }
             Slot::Dialing(dial) => {
                 if occasion == Occasion::Asked {
@@ -228,18 +256,18 @@ impl<T: Handles> Shared<T> {
             return Ok(None);
         };
         let target = target().ok_or(Error::BadAddress)?;
-        let dial = self.begin(slots, node.into(), target, occasion)?;
-        Ok(Some(dial.outbox.into()))
+        let (dial, start) = self.begin(slots, node.into(), target, occasion)?;
+        Ok(Some(Found { outbox: dial.outbox, silent: None, start: Some(start) }))
     }
 
-    /// Opens a slot for `node` and starts its task.
+    /// Opens a slot for `node`.
     fn begin(
         self: &Arc<Self>,
         slots: &mut Slots<T>,
         node: NodeId,
         target: Target,
         occasion: Occasion,
-    ) -> Result<Dial<T>, Error> {
+    ) -> Result<(Dial<T>, Start<T>), Error> {
         if slots.is_closed {
             return Err(Error::PoolClosed);
         }
@@ -281,8 +309,9 @@ impl<T: Handles> Shared<T> {
             })),
             end: Error::Cancelled,
         };
-        self.context.scope.tasks.spawn(tenancy.run(dial.outcome.clone()));
-        Ok(dial)
+        let _token = self.context.scope.tasks.token();
+        let start = Start(Some(Begun { tenancy, outcome: dial.outcome.clone(), _token }));
+        Ok((dial, start))
     }
 
     /// When a message may have `node` dialled; messages wait for that no longer than for a dial.
@@ -306,17 +335,17 @@ impl<T: Handles> Shared<T> {
         victim.connection.outbox().drain(Error::Evicted);
     }
 
-    /// The queue for messages of which nothing was sent when a slot of `node` ended. Without a
-    /// target, it is only that of a slot which is there.
+    /// The queue for messages of which nothing was sent when a slot of `node` ended, and the dial
+    /// behind it if that is to begin. Without a target, it is only that of a slot which is there.
     pub(crate) fn heir(
         self: &Arc<Self>,
         slots: &mut Slots<T>,
         node: &[u8],
         target: Option<Target>,
-    ) -> Option<Arc<Outbox>> {
+    ) -> Option<(Arc<Outbox>, Option<Start<T>>)> {
         let target = target.map(|target| move || Some(target.clone()));
         let found = self.outbox(slots, node, &mut target.as_ref(), Occasion::Remains);
-        found.ok().flatten().map(|found| found.outbox)
+        found.ok().flatten().map(|found| (found.outbox, found.start))
     }
 
     /// Counts messages that are not sent, or not again, and ends them.

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use crate::stats::Stats;
 
@@ -46,6 +47,11 @@ impl Tasks {
     /// Runs `task` uncounted: it may wait for all the others.
     pub(crate) fn detach(&self, task: impl Future<Output = ()> + Send + 'static) {
         self.runtime.spawn(task);
+    }
+
+    /// Counts as a task: one that is about to be spawned.
+    pub(crate) fn token(&self) -> TaskTrackerToken {
+        self.tracker.token()
     }
 
     pub(crate) fn count(&self) -> usize {

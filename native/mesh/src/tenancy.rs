@@ -200,6 +200,7 @@ impl<T: Handles> Drop for Tenancy<T> {
         } else {
             None
         };
+        let (heir, _start) = heir.unzip();
         // Locked before the pool is not any more, and before anybody is told: whoever sends again
         // comes behind what was accepted before.
         let heir = heir.as_ref().map(Outbox::as_heir);
