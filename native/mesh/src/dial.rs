@@ -1,6 +1,7 @@
 //! From an address to a connection: its names are looked up, its addresses raced, and all of it
 //! ends by one deadline.
 
+use std::borrow::Cow;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -10,6 +11,7 @@ use futures_util::future::join_all;
 use futures_util::stream::FuturesUnordered;
 use quinn::crypto::rustls::QuicClientConfig;
 use quinn::{ClientConfig, TransportConfig};
+use rustls::pki_types::ServerName;
 use tokio::sync::Semaphore;
 use tokio::time::{Duration, Instant, sleep, timeout_at};
 
@@ -134,10 +136,15 @@ impl Dialer {
         let addresses = self.resolver.resolve(address).await?;
         let _turn = self.turns.acquire().await.map_err(|_| Error::Cancelled)?;
         let server_name = match &self.settings.server_name {
-            Some(name) => name.clone(),
-            None => address.server_name(),
+            Some(name) => Some(name.clone()),
+            None => Some(address.server_name()).filter(|name| self.needs_name() || is_valid(name)),
         };
-        self.race(addresses, &server_name, node, verdict).await
+        self.race(addresses, server_name.as_deref(), node, verdict).await
+    }
+
+    /// Whether the certificate has to be of the host's name.
+    fn needs_name(&self) -> bool {
+        matches!(self.settings.verification, Verification::Peer { check_name: true, .. })
     }
 
     /// The configuration of one dial: each learns for itself why it was refused.
@@ -149,15 +156,20 @@ impl Dialer {
         Ok(client)
     }
 
-    /// A connection to a node, of which this is the name and the id, at one of its addresses.
+    /// A connection to a node, of which this is the name and the id, at one of its addresses. Without
+    /// a name, none is indicated.
     async fn connect(
         &self,
         config: ClientConfig,
         address: SocketAddr,
-        (server_name, node): (&str, &[u8]),
+        (server_name, node): (Option<&str>, &[u8]),
         verdict: &Verdict,
     ) -> Result<quinn::Connection, Error> {
-        let connection = self.endpoint(address).connect(config, address, server_name).await?;
+        let server_name = match server_name {
+            Some(name) => Cow::Borrowed(name),
+            None => Cow::Owned(address.ip().to_string()),
+        };
+        let connection = self.endpoint(address).connect(config, address, &server_name).await?;
         if let Verification::Key(rule) = self.settings.verification {
             // Before anything is sent: whoever it is, it learns nothing from us.
             if let Err(fault) = rule.check_server(&connection, node) {
@@ -174,7 +186,7 @@ impl Dialer {
     async fn race(
         &self,
         addresses: Vec<SocketAddr>,
-        server_name: &str,
+        server_name: Option<&str>,
         node: &[u8],
         verdict: &Verdict,
     ) -> Result<quinn::Connection, Error> {
@@ -199,6 +211,11 @@ impl Dialer {
             }
         }
     }
+}
+
+/// Whether TLS takes it for a server name: a host's name need not be one, as `node.1` is not.
+fn is_valid(name: &str) -> bool {
+    ServerName::try_from(name).is_ok()
 }
 
 #[cfg(test)]
@@ -258,7 +275,7 @@ mod tests {
         let (_socket, silent) = silent();
         let live = peer.local_addr().expect("an address");
         let connection =
-            dialer(60_000).race(vec![silent, live], "peer", &[], &Verdict::default()).await;
+            dialer(60_000).race(vec![silent, live], None, &[], &Verdict::default()).await;
         assert_eq!(connection.expect("a connection").remote_address().port(), live.port());
     }
 
@@ -327,7 +344,7 @@ mod tests {
         let dialer =
             Dialer::new(endpoint, Resolver::new(), settings, 1, patience).expect("a dialer");
         let dialled = dialer
-            .race(addresses.to_vec(), "peer", &[], &Verdict::default())
+            .race(addresses.to_vec(), None, &[], &Verdict::default())
             .await
             .expect("the right one");
         assert_eq!(canonical(dialled.remote_address()), addresses[1]);
@@ -372,7 +389,7 @@ mod tests {
     async fn a_closed_port_is_told_though_this_machine_could_not_dial_another_address() {
         let nowhere = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
         let addresses = vec![nowhere, closed(Ipv4Addr::LOCALHOST.into())];
-        let dialled = dialer(60_000).race(addresses, "peer", &[], &Verdict::default()).await;
+        let dialled = dialer(60_000).race(addresses, None, &[], &Verdict::default()).await;
         assert_eq!(dialled.err(), Some(Error::PortClosed));
     }
 
@@ -389,7 +406,7 @@ mod tests {
         let dialer = dialer(60_000);
         let connection = timeout(
             Duration::from_secs(20),
-            dialer.race(addresses, "peer", &[], &Verdict::default()),
+            dialer.race(addresses, None, &[], &Verdict::default()),
         )
         .await;
         let connection = connection.expect("no head starts").expect("a connection");
