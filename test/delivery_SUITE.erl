@@ -19,6 +19,7 @@
     the_message_of_a_sender_that_dies_before_it_leaves_is_withdrawn/1,
     withdrawn_messages_give_their_room_back/1,
     a_stopped_pool_tells_everyone_who_waits/1,
+    what_there_was_no_time_for_was_not_sent/1,
     a_bad_timeout_or_message_is_a_bad_call/1,
     the_server_takes_messages_for_callers_on_other_nodes/1,
     a_stale_pid_leads_to_the_registered_server/1,
@@ -49,6 +50,7 @@ all() ->
         the_message_of_a_sender_that_dies_before_it_leaves_is_withdrawn,
         withdrawn_messages_give_their_room_back,
         a_stopped_pool_tells_everyone_who_waits,
+        what_there_was_no_time_for_was_not_sent,
         a_bad_timeout_or_message_is_a_bad_call,
         the_server_takes_messages_for_callers_on_other_nodes,
         a_stale_pid_leads_to_the_registered_server,
@@ -212,6 +214,38 @@ a_stopped_pool_tells_everyone_who_waits(_Config) ->
     ok = ?POOL:stop(Pool),
     [?assertEqual({error, {connect_failed, pool_closed}}, mesh_ct:await(Task)) || Task <- Sending],
     ?assertExit({noproc, _}, Call()).
+
+what_there_was_no_time_for_was_not_sent(_Config) ->
+    %% A peer that reads nothing. When the time to linger is over, the first message has used up
+    %% what it takes unread, and may have arrived. The second may be given to another pool.
+    Window = 65_536,
+    Listener = quic_ct:listen([{receive_window_bytes, Window}]),
+    {ok, Address} = macula_quic:sockname(Listener),
+    lists:foreach(
+        fun({End, Reason}) ->
+            Pool = mesh_ct:start_pool(#{linger_ms => 100}),
+            Send = fun() ->
+                ?POOL:send(Pool, <<"node">>, Address, <<0:(8 * 400_000)>>, ?LONG)
+            end,
+            First = mesh_ct:start_task(Send),
+            mesh_wait:eventually(true, fun() ->
+                case ?POOL:get_connection_info(Pool, <<"node">>) of
+                    {ok, #{sent_bytes := Sent}} -> Sent > Window;
+                    not_found -> false
+                end
+            end),
+            Second = mesh_ct:start_task(Send),
+            mesh_wait:eventually(2, fun() -> mesh_ct:stat(outstanding_messages) end),
+            ok = End(Pool),
+            ?assertEqual({error, {unconfirmed, Reason}}, mesh_ct:await(First)),
+            ?assertEqual({error, Reason}, mesh_ct:await(Second)),
+            is_process_alive(Pool) andalso ?POOL:stop(Pool)
+        end,
+        [
+            {fun(Pool) -> ?POOL:remove_connection(Pool, <<"node">>) end, removed},
+            {fun ?POOL:stop/1, pool_closed}
+        ]
+    ).
 
 a_bad_timeout_or_message_is_a_bad_call(_Config) ->
     Pool = mesh_ct:start_pool(),

@@ -10,6 +10,7 @@
     a_closed_port_is_refused_at_once/1,
     a_peer_that_restarts_resets_the_connections_of_the_one_before_it/1,
     what_was_not_sent_to_a_peer_before_it_restarted_reaches_it_afterwards/1,
+    a_peer_that_restarts_is_where_it_was_whatever_callers_say/1,
     messages_to_a_node_that_fails_do_not_dial_it_each/1,
     a_caller_may_dial_at_once_during_the_back_off/1,
     messages_wait_for_the_end_of_a_short_back_off/1,
@@ -21,6 +22,7 @@
     what_a_user_has_sent_on_a_stream_of_his_own_shows_that_a_peer_is_dead/1,
     a_user_whose_peer_does_not_read_does_not_lose_it/1,
     who_waits_for_a_message_to_a_killed_peer_is_told_that_it_may_have_arrived/1,
+    a_peer_is_noticed_though_the_time_for_it_is_shorter_than_a_timer_is_late/1,
     a_peer_that_stands_still_for_a_moment_keeps_its_connection/1,
     an_idle_connection_whose_port_is_closed_for_good_leaves_the_pool/1,
     a_connection_outlives_a_moment_in_which_its_port_is_closed/1,
@@ -50,6 +52,7 @@ all() ->
         a_closed_port_is_refused_at_once,
         a_peer_that_restarts_resets_the_connections_of_the_one_before_it,
         what_was_not_sent_to_a_peer_before_it_restarted_reaches_it_afterwards,
+        a_peer_that_restarts_is_where_it_was_whatever_callers_say,
         messages_to_a_node_that_fails_do_not_dial_it_each,
         a_caller_may_dial_at_once_during_the_back_off,
         messages_wait_for_the_end_of_a_short_back_off,
@@ -61,6 +64,7 @@ all() ->
         what_a_user_has_sent_on_a_stream_of_his_own_shows_that_a_peer_is_dead,
         a_user_whose_peer_does_not_read_does_not_lose_it,
         who_waits_for_a_message_to_a_killed_peer_is_told_that_it_may_have_arrived,
+        a_peer_is_noticed_though_the_time_for_it_is_shorter_than_a_timer_is_late,
         a_peer_that_stands_still_for_a_moment_keeps_its_connection,
         an_idle_connection_whose_port_is_closed_for_good_leaves_the_pool,
         a_connection_outlives_a_moment_in_which_its_port_is_closed,
@@ -159,6 +163,22 @@ what_was_not_sent_to_a_peer_before_it_restarted_reaches_it_afterwards(Config) ->
     ),
     ?assertEqual([], mesh_vm:call(Successor, old_node, twice, [Node])),
     ?assertEqual(0, mesh_ct:stat(suspicions)),
+    ok = peer:stop(Successor).
+
+a_peer_that_restarts_is_where_it_was_whatever_callers_say(Config) ->
+    %% A caller with an old table gives another address while the peer is not heard of. The peer's
+    %% reset says where it is.
+    Pool = mesh_ct:start_pool(#{probe_after_ms => 1, keep_alive_interval_ms => 0}),
+    {Vm, First} = start_node(Config, 0),
+    Address = {{127, 0, 0, 1}, mesh_vm:call(Vm, old_node, port, [First])},
+    {ok, _} = ?POOL:get_or_create_connection(Pool, <<"node">>, Address),
+    ok = mesh_vm:kill(Vm),
+    {Successor, Node} = start_node(Config, element(2, Address)),
+    Nowhere = {{127, 0, 0, 1}, mesh_ct:closed_port({127, 0, 0, 1})},
+    Frame = mesh_peer:frame(1, 8),
+    ?assertEqual(ok, ?POOL:send(Pool, <<"node">>, Nowhere, Frame, 60_000)),
+    ?assertEqual({#{reset => 1}, #{}}, {mesh_ct:stat(closes), mesh_ct:stat(dial_failures)}),
+    mesh_wait:eventually(1, fun() -> notified(Successor, Node) end),
     ok = peer:stop(Successor).
 
 messages_to_a_node_that_fails_do_not_dial_it_each(_Config) ->
@@ -322,6 +342,17 @@ who_waits_for_a_message_to_a_killed_peer_is_told_that_it_may_have_arrived(_Confi
         mesh_ct:start_task(fun() -> ?POOL:send(Pool, NodeId, Address, Frame, 60_000) end)
     end),
     ?assertEqual({error, {unconfirmed, {dead, ack_timeout}}}, mesh_ct:await(Sending)).
+
+a_peer_is_noticed_though_the_time_for_it_is_shorter_than_a_timer_is_late(_Config) ->
+    %% Whose timer goes off late takes the silence for his own; no timer is as punctual as that.
+    Pool = mesh_ct:start_pool(#{ack_timeout_ms => 2, connect_timeout_ms => 200}),
+    Peer = mesh_ct:start_peer(),
+    _ = mesh_ct:connect(Pool, Peer),
+    ok = mesh_peer:pause(Peer),
+    ?assertEqual(
+        {error, {unconfirmed, {dead, ack_timeout}}},
+        ?POOL:send(Pool, mesh_ct:node_id(Peer), mesh_peer:address(Peer), <<"message">>, 20_000)
+    ).
 
 a_peer_that_stands_still_for_a_moment_keeps_its_connection(_Config) ->
     %% Collecting garbage, a debugger, a busy machine: suspicion is no death sentence.

@@ -116,4 +116,12 @@ impl Entry {
             Self::Single(message) => message.set_off(),
         }
     }
+
+    /// Leaves the queue for good. `false`: it was withdrawn.
+    pub(crate) fn give_up(&self) -> bool {
+        match self {
+            Self::Batch(_) => true,
+            Self::Single(message) => message.give_up(),
+        }
+    }
 }

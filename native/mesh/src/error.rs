@@ -134,6 +134,11 @@ impl Error {
         }
     }
 
+    /// Whether the peer has ended the connection, or made us end it: it was there.
+    pub(crate) fn is_by_peer(&self) -> bool {
+        matches!(self, Self::Reset | Self::ClosedByPeer(_) | Self::Transport(_) | Self::TlsAlert(_))
+    }
+
     /// Whether the connection was lost, as opposed to given up by us.
     pub(crate) fn is_loss(&self) -> bool {
         matches!(

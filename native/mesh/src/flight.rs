@@ -200,19 +200,25 @@ impl Flight {
 }
 
 impl Landing {
-    /// We have closed its connection, and know why; what the peer has said before still counts.
-    pub(crate) fn ascribe_to_death(&mut self) {
-        if !matches!(self.outcome, Ok(()) | Err(Error::Stopped(_))) {
-            self.outcome = Err(Error::Dead);
+    /// We have closed its connection, and this is why; what the peer has said before still counts.
+    pub(crate) fn ascribe_to(&mut self, why: &Error) {
+        if self.is_cut_off() {
+            self.outcome = Err(why.clone());
         }
     }
 
-    /// Takes out what goes over the next connection, if this one was lost: that of which nothing was
-    /// sent, and the rest if it is to be sent again.
+    /// Whether its connection has ended under it.
+    fn is_cut_off(&self) -> bool {
+        !matches!(self.outcome, Ok(()) | Err(Error::Stopped(_)))
+    }
+
+    /// Takes out what the end of its connection has left: that of which nothing was sent, and the rest
+    /// if the connection was lost and it is to be sent again.
     pub(crate) fn survivors(&mut self) -> Survivors {
-        if !self.outcome.as_ref().is_err_and(Error::is_loss) {
+        if !self.is_cut_off() {
             return Survivors::default();
         }
+        let is_lost = self.outcome.as_ref().is_err_and(Error::is_loss);
         let entries = match self.cargo.take() {
             Cargo::Entries(entries) => entries,
             Cargo::Message(message) => vec![Entry::Single(message)],
@@ -221,7 +227,8 @@ impl Landing {
                 return Survivors::default();
             }
         };
-        let may_return = self.keeps && entries.iter().all(|entry| entry.returns() < MOST_RETURNS);
+        let may_return =
+            is_lost && self.keeps && entries.iter().all(|entry| entry.returns() < MOST_RETURNS);
         let (mut sent, mut unsent) = part(self.kind, entries, self.unwritten);
         if may_return {
             let repeated = total(&sent).messages;
@@ -414,6 +421,8 @@ mod tests {
         assert_eq!(of(true, MOST_RETURNS, Error::Reset), (vec![(1, MOST_RETURNS)], 0, 2));
         // The peer does not want them.
         assert_eq!(of(true, 0, Error::Stopped(1)), (vec![], 0, 3));
+        // We have ended the connection: nothing is sent again, but what was not sent is known.
+        assert_eq!(of(true, 0, Error::Evicted), (vec![(1, 0)], 0, 2));
     }
 
     #[test]
@@ -421,7 +430,7 @@ mod tests {
         let ended = |outcome: Result<(), Error>| {
             let mut landing = landing(true, 0, Error::Cancelled);
             landing.outcome = outcome;
-            landing.ascribe_to_death();
+            landing.ascribe_to(&Error::Dead);
             landing.outcome.clone()
         };
         assert_eq!(ended(Ok(())), Ok(()));

@@ -67,7 +67,7 @@ impl Line {
     /// Ends the line: who still wants his message sent is told why it is not. Before, `count` gets the
     /// number of those who wait for what becomes of it; the others have not given it out of hand.
     pub(crate) fn close(self, reason: &Error, count: impl FnOnce(usize)) {
-        let wanted = |waiting: &Waiting| waiting.is_wanted() && waiting.message.set_off();
+        let wanted = |waiting: &Waiting| waiting.is_wanted() && waiting.message.give_up();
         let turned_away: Vec<_> = self.waiting.into_all().filter(wanted).collect();
         count(turned_away.iter().filter(|waiting| waiting.turn.is_none()).count());
         for Waiting { message, turn } in turned_away {

@@ -47,6 +47,8 @@ const SELDOM: Duration = Duration::from_secs(3_600);
 const FIRST_LOOK: Duration = Duration::from_millis(1);
 /// How much longer each next look for it waits.
 const GROWTH: u32 = 2;
+/// By so much later than due a timer may go off at any time.
+const UNPUNCTUALITY: Duration = Duration::from_millis(5);
 
 /// What a connection's task is told.
 pub(crate) enum News {
@@ -100,7 +102,7 @@ enum Stage<'a> {
 enum Cause {
     /// Something is outstanding.
     Owed,
-    /// Somebody wants to use a connection that has rested.
+    /// Somebody writes on a stream, or wants to use a connection that has rested.
     Wanted,
     /// The network says that nobody is there.
     Hint,
@@ -160,6 +162,12 @@ impl<'a> Vigil<'a> {
         !matches!(self.stage, Stage::Resting | Stage::Listening | Stage::Asked { holds: false, .. })
     }
 
+    /// Whether a message that comes has to be seen here before it is sent: the peer may have to be
+    /// asked first.
+    pub(crate) fn rests(&self) -> bool {
+        matches!(self.stage, Stage::Resting) && !self.patience.is_zero()
+    }
+
     /// Watches until there are news. Cancelled at any point, nothing is lost.
     pub(crate) async fn next(&mut self) -> News {
         if self.patience.is_zero() {
@@ -183,7 +191,7 @@ impl<'a> Vigil<'a> {
         self.pulse.note_rest(true);
         let (outbox, pulse) = (self.outbox, self.pulse);
         let is_owed = poll_fn(|_| match outbox.is_idle() && !pulse.is_written_to() {
-            // Whoever queues a message, or writes, wakes the task.
+            // Whoever queues a message wakes the task; who writes is told of below.
             true => Poll::Pending,
             false => Poll::Ready(()),
         });
@@ -431,7 +439,7 @@ impl<'a> Vigil<'a> {
         tokio::select! {
             biased;
             () = self.hints.given() => Woken::Hint,
-            () = &mut self.timer => match due.elapsed() >= self.patience / 2 {
+            () = &mut self.timer => match due.elapsed() >= (self.patience / 2).max(UNPUNCTUALITY) {
                 true => Woken::Late,
                 false => Woken::InTime,
             },

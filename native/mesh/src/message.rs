@@ -24,6 +24,8 @@ const UNDER_WAY: u8 = 1;
 const WITHDRAWN: u8 = 2;
 /// It waits to be sent again.
 const CAME_BACK: u8 = 3;
+/// It will not be sent any more; its sender is about to be told.
+const GIVEN_UP: u8 = 4;
 
 /// Why a message is not known to have arrived.
 #[derive(Clone, Debug, PartialEq, Eq, Describe)]
@@ -126,6 +128,13 @@ impl Message {
         })
     }
 
+    /// Leaves the queue for good; [`Message::fail`] is to follow. `false`: it was withdrawn.
+    pub(crate) fn give_up(&self) -> bool {
+        self.receipt.as_ref().is_none_or(|receipt| {
+            receipt.exchange(WAITS, GIVEN_UP) || receipt.exchange(CAME_BACK, GIVEN_UP)
+        })
+    }
+
     /// Goes back to a queue: nothing of it was sent, this time. `false`: its sender has been told
     /// that it may have arrived, or has gone, and does not count on it any more.
     pub(crate) fn stay_behind(&self) -> bool {
@@ -208,6 +217,11 @@ impl Confirmation {
             Ok(told) => told.unwrap_or_else(|_| unknown(Error::Cancelled)),
             Err(_) => match self.withdraw(Error::SendTimeout) {
                 Some(withdrawn) => return Fate::Withdrawn(withdrawn),
+                // What is told in a moment is what was counted.
+                None if self.stage.load(Ordering::Acquire) == GIVEN_UP => {
+                    let told = (&mut self.outcome).await;
+                    told.unwrap_or_else(|_| unknown(Error::Cancelled))
+                }
                 None => self.outcome.try_recv().unwrap_or_else(|_| unknown(Error::SendTimeout)),
             },
         })
@@ -303,6 +317,16 @@ mod tests {
         assert!(message.stay_behind());
         let fate = confirmation.within(Duration::ZERO).await;
         assert_eq!(fate, Fate::Withdrawn(Undelivered::Unconfirmed(Error::SendTimeout)));
+    }
+
+    #[tokio::test]
+    async fn who_gives_up_while_his_message_is_given_up_is_told_what_became_of_it() {
+        let (message, mut confirmation) = message();
+        assert!(message.give_up());
+        let mut fate = std::pin::pin!(confirmation.within(Duration::ZERO));
+        assert!(timeout(Duration::from_millis(10), &mut fate).await.is_err());
+        message.fail(Undelivered::NotSent(Error::Evicted));
+        assert_eq!(fate.await, Fate::Told(Err(Undelivered::NotSent(Error::Evicted))));
     }
 
     #[test]

@@ -29,7 +29,7 @@ pub(crate) struct Pulse {
     is_resting: AtomicBool,
     /// Silence after which it is asked before it is used; 0 for never.
     probe_after_ms: u64,
-    /// Somebody wants it to be asked.
+    /// Somebody wants it to be watched, and asked if it has rested.
     wanted: Notify,
     /// It has been heard of, or the connection is over.
     settled: Notify,
@@ -79,11 +79,15 @@ impl Pulse {
         self.has_written.store(false, Ordering::SeqCst);
     }
 
-    /// A user's bytes are about to be handed to the stack, on the carrier of this turn. `true`: the
-    /// connection's task has to look.
-    pub(crate) fn begin_writing(&self, of: u32) -> bool {
+    /// A user's bytes are about to be handed to the stack, on the carrier of this turn: the peer owes
+    /// an answer, and the connection's task has to watch it from now on.
+    pub(crate) fn begin_writing(&self, of: u32) {
         // In one order for all: either the task sees who writes, or he sees that it rests.
-        self.count_writers(of, |writers| writers + 1) && self.is_resting.load(Ordering::SeqCst)
+        let is_seen = !self.count_writers(of, |writers| writers + 1)
+            || !self.is_resting.load(Ordering::SeqCst);
+        if !is_seen {
+            self.wanted.notify_one();
+        }
     }
 
     pub(crate) fn end_writing(&self, of: u32) {
@@ -122,7 +126,7 @@ impl Pulse {
         self.is_silent.store(true, Ordering::Relaxed);
     }
 
-    /// Resolves when somebody wants the peer to be asked.
+    /// Resolves when somebody wants the peer to be watched. Only for the connection's task.
     pub(crate) async fn wanted(&self) {
         self.wanted.notified().await;
     }
@@ -172,6 +176,7 @@ fn turn(writers: u64) -> u32 {
 mod tests {
     use std::sync::atomic::AtomicBool;
 
+    use futures_util::FutureExt;
     use tokio::time::sleep;
 
     use super::*;
@@ -225,15 +230,20 @@ mod tests {
     fn who_writes_is_seen_by_the_task_and_wakes_it_when_it_rests_but_on_a_former_carrier() {
         let pulse = pulse(1_000, 1_000);
         let first = pulse.turn();
-        assert!(!pulse.begin_writing(first) && pulse.is_written_to());
+        let is_woken = || pulse.wanted().now_or_never().is_some();
+        pulse.begin_writing(first);
+        assert!(!is_woken() && pulse.is_written_to());
         pulse.end_writing(first);
         assert!(pulse.is_written_to() && pulse.take_written() && !pulse.is_written_to());
         pulse.note_rest(true);
-        assert!(pulse.begin_writing(first));
+        pulse.begin_writing(first);
+        assert!(is_woken());
         pulse.next_turn();
         assert!(!pulse.is_written_to());
         pulse.end_writing(first);
-        assert!(!pulse.begin_writing(first) && !pulse.is_written_to());
-        assert!(pulse.begin_writing(pulse.turn()) && pulse.is_written_to());
+        pulse.begin_writing(first);
+        assert!(!is_woken() && !pulse.is_written_to());
+        pulse.begin_writing(pulse.turn());
+        assert!(is_woken() && pulse.is_written_to());
     }
 }

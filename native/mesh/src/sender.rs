@@ -142,14 +142,17 @@ impl<'a> Sender<'a> {
     }
 
     /// Messages and the stream for them. Cancelled at any point, it has taken no message. `waits`: the
-    /// outbox is drained, or what is next may not fly; it resolves when that may have changed.
-    pub(crate) async fn turn(&mut self, waits: bool) -> Result<Turn, Error> {
+    /// outbox is drained, or what is next may not fly; it resolves when that may have changed. `rests`:
+    /// a message that is there now has to be seen by others first.
+    pub(crate) async fn turn(&mut self, waits: bool, rests: bool) -> Result<Turn, Error> {
         if waits {
             self.outbox.nudged().await;
             return Ok(Turn::Nothing);
         }
-        if self.outbox.next().await == Next::Drained {
-            return Ok(Turn::Drained);
+        match self.outbox.next().await {
+            Next::Drained => return Ok(Turn::Drained),
+            Next::Message if rests => return Ok(Turn::Nothing),
+            Next::Message => {}
         }
         // Only this task takes messages out, and there was one.
         if self.speaks_mesh { self.joined().await } else { self.alone().await }
@@ -383,9 +386,19 @@ mod tests {
         let scene = Scene::new(1).await;
         let mut sender = scene.sender(AT_ONCE);
         assert!(scene.queue(10).withdraw(Error::SendTimeout).is_some());
-        assert!(matches!(sender.turn(false).await, Ok(Turn::Nothing)));
+        assert!(matches!(sender.turn(false, false).await, Ok(Turn::Nothing)));
         assert_eq!(sender.credit.used(), 0);
         assert_eq!(scene.outbox.outstanding(), Load::default());
+    }
+
+    #[tokio::test]
+    async fn a_message_for_a_peer_that_may_have_to_be_asked_first_stays_in_its_queue() {
+        let scene = Scene::new(1).await;
+        let mut sender = scene.sender(AT_ONCE);
+        let _message = scene.queue(10);
+        assert!(matches!(sender.turn(false, true).await, Ok(Turn::Nothing)));
+        assert_eq!(scene.outbox.next_bytes(), Some(10));
+        assert!(matches!(sender.turn(false, false).await, Ok(Turn::Send(_))));
     }
 
     #[tokio::test]
@@ -393,9 +406,9 @@ mod tests {
         let scene = Scene::new(1).await;
         let mut sender = scene.sender(AT_ONCE);
         let _first = scene.queue(10);
-        assert!(matches!(sender.turn(false).await, Ok(Turn::Send(_))));
+        assert!(matches!(sender.turn(false, false).await, Ok(Turn::Send(_))));
         let second = scene.queue(10);
-        let mut turn = pin!(sender.turn(false));
+        let mut turn = pin!(sender.turn(false, false));
         assert!(turn.as_mut().now_or_never().is_none());
         assert!(second.withdraw(Error::SendTimeout).is_some());
         scene.outbox.note_withdrawal();
@@ -409,7 +422,7 @@ mod tests {
         // As if the other one were credit that has come back.
         sender.granted = 1;
         let _first = scene.queue(10);
-        assert!(matches!(sender.turn(false).await, Ok(Turn::Send(_))));
+        assert!(matches!(sender.turn(false, false).await, Ok(Turn::Send(_))));
         sender.aloft = Aloft::default();
         assert!(sender.is_exhausted());
         let measured = scene.queue(10);
@@ -427,12 +440,12 @@ mod tests {
         let scene = Scene::new(1).await;
         let mut sender = scene.sender(PATIENCE);
         let _first = scene.queue(10);
-        let Ok(Turn::Send(flight)) = sender.turn(false).await else {
+        let Ok(Turn::Send(flight)) = sender.turn(false, false).await else {
             unreachable!("there is credit for one");
         };
         sender.land(vec![flight.fly().await]);
         let measured = scene.queue(10);
-        let mut turn = pin!(sender.turn(false));
+        let mut turn = pin!(sender.turn(false, false));
         assert!(turn.as_mut().now_or_never().is_none());
         let _behind = scene.queue(1_090);
         assert!(measured.withdraw(Error::SendTimeout).is_some());

@@ -3,7 +3,7 @@
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::sync::{Notify, watch};
 use tokio::time::timeout;
@@ -25,6 +25,9 @@ use crate::{Config, Error};
 
 /// How often a message looks for another slot when the one that it found closes under it.
 const SEND_ATTEMPTS: usize = 3;
+/// What tasks may take when the time to linger is over, to tell what became of each message, before
+/// they are stopped.
+const LAST_ACCOUNTS: Duration = Duration::from_millis(250);
 
 pub(crate) struct Shared<T: Handles> {
     slots: Mutex<Slots<T>>,
@@ -351,7 +354,7 @@ impl<T: Handles> Shared<T> {
     /// Counts messages that are not sent, or not again, and ends them.
     pub(crate) fn give_up(&self, entries: VecDeque<Entry>, end: impl Fn(Message), cause: &Error) {
         // Those that were withdrawn have been counted then; the others cannot be any more.
-        let left: Vec<_> = entries.into_iter().filter(Entry::set_off).collect();
+        let left: Vec<_> = entries.into_iter().filter(Entry::give_up).collect();
         let messages = |were_sent: bool| -> usize {
             let of_kind = left.iter().filter(|entry| (entry.returns() > 0) == were_sent);
             of_kind.map(|entry| entry.load().messages).sum()
@@ -378,7 +381,7 @@ impl<T: Handles> Shared<T> {
             resident.connection.outbox().drain(Error::PoolClosed);
         }
         let tasks = &self.context.scope.tasks;
-        if timeout(self.context.scope.linger, tasks.ended()).await.is_err() {
+        if timeout(self.context.scope.linger + LAST_ACCOUNTS, tasks.ended()).await.is_err() {
             tasks.stop();
             tasks.ended().await;
         }

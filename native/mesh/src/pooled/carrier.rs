@@ -9,6 +9,7 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt, StreamExt};
+use quinn::ConnectionError;
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep};
 
@@ -209,14 +210,15 @@ impl<'a> Carriage<'a> {
                 return End::Drained;
             }
             self.pooled.0.last_use.date_sending();
+            let rests = self.vigil.rests();
             // For a landing, or for what may fly beside those that are aloft.
             let waits = self.is_drained || !self.sender.may_fly();
             tokio::select! {
                 biased;
                 error = &mut lost => break (error.into(), None),
                 () = &mut linger_over => {
-                    // Before the flights are dropped: a closed connection finishes no stream.
                     farewell::close(self.carrier, NO_ERROR);
+                    self.wind_up(&self.pooled.refusal()).await;
                     return End::Drained;
                 }
                 Some(landing) = self.flights.next() => self.land(vec![landing]),
@@ -227,7 +229,7 @@ impl<'a> Carriage<'a> {
                     farewell::close(self.carrier, NO_ERROR);
                     break (Error::Dead, fresh);
                 },
-                turn = self.sender.turn(waits), if !self.vigil.holds() => match turn {
+                turn = self.sender.turn(waits, rests), if !self.vigil.holds() => match turn {
                     Ok(turn) => if let Some(end) = self.take(turn) {
                         return end;
                     },
@@ -236,6 +238,10 @@ impl<'a> Carriage<'a> {
                 () = &mut tending => {}
             }
         };
+        if error.is_by_peer() {
+            // Where it was dialled, whatever callers said while it was silent.
+            self.pooled.0.whereabouts.confirm();
+        }
         self.wind_up(&error).await;
         fresh.map_or(End::Lost(error), End::Superseded)
     }
@@ -279,14 +285,14 @@ impl<'a> Carriage<'a> {
         self.last_landing = Some(Instant::now());
     }
 
-    /// The outcome of each flight is known now: acknowledged before, or never.
+    /// The connection is over. The outcome of each flight is known now: acknowledged before, or never.
     async fn wind_up(&mut self, error: &Error) {
         let mut landings = self.trail.end();
         while let Some(landing) = self.flights.next().await {
             landings.push(landing);
         }
-        if *error == Error::Dead {
-            landings.iter_mut().for_each(Landing::ascribe_to_death);
+        if let Some(ConnectionError::LocallyClosed) = self.carrier.close_reason() {
+            landings.iter_mut().for_each(|landing| landing.ascribe_to(error));
         }
         self.sender.land(landings);
         self.sender.end();

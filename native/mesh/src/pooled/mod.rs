@@ -372,11 +372,7 @@ struct Place {
 
 impl Holder for Lease {
     fn begin_writing(&self) {
-        let Inner { pulse, outbox, .. } = &*self.connection.0;
-        if pulse.begin_writing(self.place.turn) {
-            // The peer owes an answer: the task has to watch it from now on.
-            outbox.nudge();
-        }
+        self.connection.0.pulse.begin_writing(self.place.turn);
     }
 
     fn end_writing(&self) {
