@@ -123,7 +123,9 @@ interop-aioquic: setup ## the short form: one of them, in Python, and fewer mess
 lint: setup ## formatting, clippy, compiler warnings, xref, dialyzer, documentation
 	sh erlang/scripts/check_style.sh
 	$(CARGO) fmt --all --check
+	$(CARGO) fmt --manifest-path interop/Cargo.toml --all --check
 	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
+	$(CARGO) clippy -p macula_gateway_mesh_nif --features defects --locked -- -D warnings
 	$(CARGO) tree --locked --manifest-path fuzz/Cargo.toml >/dev/null
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --locked
 	$(REBAR3) as lint do compile, xref, dialyzer

@@ -15,7 +15,6 @@
 -define(SLACK, 48 * ?MIB).
 %% docs/operations.md, "What a peer may pin": what it says of one connection, in bytes.
 -define(WINDOW, 8 * ?MIB).
--define(UNFINISHED, 64 * ?MIB).
 -define(STREAMS, 103).
 -define(PER_STREAM, 350 * 1_024).
 -define(PER_CONNECTION, 128 * 1_024).

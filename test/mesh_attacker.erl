@@ -11,7 +11,6 @@
 
 %% The attacks end by themselves long before.
 -define(ATTACK_MS, 120_000).
--define(EXIT_MS, 10_000).
 
 %% Begins. `Args' are those of the program, as strings.
 start(Listener, Attack, Args) ->
@@ -19,11 +18,9 @@ start(Listener, Attack, Args) ->
     start_at(Port, Attack, Args).
 
 start_at(Port, Attack, Args) ->
-    %% The Makefile's target `peer' builds the program and sets the variable.
-    Program = filename:join(filename:dirname(os:getenv("MACULA_PEER")), "attacker"),
     All = ["--port", integer_to_list(Port) | Args] ++ [atom_to_list(Attack)],
     Options = [{args, All}, {line, 10_000}, binary, exit_status, use_stdio],
-    open_port({spawn_executable, Program}, Options).
+    open_port({spawn_executable, mesh_program:attacker()}, Options).
 
 %% What became of the attack, once it is over; what it holds, it still holds.
 outcome(Attacker) ->

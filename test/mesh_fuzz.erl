@@ -310,7 +310,7 @@ reasons(?POOL, send) -> type(delivery_error);
 reasons(?POOL, set_max_connections) -> [{bad_option, max_mesh_connections, 'Term'}];
 reasons(?POOL, start_link) -> [{already_started, 'Pid'} | type(start_error)];
 reasons(macula_quic, listen) -> [{bad_address, 'Term'} | type(listen_error)];
-reasons(macula_quic, reload_certificates) -> [closed | type(listen_error)];
+reasons(macula_quic, reload_certificates) -> type(reload_error);
 reasons(macula_quic, accept) -> [timeout, cancelled | type(accept_error)];
 reasons(macula_quic, async_accept) -> type(accept_error);
 reasons(macula_quic, accept_stream) -> [timeout, cancelled, not_accepting | type(accept_error)];
@@ -330,8 +330,8 @@ reasons(?NIF, _Function) -> lists:append([type(Type) || Type <- types()]);
 reasons(_Module, _Function) -> [].
 
 types() ->
-    [error_reason, delivery_error, start_error, listen_error, accept_error, connect_error] ++
-        [recv_error, owner_error].
+    [error_reason, delivery_error, start_error, listen_error, reload_error, accept_error] ++
+        [connect_error, recv_error, owner_error].
 
 %% Types of macula_gateway_mesh and macula_quic; what begins with a capital letter stands for any
 %% term of that kind.
@@ -369,8 +369,10 @@ type(connect_error) ->
         runtime_failed
     ] ++ type(option_error);
 type(listen_error) ->
-    [no_certificate, cancelled, {unverified, 'Atom'}, {socket_error, 'Atom'}, runtime_failed] ++
+    [no_certificate, {unverified, 'Atom'}, {socket_error, 'Atom'}, runtime_failed] ++
         type(option_error);
+type(reload_error) ->
+    [closed, no_certificate, {bad_certificate, 'Path', 'Atom'}];
 type(option_error) ->
     [{unknown_option, 'Term'}, {bad_options, 'Term'} | type(start_error)];
 type(accept_error) ->

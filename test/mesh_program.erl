@@ -2,8 +2,8 @@
 %%% program ends when the port to it closes; each handle is a process that owns the port.
 -module(mesh_program).
 
--export([peer/0, relay/0, start/2, stop/1, kill/1, command/2, port/1, os_pid/1]).
--export([answer/2, pause/1, resume/1, signal/2]).
+-export([peer/0, relay/0, attacker/0, start/2, stop/1, kill/1, command/2, port/1, os_pid/1]).
+-export([answer/2, await_exit/2, pause/1, resume/1, signal/2]).
 
 -export_type([program/0]).
 
@@ -15,12 +15,16 @@
 
 peer() ->
     Program = os:getenv("MACULA_PEER"),
-    %% The Makefile's target test-erlang builds the programs and sets this.
+    %% The Makefile sets this; its target `peer' builds the programs.
     Program =/= false orelse exit('MACULA_PEER_is_not_set'),
     Program.
 
-%% Built beside the peer.
-relay() -> filename:join(filename:dirname(peer()), "relay").
+relay() -> beside_the_peer("relay").
+
+attacker() -> beside_the_peer("attacker").
+
+%% Where all of them are built.
+beside_the_peer(Name) -> filename:join(filename:dirname(peer()), Name).
 
 %% `Args' are those of the program, as strings.
 start(Program, Args) ->
@@ -99,16 +103,18 @@ finish(Port, OsPid) ->
     try port_command(Port, "quit\n") of
         true ->
             resume(OsPid),
-            await_exit(Port, OsPid)
+            await_exit(Port, ?START_MS)
     catch
         error:badarg -> ok
     end.
 
-await_exit(Port, OsPid) ->
+%% The exit status of a program behind this port, whatever it says before. The caller owns the port.
+await_exit(Port, Ms) ->
     receive
-        {Port, {exit_status, _}} -> ok;
-        {Port, {data, _}} -> await_exit(Port, OsPid)
-    after ?START_MS ->
+        {Port, {exit_status, Status}} -> Status;
+        {Port, {data, _}} -> await_exit(Port, Ms)
+    after Ms ->
+        {os_pid, OsPid} = erlang:port_info(Port, os_pid),
         signal("KILL", OsPid),
         exit(program_does_not_exit)
     end.

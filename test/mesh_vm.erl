@@ -110,7 +110,7 @@ exit_status(Word, Ports) ->
     Port = open_port({spawn_executable, Erl}, Options),
     await_line(Port, "loaded"),
     true = port_command(Port, [Word, $\n]),
-    await_exit(Port).
+    mesh_program:await_exit(Port, ?STEP_MS).
 
 %%% In the other VM
 
@@ -254,14 +254,4 @@ await_line(Port, Line) ->
         {Port, {data, _}} -> await_line(Port, Line);
         {Port, {exit_status, Status}} -> error({exited_early, Status})
     after ?STEP_MS -> error({never_said, Line})
-    end.
-
-await_exit(Port) ->
-    receive
-        {Port, {exit_status, Status}} -> Status;
-        {Port, {data, _}} -> await_exit(Port)
-    after ?STEP_MS ->
-        {os_pid, OsPid} = erlang:port_info(Port, os_pid),
-        ok = mesh_program:signal("KILL", OsPid),
-        error(never_exited)
     end.

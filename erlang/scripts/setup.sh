@@ -13,7 +13,6 @@
 set -eu
 
 otp_least=25
-cargo_least=1.91
 
 # rebar3 itself needs these; the application needs no more than kernel and stdlib.
 applications="crypto public_key ssl"
@@ -28,6 +27,10 @@ case $scope in
         exit 2
         ;;
 esac
+
+# The rust-version of the workspace that is built: Cargo.toml, interop/Cargo.toml.
+cargo_least=1.91
+[ "$scope" != interop ] || cargo_least=1.95
 
 packages= # what apt-get can install
 problems= # what only the user can mend

@@ -7,8 +7,9 @@
 %%%
 %%% It receives from the native side `{mesh_connected, {Tag, From}, Result}', the outcome of a dial
 %%% for a waiting caller, `{mesh_delivered, {Tag, From}, Result}', what became of a message of a
-%%% caller on another node, `{mesh_event, unverified}' with the pool's first dial, and `{mesh_event,
-%%% socket_lost}'; and sends only the replies of `gen_server'.
+%%% caller on another node, `{mesh_event, unverified}' with the pool's first dial, `{mesh_event,
+%%% socket_lost}', and `{mesh_closed, Tag, ok}', the end of the pool that it has closed; and sends
+%%% only the replies of `gen_server'.
 -module(macula_gateway_mesh).
 
 -behaviour(gen_server).

@@ -43,7 +43,7 @@
 
 -export_type([
     listener/0, connection/0, stream/0, options/0, place/0, verify/0, send_error/0, recv_error/0,
-    connect_error/0, listen_error/0, accept_error/0, active/0
+    connect_error/0, listen_error/0, reload_error/0, accept_error/0, active/0
 ]).
 
 %% What `receive' takes, checked before anything is asked for.
@@ -130,11 +130,17 @@
 -type listen_error() ::
     {bad_address, Place :: term()}
     | no_certificate
-    | cancelled
     | {unverified, atom()}
     | {socket_error, Posix :: atom()}
     | runtime_failed
     | option_error().
+
+-type reload_error() ::
+    closed
+    | no_certificate
+    | {bad_certificate, Path :: binary(), Reason :: atom()}.
+%% The listener was closed, or was given no files; or what is wrong with one of them, the name of a
+%% POSIX error (such as `enoent' or `emfile') when it could not be read.
 
 -type option_error() ::
     {bad_option, Key :: atom(), Value :: term()}
@@ -186,7 +192,7 @@ close_listener(Listener) ->
     close_handle(Listener).
 
 %% @doc Reads the certificate and key files again; who connects from now on sees them.
--spec reload_certificates(listener()) -> ok | {error, closed | listen_error()}.
+-spec reload_certificates(listener()) -> ok | {error, reload_error()}.
 reload_certificates(Listener) ->
     macula_gateway_mesh_nif:listener_reload(Listener).
 

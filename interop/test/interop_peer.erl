@@ -21,7 +21,9 @@ start([Executable | First], Args) ->
 
 stop({Port, _Number}) ->
     try port_command(Port, "quit\n") of
-        true -> await_exit(Port)
+        true ->
+            _ = mesh_program:await_exit(Port, ?STOP_MS),
+            ok
     catch
         error:badarg -> ok
     end.
@@ -51,13 +53,3 @@ wait(Peer, Field, Least) ->
 stats(Peer) ->
     {stats, Stats} = command(Peer, "stats"),
     Stats.
-
-await_exit(Port) ->
-    receive
-        {Port, {exit_status, _}} -> ok;
-        {Port, {data, _}} -> await_exit(Port)
-    after ?STOP_MS ->
-        {os_pid, OsPid} = erlang:port_info(Port, os_pid),
-        _ = os:cmd("kill -9 " ++ integer_to_list(OsPid)),
-        error(peer_does_not_exit)
-    end.

@@ -48,6 +48,7 @@ mod keep_alive;
 mod line;
 mod listener;
 mod liveness;
+mod lock;
 mod mesh;
 mod message;
 mod outbox;

@@ -2,7 +2,7 @@
 //! Connections that got in belong to whoever accepts them, and outlive the listener.
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use quinn::crypto::rustls::QuicServerConfig;
@@ -18,6 +18,7 @@ use crate::connection::{Connection, Facts};
 use crate::endpoint;
 use crate::farewell::{self, IMPOSTOR, NO_ERROR};
 use crate::first_packet::Screened;
+use crate::lock::lock;
 use crate::rendezvous::{Rendezvous, Request, RequestId, Waiter};
 use crate::reset::ResetKeys;
 use crate::scope::Scope;
@@ -412,11 +413,6 @@ async fn port_lost(endpoint: &quinn::Endpoint, port: u16) {
     while endpoint.local_addr().map_or(true, |now| now.port() == port) {
         sleep(PORT_LOOKS).await;
     }
-}
-
-/// A std mutex, because nothing awaits inside.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

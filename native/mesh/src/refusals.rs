@@ -9,11 +9,12 @@
 use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use tokio::sync::Notify;
 
 use crate::address::canonical;
+use crate::lock::lock;
 
 /// Datagrams to one address that are remembered, the last ones. A message comes one round trip
 /// after its datagram, and those of a dial that is not answered are sent again.
@@ -131,11 +132,6 @@ impl Refusals {
     fn lock(&self) -> MutexGuard<'_, HashMap<SocketAddr, Place>> {
         lock(&self.places)
     }
-}
-
-/// A std mutex, because nothing awaits inside.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Hints {

@@ -96,7 +96,7 @@ impl Stream {
     }
 
     /// Whether data can still be sent.
-    pub fn is_open(&self) -> bool {
+    pub(crate) fn is_open(&self) -> bool {
         self.outbox().is_ok_and(Outbox::is_open)
     }
 

@@ -10,6 +10,7 @@ use rustler::types::map::MapIterator;
 use rustler::{Atom, Binary, Encoder, Env, NifResult, Term};
 
 use crate::runtime::MAX_WORKERS;
+use crate::settings::bad_option;
 use crate::{atoms, settings, terms};
 
 /// What `pool_open/1` is told.
@@ -108,8 +109,4 @@ fn certificate(value: Term<'_>) -> Option<Option<(PathBuf, PathBuf)>> {
     // Not every file's name is UTF-8.
     let path = |name: &Binary<'_>| OsStr::from_bytes(name.as_slice()).into();
     Some(Some((path(&cert_file), path(&key_file))))
-}
-
-fn bad_option<'a>(env: Env<'a>, key: Term<'a>, value: Term<'a>) -> Term<'a> {
-    (atoms::error(), (atoms::bad_option(), key, value)).encode(env)
 }

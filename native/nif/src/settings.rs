@@ -255,7 +255,7 @@ fn list(mut list: Term<'_>) -> Option<Vec<Term<'_>>> {
     Some(elements)
 }
 
-fn bad_option<'a>(env: Env<'a>, key: Term<'a>, value: Term<'a>) -> Refused<'a> {
+pub(crate) fn bad_option<'a>(env: Env<'a>, key: Term<'a>, value: Term<'a>) -> Refused<'a> {
     (atoms::error(), (atoms::bad_option(), key, value)).encode(env)
 }
 

@@ -1,7 +1,6 @@
 //! The command line: every option, its default and its check.
 
 use std::net::{IpAddr, Ipv4Addr};
-use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
@@ -11,8 +10,8 @@ use crate::behaviour::Mode;
 /// What is printed below a complaint.
 pub(crate) const USAGE: &str = "usage: peer [--mode MODE] [--address IP] [--port P] \
 [--bidi-streams N] [--idle-timeout-ms MS] [--keep-alive-ms MS] [--alpn NAME] \
-[--cert PEM --key PEM] [--corrupt-signature] [--require-client-cert] [--workers N]
-MODE: count | finish_first | echo | hoard | silent_streams | reset | close_after:N | \
+[--cert PEM --key PEM] [--corrupt-signature] [--require-client-cert]
+MODE: count | echo | hoard | silent_streams | reset | close_after:N | \
 slow:BYTES_PER_SECOND | refuse";
 
 /// What nodes in the field grant, as v0.20.5 of macula does.
@@ -44,7 +43,6 @@ pub(crate) struct Args {
     /// Whether the handshake is signed with nonsense.
     pub(crate) corrupt_signature: bool,
     pub(crate) require_client_cert: bool,
-    pub(crate) workers: NonZeroUsize,
     /// Where the index of each message is appended as it comes, for who outlives this process.
     pub(crate) log: Option<PathBuf>,
 }
@@ -62,7 +60,6 @@ impl Default for Args {
             identity: None,
             corrupt_signature: false,
             require_client_cert: false,
-            workers: NonZeroUsize::MIN,
             log: None,
         }
     }
@@ -88,7 +85,6 @@ impl Args {
                 "--corrupt-signature" => args.corrupt_signature = true,
                 "--require-client-cert" => args.require_client_cert = true,
                 "--log" => args.log = Some(value(option, &mut words)?),
-                "--workers" => args.workers = value(option, &mut words)?,
                 _ => return Err(format!("unknown option {option}")),
             }
         }

@@ -39,8 +39,6 @@ const SLOW_CATCH_UP: Duration = Duration::from_millis(20);
 pub(crate) enum Mode {
     /// Reads each stream to its end, then finishes its own half.
     Count,
-    /// Finishes its own half before it reads.
-    FinishFirst,
     /// Sends back what comes, then finishes.
     Echo,
     /// Reads everything and never lets go of a stream, so no credit returns.
@@ -74,7 +72,6 @@ impl FromStr for Mode {
 fn plain_mode(text: &str) -> Option<Mode> {
     match text {
         "count" => Some(Mode::Count),
-        "finish_first" => Some(Mode::FinishFirst),
         "echo" => Some(Mode::Echo),
         "hoard" => Some(Mode::Hoard),
         "silent_streams" => Some(Mode::SilentStreams),
@@ -149,7 +146,6 @@ impl Service {
     async fn serve_bi(self: Arc<Self>, send: SendStream, recv: RecvStream) {
         match self.mode {
             Mode::Echo => self.echo(send, recv).await,
-            Mode::FinishFirst => self.finish_first(send, recv).await,
             Mode::Hoard => self.hoard(send, recv).await,
             Mode::Reset => reset(send, recv),
             _ => self.read_then_finish(send, recv).await,
@@ -177,11 +173,6 @@ impl Service {
                 reading.await;
             }
         }
-    }
-
-    async fn finish_first(&self, send: SendStream, mut recv: RecvStream) {
-        drop(send);
-        self.read(&mut recv).await;
     }
 
     async fn echo(&self, mut send: SendStream, mut recv: RecvStream) {

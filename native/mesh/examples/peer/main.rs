@@ -68,8 +68,7 @@ fn main() -> ExitCode {
 }
 
 fn run(args: &Args) -> Result<(), Box<dyn Error>> {
-    let runtime =
-        Builder::new_multi_thread().worker_threads(args.workers.get()).enable_all().build()?;
+    let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     let log = args.log.as_ref().map(|path| File::options().append(true).create(true).open(path));
     let node = Arc::new(Node::new(args.mode, log.transpose()?));
     let profiles = Profiles::new(args)?;
