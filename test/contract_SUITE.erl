@@ -46,6 +46,7 @@ all() ->
         send_async_is_ok_at_once_whatever_happens,
         a_message_is_alone_on_its_stream_with_fin,
         an_empty_message_is_a_message,
+        a_message_that_is_none_is_dropped_and_counted,
         a_large_message_arrives_whole,
         send_async_uses_the_pooled_connection,
         % The bare protocol
@@ -516,6 +517,20 @@ an_empty_message_is_a_message(_Config) ->
     Stats = mesh_peer:wait(Peer, messages, 2),
     ?assertMatch(#{streams := 2, bytes := 0, streams_reset := 0}, Stats),
     mesh_wait:eventually(2, fun() -> mesh_ct:stat(messages_delivered) end).
+
+a_message_that_is_none_is_dropped_and_counted(_Config) ->
+    % A sender whose encoder has failed must not crash in the pool, nor the pool for it.
+    Peer = mesh_ct:start_peer(),
+    Pool = mesh_ct:start_pool(),
+    {Id, Address} = {id(Peer), mesh_peer:address(Peer)},
+    None = [undefined, 42, 1.5, <<1:3>>, [a], [256], [<<"m">> | a], {}, #{}, self()],
+    [?assertEqual(ok, ?POOL:send_async(Pool, Id, Address, Message)) || Message <- None],
+    ?assertEqual(#{bad_message => length(None)}, mesh_ct:stat(messages_dropped)),
+    [ok = gen_server:cast(Pool, {send_async, Id, Address, Message}) || Message <- None],
+    ?assertEqual(#{bad_message => 2 * length(None)}, mesh_ct:stat(messages_dropped)),
+    ?assertEqual({0, 0}, {mesh_ct:stat(dials), mesh_ct:stat(messages_accepted)}),
+    ?assertEqual(ok, ?POOL:send_async(no_such_name, Id, Address, undefined)),
+    ?assertEqual(Pool, whereis(?POOL)).
 
 a_large_message_arrives_whole(_Config) ->
     % Nodes hand over whole state transfers; the binary may be garbage before it has left.

@@ -241,22 +241,12 @@ get_or_create_connection(Server, NodeId, Address) when is_binary(NodeId) ->
 %% @doc Sends `Message', as one message, to `NodeId', over the pooled connection or one that is
 %% dialled at `Address'. To a node of the field it goes on a stream of its own, and may overtake
 %% others; to one of ours messages arrive in order, those of 128 KiB and more excepted. Returns at
-%% once; what cannot be delivered is counted by {@link get_stats/1}.
+%% once, whatever it is given; what cannot be delivered is counted by {@link get_stats/1}.
 -spec send_async(server(), node_id(), address(), iodata()) -> ok.
 send_async(Server, NodeId, Address, Message) when is_binary(Message) ->
-    case local_pool(Server) of
-        {ok, Pool} ->
-            try macula_gateway_mesh_nif:pool_send(Pool, NodeId, Address, Message) of
-                ok -> ok;
-                closed -> cast(Server, NodeId, Address, Message)
-            catch
-                error:badarg -> cast(Server, NodeId, Address, Message)
-            end;
-        none ->
-            cast(Server, NodeId, Address, Message)
-    end;
+    enqueue(Server, NodeId, Address, Message);
 send_async(Server, NodeId, Address, Message) ->
-    send_async(Server, NodeId, Address, iolist_to_binary(Message)).
+    enqueue(Server, NodeId, Address, flat(Message)).
 
 %% @doc Sends `Message' to `NodeId' and waits until the peer's transport has acknowledged all of it,
 %% for `TimeoutMs' at most. While too much is queued for that peer, it waits for room. A message of
@@ -366,11 +356,7 @@ handle_call(_Request, _From, State) ->
 %% @private
 -spec handle_cast(term(), #state{}) -> {noreply, #state{}}.
 handle_cast({send_async, NodeId, Address, Message}, State) ->
-    try iolist_to_binary(Message) of
-        Bytes -> _ = macula_gateway_mesh_nif:pool_send(State#state.pool, NodeId, Address, Bytes)
-    catch
-        error:badarg -> no_message
-    end,
+    _ = macula_gateway_mesh_nif:pool_send(State#state.pool, NodeId, Address, flat(Message)),
     {noreply, State};
 handle_cast(_Message, State) ->
     {noreply, State}.
@@ -442,7 +428,30 @@ await_closed(Tag, Timer) ->
             ok
     end.
 
--spec cast(server(), node_id(), address(), binary()) -> ok.
+-spec enqueue(server(), node_id(), address(), binary() | no_message) -> ok.
+enqueue(Server, NodeId, Address, Message) ->
+    case local_pool(Server) of
+        {ok, Pool} ->
+            try macula_gateway_mesh_nif:pool_send(Pool, NodeId, Address, Message) of
+                ok -> ok;
+                closed -> cast(Server, NodeId, Address, Message)
+            catch
+                error:badarg -> cast(Server, NodeId, Address, Message)
+            end;
+        none ->
+            cast(Server, NodeId, Address, Message)
+    end.
+
+%% The pool counts what it is given that is no binary.
+-spec flat(term()) -> binary() | no_message.
+flat(Message) ->
+    try
+        iolist_to_binary(Message)
+    catch
+        error:badarg -> no_message
+    end.
+
+-spec cast(server(), node_id(), address(), binary() | no_message) -> ok.
 cast(Server, NodeId, Address, Message) ->
     gen_server:cast(current(Server), {send_async, NodeId, Address, Message}).
 

@@ -88,14 +88,17 @@ fn pool_connect<'a>(
     Ok(atoms::ok().encode(env))
 }
 
-/// `pool_send(Pool, NodeId, Address, Message) -> ok | closed`. What is not taken is counted;
-/// `closed`: nothing was done, the pool is closed.
+/// `pool_send(Pool, NodeId, Address, Message) -> ok | closed`; of any node id and message. What is
+/// not taken is counted; `closed`: nothing was done, the pool is closed.
 fn pool_send<'a>(
     env: Env<'a>,
     [pool, node, address, message]: [Term<'a>; 4],
 ) -> NifResult<Term<'a>> {
     let pool: &Held<PoolResource> = pool.decode()?;
-    let message = data::payload(message)?;
+    let Ok(message) = data::payload(message) else {
+        pool.0.refuse(&Error::BadMessage);
+        return Ok(atoms::ok().encode(env));
+    };
     let (node, target) = (node.decode::<Binary<'a>>().ok(), || address::target(address));
     let Some(node) = node.as_ref().and_then(known) else {
         pool.0.refuse(&Error::BadNode);
