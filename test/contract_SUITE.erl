@@ -586,8 +586,6 @@ any_other_call_is_an_unknown_request(_Config) ->
             {hello, world},
             [],
             {get_or_create_connection, <<"n">>},
-            {get_or_create_connection, not_a_binary, Address},
-            {get_or_create_connection, "n", Address},
             {send_async, <<"n">>, Address, <<"m">>}
         ]
     ],
@@ -600,8 +598,14 @@ a_node_id_that_is_none_is_not_in_the_pool(_Config) ->
     Address = mesh_peer:address(Peer),
     None = [not_a_binary, "n", 1, <<1:1>>, undefined],
     TooLong = binary:copy(<<7>>, 65_537),
+    BadNode = {error, {connect_failed, bad_node_id}},
     [
         begin
+            Connect = {get_or_create_connection, Id, Address},
+            ?assertEqual(BadNode, ?POOL:get_or_create_connection(Pool, Id, Address)),
+            ?assertEqual(BadNode, gen_server:call(Pool, Connect)),
+            ?assertEqual(BadNode, ?POOL:send(Pool, Id, Address, <<"m">>, 1_000)),
+            ?assertEqual(BadNode, ?POOL:send(Pool, Id, Address, ["m"], 1_000)),
             ?assertEqual(ok, ?POOL:remove_connection(Pool, Id)),
             ?assertEqual(not_found, ?POOL:get_connection_info(Pool, Id)),
             ?assertEqual(ok, ?POOL:send_async(Pool, Id, Address, <<"m">>)),
@@ -610,10 +614,7 @@ a_node_id_that_is_none_is_not_in_the_pool(_Config) ->
      || Id <- [TooLong | None]
     ],
     % Not even dialled.
-    BadNode = {error, {connect_failed, bad_node_id}},
-    ?assertEqual(BadNode, ?POOL:get_or_create_connection(Pool, TooLong, Address)),
-    ?assertEqual(BadNode, ?POOL:send(Pool, TooLong, Address, <<"m">>, 1_000)),
-    ?assertEqual(#{bad_node_id => 13}, mesh_ct:stat(messages_dropped)),
+    ?assertEqual(#{bad_node_id => 4 * 6}, mesh_ct:stat(messages_dropped)),
     ?assertEqual(0, mesh_ct:stat(dials)),
     Longest = binary:copy(<<7>>, 65_536),
     ?assertMatch({ok, _}, ?POOL:get_or_create_connection(Pool, Longest, Address)),

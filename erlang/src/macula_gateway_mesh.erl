@@ -229,7 +229,7 @@ child_spec(Options) when is_map(Options) ->
 %% returns the same stream. Exits as `gen_server:call/3' does after 10 seconds.
 -spec get_or_create_connection(server(), node_id(), address()) ->
     {ok, stream()} | {error, error_reason()}.
-get_or_create_connection(Server, NodeId, Address) when is_binary(NodeId) ->
+get_or_create_connection(Server, NodeId, Address) ->
     case checkout(Server, NodeId) of
         {ok, Stream} ->
             {ok, Stream};
@@ -258,14 +258,14 @@ send_async(Server, NodeId, Address, Message) ->
 -spec send(server(), node_id(), address(), iodata(), non_neg_integer()) ->
     ok | {error, delivery_error()}.
 send(Server, NodeId, Address, Message, TimeoutMs) when
-    is_binary(NodeId), is_binary(Message), ?IS_TIMEOUT(TimeoutMs)
+    is_binary(Message), ?IS_TIMEOUT(TimeoutMs)
 ->
     case local_pool(Server) of
         {ok, Pool} -> deliver(Pool, Server, NodeId, Address, Message, TimeoutMs);
         none -> call_send(Server, NodeId, Address, Message, TimeoutMs)
     end;
 send(Server, NodeId, Address, Message, TimeoutMs) when
-    is_binary(NodeId), is_list(Message), ?IS_TIMEOUT(TimeoutMs)
+    is_list(Message), ?IS_TIMEOUT(TimeoutMs)
 ->
     send(Server, NodeId, Address, iolist_to_binary(Message), TimeoutMs).
 
@@ -319,14 +319,14 @@ init(Options) ->
 %% @private
 -spec handle_call(term(), gen_server:from(), #state{}) ->
     {reply, term(), #state{}} | {noreply, #state{}}.
-handle_call({get_or_create_connection, NodeId, Address}, From, State) when is_binary(NodeId) ->
+handle_call({get_or_create_connection, NodeId, Address}, From, State) ->
     #state{pool = Pool, tag = Tag} = State,
     case macula_gateway_mesh_nif:pool_connect(Pool, NodeId, Address, {Tag, From}) of
         ok -> {noreply, State};
         Error -> {reply, Error, State}
     end;
 handle_call({send, NodeId, Address, Message, TimeoutMs}, From, State) when
-    is_binary(NodeId), is_binary(Message), ?IS_TIMEOUT(TimeoutMs)
+    is_binary(Message), ?IS_TIMEOUT(TimeoutMs)
 ->
     #state{pool = Pool, tag = Tag} = State,
     Token = {Tag, From},
