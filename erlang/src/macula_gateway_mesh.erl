@@ -216,10 +216,11 @@ start_link(Options) when is_map(Options) ->
 stop(Server) ->
     gen_server:stop(Server).
 
-%% @doc For a supervisor; `Options' is a map or a property list.
--spec child_spec(options() | [{atom(), term()}]) -> supervisor:child_spec().
-child_spec(Options) when is_list(Options) ->
-    child_spec(maps:from_list(Options));
+%% @doc For a supervisor; `Options' is a map or a property list, of which the first of several
+%% values for a key counts.
+-spec child_spec(options() | proplists:proplist()) -> supervisor:child_spec().
+child_spec(Options) when length(Options) >= 0 ->
+    child_spec(proplists:to_map(Options));
 child_spec(Options) when is_map(Options) ->
     Shutdown = shutdown_ms(maps:get(linger_ms, Options, undefined)),
     #{id => ?MODULE, start => {?MODULE, start_link, [Options]}, shutdown => Shutdown}.
