@@ -46,6 +46,7 @@ all() ->
         send_async_is_ok_at_once_whatever_happens,
         a_message_is_alone_on_its_stream_with_fin,
         an_empty_message_is_a_message,
+        a_message_that_is_none_is_dropped_and_counted,
         a_large_message_arrives_whole,
         send_async_uses_the_pooled_connection,
         % The bare protocol
@@ -92,6 +93,11 @@ has_a_child_spec_for_maps_and_for_property_lists(_Config) ->
     Spec = #{id => ?POOL, start => {?POOL, start_link, [Options]}, shutdown => 5_000},
     ?assertEqual(Spec, ?POOL:child_spec(Options)),
     ?assertEqual(Spec, ?POOL:child_spec([{max_mesh_connections, 3}])),
+    Repeated = [{max_mesh_connections, 3}, {max_mesh_connections, 4}],
+    ?assertEqual(Spec, ?POOL:child_spec(Repeated)),
+    ?assertError(function_clause, ?POOL:child_spec([{max_mesh_connections, 3} | improper])),
+    #{start := {_, _, [Lone]}} = ?POOL:child_spec([verify_hostname, {max_mesh_connections, 3}]),
+    ?assertEqual(Options#{verify_hostname => true}, Lone),
     ?assertEqual(ok, supervisor:check_childspecs([Spec])),
     Supervisor = mesh_ct:start_supervised([{max_mesh_connections, 3}]),
     Pool = whereis(?POOL),
@@ -517,6 +523,20 @@ an_empty_message_is_a_message(_Config) ->
     ?assertMatch(#{streams := 2, bytes := 0, streams_reset := 0}, Stats),
     mesh_wait:eventually(2, fun() -> mesh_ct:stat(messages_delivered) end).
 
+a_message_that_is_none_is_dropped_and_counted(_Config) ->
+    % A sender whose encoder has failed must not crash in the pool, nor the pool for it.
+    Peer = mesh_ct:start_peer(),
+    Pool = mesh_ct:start_pool(),
+    {Id, Address} = {id(Peer), mesh_peer:address(Peer)},
+    None = [undefined, 42, 1.5, <<1:3>>, [a], [256], [<<"m">> | a], {}, #{}, self()],
+    [?assertEqual(ok, ?POOL:send_async(Pool, Id, Address, Message)) || Message <- None],
+    ?assertEqual(#{bad_message => length(None)}, mesh_ct:stat(messages_dropped)),
+    [ok = gen_server:cast(Pool, {send_async, Id, Address, Message}) || Message <- None],
+    ?assertEqual(#{bad_message => 2 * length(None)}, mesh_ct:stat(messages_dropped)),
+    ?assertEqual({0, 0}, {mesh_ct:stat(dials), mesh_ct:stat(messages_accepted)}),
+    ?assertEqual(ok, ?POOL:send_async(no_such_name, Id, Address, undefined)),
+    ?assertEqual(Pool, whereis(?POOL)).
+
 a_large_message_arrives_whole(_Config) ->
     % Nodes hand over whole state transfers; the binary may be garbage before it has left.
     Peer = mesh_ct:start_peer(),
@@ -571,8 +591,6 @@ any_other_call_is_an_unknown_request(_Config) ->
             {hello, world},
             [],
             {get_or_create_connection, <<"n">>},
-            {get_or_create_connection, not_a_binary, Address},
-            {get_or_create_connection, "n", Address},
             {send_async, <<"n">>, Address, <<"m">>}
         ]
     ],
@@ -585,8 +603,14 @@ a_node_id_that_is_none_is_not_in_the_pool(_Config) ->
     Address = mesh_peer:address(Peer),
     None = [not_a_binary, "n", 1, <<1:1>>, undefined],
     TooLong = binary:copy(<<7>>, 65_537),
+    BadNode = {error, {connect_failed, bad_node_id}},
     [
         begin
+            Connect = {get_or_create_connection, Id, Address},
+            ?assertEqual(BadNode, ?POOL:get_or_create_connection(Pool, Id, Address)),
+            ?assertEqual(BadNode, gen_server:call(Pool, Connect)),
+            ?assertEqual(BadNode, ?POOL:send(Pool, Id, Address, <<"m">>, 1_000)),
+            ?assertEqual(BadNode, ?POOL:send(Pool, Id, Address, ["m"], 1_000)),
             ?assertEqual(ok, ?POOL:remove_connection(Pool, Id)),
             ?assertEqual(not_found, ?POOL:get_connection_info(Pool, Id)),
             ?assertEqual(ok, ?POOL:send_async(Pool, Id, Address, <<"m">>)),
@@ -595,10 +619,7 @@ a_node_id_that_is_none_is_not_in_the_pool(_Config) ->
      || Id <- [TooLong | None]
     ],
     % Not even dialled.
-    BadNode = {error, {connect_failed, bad_node_id}},
-    ?assertEqual(BadNode, ?POOL:get_or_create_connection(Pool, TooLong, Address)),
-    ?assertEqual(BadNode, ?POOL:send(Pool, TooLong, Address, <<"m">>, 1_000)),
-    ?assertEqual(#{bad_node_id => 13}, mesh_ct:stat(messages_dropped)),
+    ?assertEqual(#{bad_node_id => 4 * 6}, mesh_ct:stat(messages_dropped)),
     ?assertEqual(0, mesh_ct:stat(dials)),
     Longest = binary:copy(<<7>>, 65_536),
     ?assertMatch({ok, _}, ?POOL:get_or_create_connection(Pool, Longest, Address)),

@@ -28,7 +28,9 @@ all() ->
         starts_without_a_certificate_when_the_files_do_not_exist,
         a_certificate_or_a_key_alone_is_not_shown,
         a_path_that_says_nothing_is_as_none_given,
+        what_is_no_path_in_the_application_environment_is_warned_of,
         takes_a_file_whose_name_is_no_utf_8,
+        encodes_file_names_as_the_vm_does,
         tells_what_is_wrong_with_a_certificate_file,
         tells_what_is_wrong_with_a_key_file,
         presents_the_certificate_of_its_options,
@@ -214,6 +216,25 @@ a_path_that_says_nothing_is_as_none_given(Config) ->
      || None <- [undefined, nil, "", <<>>]
     ].
 
+what_is_no_path_in_the_application_environment_is_warned_of(Config) ->
+    % A node whose configuration says it with an atom must come up, and say what is wrong.
+    {Cert, Key, _} = identity(Config, application),
+    mesh_ct:start_logging(),
+    Peer = mesh_ct:start_peer(),
+    [
+        begin
+            set_application_environment({NoPath, Key, none}),
+            {ok, Pool} = ?POOL:start_link(#{}),
+            ?assertEqual(
+                [#{msg => "no name of a file, so no certificate is shown", path => NoPath}],
+                [Report || {warning, #{path := _} = Report} <- mesh_ct:flush()]
+            ),
+            ?assertEqual(none, presented(Pool, Peer)),
+            ok = ?POOL:stop(Pool)
+        end
+     || NoPath <- [list_to_atom(Cert), 42, {a, b}, [a | b], [-1], [16#D800], ["a", foo], #{}]
+    ].
+
 takes_a_file_whose_name_is_no_utf_8(Config) ->
     % A name is bytes to the system, and was made by who knows whom.
     {Cert, Key, Der} = identity(Config, options),
@@ -228,6 +249,31 @@ takes_a_file_whose_name_is_no_utf_8(Config) ->
         {error, {bad_certificate, Other, no_certificate}},
         ?POOL:start_link(#{cert_file => Other, key_file => Key})
     ).
+
+encodes_file_names_as_the_vm_does(Config) ->
+    % A node that was started for Latin-1 has certificates whose names are in that.
+    {Cert, Key, Der} = identity(Config, options),
+    Folder = ?config(priv_dir, Config),
+    Name = [$k, 246, $r],
+    Other = filename:join(iolist_to_binary(Folder), <<"k", 246, "r">>),
+    {ok, _} = file:copy(Cert, Other),
+    Options = #{cert_file => filename:join(Folder, Name), key_file => Key},
+    Peer = mesh_ct:start_peer(),
+    mesh_vm:with(#{env => [{"ERL_AFLAGS", "+fnl"}]}, fun(Vm) ->
+        ?assertEqual(latin1, mesh_vm:call(Vm, file, native_name_encoding, [])),
+        ok = mesh_vm:call(Vm, start_pool, [Options]),
+        Dial = [?POOL, mesh_ct:node_id(Peer), mesh_peer:address(Peer)],
+        {ok, _} = mesh_vm:call(Vm, get_or_create_connection, Dial),
+        mesh_peer:wait(Peer, connections_opened, 1),
+        ?assertEqual({certificate, Der}, mesh_peer:command(Peer, "client_certificate")),
+        Trusted = [#{verify => peer, cacertfile => filename:join(Folder, Name)}],
+        {ok, Ours} = mesh_vm:call(Vm, macula_gateway_mesh_tls, pool, Trusted),
+        ?assertEqual(Other, maps:get(cacertfile, Ours)),
+        % What Latin-1 has no letters for names no file there.
+        Unsaid = Options#{cert_file => [8364 | Name]},
+        {ok, None} = mesh_vm:call(Vm, macula_gateway_mesh_tls, pool, [Unsaid]),
+        ?assertEqual(undefined, maps:get(certificate, None))
+    end).
 
 tells_what_is_wrong_with_a_certificate_file(Config) ->
     % An operator has to know which file to mend, and how.

@@ -217,10 +217,11 @@ start_link(Options) when is_map(Options) ->
 stop(Server) ->
     gen_server:stop(Server).
 
-%% @doc For a supervisor; `Options' is a map or a property list.
--spec child_spec(options() | [{atom(), term()}]) -> supervisor:child_spec().
-child_spec(Options) when is_list(Options) ->
-    child_spec(maps:from_list(Options));
+%% @doc For a supervisor; `Options' is a map or a property list, of which the first of several
+%% values for a key counts.
+-spec child_spec(options() | proplists:proplist()) -> supervisor:child_spec().
+child_spec(Options) when length(Options) >= 0 ->
+    child_spec(proplists:to_map(Options));
 child_spec(Options) when is_map(Options) ->
     Shutdown = shutdown_ms(maps:get(linger_ms, Options, undefined)),
     #{id => ?MODULE, start => {?MODULE, start_link, [Options]}, shutdown => Shutdown}.
@@ -230,7 +231,7 @@ child_spec(Options) when is_map(Options) ->
 %% returns the same stream. Exits as `gen_server:call/3' does after 10 seconds.
 -spec get_or_create_connection(server(), node_id(), address()) ->
     {ok, stream()} | {error, error_reason()}.
-get_or_create_connection(Server, NodeId, Address) when is_binary(NodeId) ->
+get_or_create_connection(Server, NodeId, Address) ->
     case checkout(Server, NodeId) of
         {ok, Stream} ->
             {ok, Stream};
@@ -242,22 +243,12 @@ get_or_create_connection(Server, NodeId, Address) when is_binary(NodeId) ->
 %% @doc Sends `Message', as one message, to `NodeId', over the pooled connection or one that is
 %% dialled at `Address'. To a node of the field it goes on a stream of its own, and may overtake
 %% others; to one of ours messages arrive in order, those of 128 KiB and more excepted. Returns at
-%% once; what cannot be delivered is counted by {@link get_stats/1}.
+%% once, whatever it is given; what cannot be delivered is counted by {@link get_stats/1}.
 -spec send_async(server(), node_id(), address(), iodata()) -> ok.
 send_async(Server, NodeId, Address, Message) when is_binary(Message) ->
-    case local_pool(Server) of
-        {ok, Pool} ->
-            try macula_gateway_mesh_nif:pool_send(Pool, NodeId, Address, Message) of
-                ok -> ok;
-                closed -> cast(Server, NodeId, Address, Message)
-            catch
-                error:badarg -> cast(Server, NodeId, Address, Message)
-            end;
-        none ->
-            cast(Server, NodeId, Address, Message)
-    end;
+    enqueue(Server, NodeId, Address, Message);
 send_async(Server, NodeId, Address, Message) ->
-    send_async(Server, NodeId, Address, iolist_to_binary(Message)).
+    enqueue(Server, NodeId, Address, flat(Message)).
 
 %% @doc Sends `Message' to `NodeId' and waits until the peer's transport has acknowledged all of it,
 %% for `TimeoutMs' at most. While too much is queued for that peer, it waits for room. A message of
@@ -269,14 +260,14 @@ send_async(Server, NodeId, Address, Message) ->
 -spec send(server(), node_id(), address(), iodata(), non_neg_integer()) ->
     ok | {error, delivery_error()}.
 send(Server, NodeId, Address, Message, TimeoutMs) when
-    is_binary(NodeId), is_binary(Message), ?IS_TIMEOUT(TimeoutMs)
+    is_binary(Message), ?IS_TIMEOUT(TimeoutMs)
 ->
     case local_pool(Server) of
         {ok, Pool} -> deliver(Pool, Server, NodeId, Address, Message, TimeoutMs);
         none -> call_send(Server, NodeId, Address, Message, TimeoutMs)
     end;
 send(Server, NodeId, Address, Message, TimeoutMs) when
-    is_binary(NodeId), is_list(Message), ?IS_TIMEOUT(TimeoutMs)
+    is_list(Message), ?IS_TIMEOUT(TimeoutMs)
 ->
     send(Server, NodeId, Address, iolist_to_binary(Message), TimeoutMs).
 
@@ -330,14 +321,14 @@ init(Options) ->
 %% @private
 -spec handle_call(term(), gen_server:from(), #state{}) ->
     {reply, term(), #state{}} | {noreply, #state{}}.
-handle_call({get_or_create_connection, NodeId, Address}, From, State) when is_binary(NodeId) ->
+handle_call({get_or_create_connection, NodeId, Address}, From, State) ->
     #state{pool = Pool, tag = Tag} = State,
     case macula_gateway_mesh_nif:pool_connect(Pool, NodeId, Address, {Tag, From}) of
         ok -> {noreply, State};
         Error -> {reply, Error, State}
     end;
 handle_call({send, NodeId, Address, Message, TimeoutMs}, From, State) when
-    is_binary(NodeId), is_binary(Message), ?IS_TIMEOUT(TimeoutMs)
+    is_binary(Message), ?IS_TIMEOUT(TimeoutMs)
 ->
     #state{pool = Pool, tag = Tag} = State,
     Token = {Tag, From},
@@ -367,11 +358,7 @@ handle_call(_Request, _From, State) ->
 %% @private
 -spec handle_cast(term(), #state{}) -> {noreply, #state{}}.
 handle_cast({send_async, NodeId, Address, Message}, State) ->
-    try iolist_to_binary(Message) of
-        Bytes -> _ = macula_gateway_mesh_nif:pool_send(State#state.pool, NodeId, Address, Bytes)
-    catch
-        error:badarg -> no_message
-    end,
+    _ = macula_gateway_mesh_nif:pool_send(State#state.pool, NodeId, Address, flat(Message)),
     {noreply, State};
 handle_cast(_Message, State) ->
     {noreply, State}.
@@ -443,7 +430,30 @@ await_closed(Tag, Timer) ->
             ok
     end.
 
--spec cast(server(), node_id(), address(), binary()) -> ok.
+-spec enqueue(server(), node_id(), address(), binary() | no_message) -> ok.
+enqueue(Server, NodeId, Address, Message) ->
+    case local_pool(Server) of
+        {ok, Pool} ->
+            try macula_gateway_mesh_nif:pool_send(Pool, NodeId, Address, Message) of
+                ok -> ok;
+                closed -> cast(Server, NodeId, Address, Message)
+            catch
+                error:badarg -> cast(Server, NodeId, Address, Message)
+            end;
+        none ->
+            cast(Server, NodeId, Address, Message)
+    end.
+
+%% The pool counts what it is given that is no binary.
+-spec flat(term()) -> binary() | no_message.
+flat(Message) ->
+    try
+        iolist_to_binary(Message)
+    catch
+        error:badarg -> no_message
+    end.
+
+-spec cast(server(), node_id(), address(), binary() | no_message) -> ok.
 cast(Server, NodeId, Address, Message) ->
     gen_server:cast(current(Server), {send_async, NodeId, Address, Message}).
 

@@ -87,13 +87,13 @@ pool_open(_Options) -> erlang:nif_error(not_loaded).
 -spec pool_checkout(pool(), binary()) -> {ok, stream()} | miss.
 pool_checkout(_Pool, _NodeId) -> erlang:nif_error(not_loaded).
 
--spec pool_connect(pool(), binary(), term(), term()) -> ok | {error, term()}.
+-spec pool_connect(pool(), term(), term(), term()) -> ok | {error, term()}.
 pool_connect(_Pool, _NodeId, _Address, _Token) -> erlang:nif_error(not_loaded).
 
--spec pool_send(pool(), binary(), term(), binary()) -> ok | closed.
+-spec pool_send(pool(), term(), term(), term()) -> ok | closed.
 pool_send(_Pool, _NodeId, _Address, _Message) -> erlang:nif_error(not_loaded).
 
--spec pool_deliver(pool(), binary(), term(), binary(), non_neg_integer(), term()) ->
+-spec pool_deliver(pool(), term(), term(), binary(), non_neg_integer(), term()) ->
     ok | closed | {error, term()}.
 pool_deliver(_Pool, _NodeId, _Address, _Message, _TimeoutMs, _Token) ->
     erlang:nif_error(not_loaded).

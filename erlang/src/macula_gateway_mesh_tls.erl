@@ -19,7 +19,7 @@ pool(Given) when is_map(Given) ->
     case [Option || {_, Path} = Option <- maps:to_list(Files), not is_path(Path)] of
         [] ->
             Trust = maps:from_list(trust(maps:is_key(verify, Options))),
-            Ours = maps:merge(Trust, Options),
+            Ours = maps:merge(Trust, maps:map(fun in_bytes/2, Options)),
             {ok, Ours#{certificate => certificate(Options)}};
         [{Key, Value} | _] ->
             {error, {bad_option, Key, Value}}
@@ -66,7 +66,7 @@ trust(false) ->
             Hostname = setting("MACULA_TLS_VERIFY_HOSTNAME", tls_verify_hostname),
             Unchecked = lists:member(Hostname, [false, "false", "0", <<"false">>, <<"0">>]),
             [{verify, peer}, {verify_hostname, not Unchecked}] ++
-                [{cacertfile, CaFile} || CaFile =/= undefined];
+                [{cacertfile, in_bytes(cacertfile, CaFile)} || CaFile =/= undefined];
         false ->
             []
     end.
@@ -93,16 +93,17 @@ certificate(Options) ->
     Key = named(key_file, Options, "MACULA_TLS_KEYFILE", tls_keyfile),
     case {Cert, Key} of
         {undefined, undefined} ->
-            existing(?DEFAULT_CERT_FILE, ?DEFAULT_KEY_FILE, fun(_Path) -> ok end);
+            existing(?DEFAULT_CERT_FILE, ?DEFAULT_KEY_FILE, fun(_Path, _Why) -> ok end);
         {_, undefined} ->
             alone(Cert);
         {undefined, _} ->
             alone(Key);
         {_, _} ->
-            existing(Cert, Key, fun warn_missing/1)
+            existing(Cert, Key, fun warn/2)
     end.
 
--spec named(atom(), map(), os:env_var_name(), atom()) -> undefined | file:name_all().
+%% What an application environment says may be any term.
+-spec named(atom(), map(), os:env_var_name(), atom()) -> term().
 named(Option, Options, Variable, Parameter) ->
     Places = [
         maps:get(Option, Options, undefined),
@@ -137,25 +138,55 @@ variable(Name) ->
 is_path(Path) when is_binary(Path) -> Path =/= <<>>;
 is_path(Path) -> io_lib:printable_unicode_list(Path) andalso Path =/= [].
 
--spec existing(file:name_all(), file:name_all(), fun((file:name_all()) -> ok)) ->
+-spec existing(term(), term(), fun((term(), string()) -> ok)) ->
     undefined | {binary(), binary()}.
 existing(Cert, Key, Missing) ->
-    case [Path || Path <- [Cert, Key], not filelib:is_file(Path)] of
-        [] ->
-            {bytes(Cert), bytes(Key)};
-        Absent ->
-            lists:foreach(Missing, Absent),
+    case {found(Cert), found(Key)} of
+        {{ok, CertName}, {ok, KeyName}} ->
+            {CertName, KeyName};
+        Found ->
+            Sought = lists:zip([Cert, Key], tuple_to_list(Found)),
+            _ = [Missing(Path, Why) || {Path, {error, Why}} <- Sought],
             undefined
     end.
 
-%% A binary is taken as it is: not every file's name is UTF-8.
--spec bytes(file:name_all()) -> binary().
-bytes(Path) when is_binary(Path) -> Path;
-bytes(Path) ->
-    <<Name/binary>> = unicode:characters_to_binary(Path),
-    Name.
+%% Looked for by the very name that the native side will open.
+-spec found(term()) -> {ok, binary()} | {error, string()}.
+found(Path) ->
+    case bytes(Path) of
+        none -> {error, "no name of a file"};
+        Name -> exists(Name, filelib:is_file(Name))
+    end.
 
--spec alone(file:name_all()) -> undefined.
+-spec exists(binary(), boolean()) -> {ok, binary()} | {error, string()}.
+exists(Name, true) -> {ok, Name};
+exists(_Name, false) -> {error, "no such file"}.
+
+%% What the system calls a file. A binary is taken as it is: not every file's name is UTF-8.
+-spec bytes(term()) -> binary() | none.
+bytes(Path) when is_binary(Path) ->
+    Path;
+bytes(Path) when is_list(Path), Path =/= [] ->
+    try unicode:characters_to_binary(Path, unicode, file:native_name_encoding()) of
+        Name when is_binary(Name) -> Name;
+        _NotSaid -> none
+    catch
+        error:badarg -> none
+    end;
+bytes(_Path) ->
+    none.
+
+%% What names no file is left for the native side to refuse.
+-spec in_bytes(term(), term()) -> term().
+in_bytes(cacertfile, Path) ->
+    case bytes(Path) of
+        none -> Path;
+        Name -> Name
+    end;
+in_bytes(_Key, Value) ->
+    Value.
+
+-spec alone(term()) -> undefined.
 alone(Path) ->
     ?LOG_WARNING(#{
         msg => "a certificate or key file alone is of no use, no certificate is shown",
@@ -163,6 +194,6 @@ alone(Path) ->
     }),
     undefined.
 
--spec warn_missing(file:name_all()) -> ok.
-warn_missing(Path) ->
-    ?LOG_WARNING(#{msg => "no such file, so no certificate is shown", path => Path}).
+-spec warn(term(), string()) -> ok.
+warn(Path, Why) ->
+    ?LOG_WARNING(#{msg => Why ++ ", so no certificate is shown", path => Path}).

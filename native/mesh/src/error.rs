@@ -16,6 +16,9 @@ pub enum Error {
     /// The node id is none, or longer than any.
     #[error("not a node id")]
     BadNode,
+    /// What was to be sent is no bytes.
+    #[error("not a message")]
+    BadMessage,
     /// The dial's deadline passed.
     #[error("the connect timeout passed")]
     ConnectTimeout,
@@ -105,6 +108,7 @@ impl Error {
         match self {
             Self::BadAddress => "bad_address",
             Self::BadNode => "bad_node_id",
+            Self::BadMessage => "bad_message",
             Self::ConnectTimeout => "timeout",
             Self::NameNotFound => "nxdomain",
             Self::InvalidServerName => "invalid_server_name",

@@ -93,6 +93,7 @@ rustler::atoms! {
 
     // Errors.
     bad_address,
+    bad_message,
     bad_node_id,
     timeout,
     nxdomain,

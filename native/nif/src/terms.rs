@@ -22,6 +22,7 @@ pub(crate) fn reason<'a>(env: Env<'a>, error: &Error) -> Term<'a> {
     match error {
         Error::BadAddress => atoms::bad_address().encode(env),
         Error::BadNode => atoms::bad_node_id().encode(env),
+        Error::BadMessage => atoms::bad_message().encode(env),
         Error::ConnectTimeout | Error::SendTimeout => atoms::timeout().encode(env),
         Error::NameNotFound => atoms::nxdomain().encode(env),
         Error::InvalidServerName => atoms::invalid_server_name().encode(env),

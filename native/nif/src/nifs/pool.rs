@@ -60,17 +60,18 @@ fn pool_checkout<'a>(env: Env<'a>, [pool, node]: [Term<'a>; 2]) -> NifResult<Ter
 
 direct!(pool_checkout / 2);
 
-/// `pool_connect(Pool, NodeId, Address, Token) -> ok | {error, Reason}`. After `ok`, the caller
-/// gets `{mesh_connected, Token, {ok, Stream} | {error, Reason}}`.
+/// `pool_connect(Pool, NodeId, Address, Token) -> ok | {error, Reason}`; of any node id. After
+/// `ok`, the caller gets `{mesh_connected, Token, {ok, Stream} | {error, Reason}}`.
 #[rustler::nif]
 fn pool_connect<'a>(
     env: Env<'a>,
     pool: Pool,
-    node: Binary<'a>,
+    node: Term<'a>,
     address: Term<'a>,
     token: Term<'a>,
 ) -> NifResult<Term<'a>> {
-    let Some(node) = known(&node) else {
+    let node = node.decode::<Binary<'a>>().ok();
+    let Some(node) = node.as_ref().and_then(known) else {
         return Ok(terms::connect_failed(env, &Error::BadNode));
     };
     let Some(target) = address::target(address) else {
@@ -88,14 +89,17 @@ fn pool_connect<'a>(
     Ok(atoms::ok().encode(env))
 }
 
-/// `pool_send(Pool, NodeId, Address, Message) -> ok | closed`. What is not taken is counted;
-/// `closed`: nothing was done, the pool is closed.
+/// `pool_send(Pool, NodeId, Address, Message) -> ok | closed`; of any node id and message. What is
+/// not taken is counted; `closed`: nothing was done, the pool is closed.
 fn pool_send<'a>(
     env: Env<'a>,
     [pool, node, address, message]: [Term<'a>; 4],
 ) -> NifResult<Term<'a>> {
     let pool: &Held<PoolResource> = pool.decode()?;
-    let message = data::payload(message)?;
+    let Ok(message) = data::payload(message) else {
+        pool.0.refuse(&Error::BadMessage);
+        return Ok(atoms::ok().encode(env));
+    };
     let (node, target) = (node.decode::<Binary<'a>>().ok(), || address::target(address));
     let Some(node) = node.as_ref().and_then(known) else {
         pool.0.refuse(&Error::BadNode);
@@ -111,9 +115,9 @@ fn pool_send<'a>(
 direct!(pool_send / 4);
 
 /// `pool_deliver(Pool, NodeId, Address, Message, TimeoutMs, Token) -> ok | closed | {error,
-/// Reason}`. After `ok`, the caller gets `{mesh_delivered, Token, ok | {error, Reason}}`; when it
-/// dies before anything has been sent, nothing will be. `closed`: nothing was done, the pool is
-/// closed.
+/// Reason}`; of any node id. After `ok`, the caller gets `{mesh_delivered, Token, ok | {error,
+/// Reason}}`; when it dies before anything has been sent, nothing will be. `closed`: nothing was
+/// done, the pool is closed.
 #[rustler::nif]
 fn pool_deliver<'a>(
     env: Env<'a>,
@@ -125,8 +129,8 @@ fn pool_deliver<'a>(
     token: Term<'a>,
 ) -> NifResult<Term<'a>> {
     let message = data::payload(message)?;
-    let (node, target) = (node.decode::<Binary<'a>>()?, || address::target(address));
-    let Some(node) = known(&node) else {
+    let (node, target) = (node.decode::<Binary<'a>>().ok(), || address::target(address));
+    let Some(node) = node.as_ref().and_then(known) else {
         pool.0.refuse(&Error::BadNode);
         return Ok(terms::connect_failed(env, &Error::BadNode));
     };
