@@ -52,7 +52,7 @@ const UNPUNCTUALITY: Duration = Duration::from_millis(5);
 
 /// What a connection's task is told.
 pub(crate) enum News {
-    /// [`Vigil::holds`] has another answer.
+    /// [`Vigil::holds`] has another answer, or [`Vigil::rests`] has begun to say so.
     Changed,
     /// The peer does not answer; the connection that takes this one's place, if one could be made.
     Dead(Option<Box<Fresh>>),
@@ -197,8 +197,9 @@ impl<'a> Vigil<'a> {
         });
         let cause = tokio::select! {
             biased;
-            () = is_owed => Cause::Owed,
+            // Before what it may come with, or it would be told once more at the next rest.
             () = self.pulse.wanted() => Cause::Wanted,
+            () = is_owed => Cause::Owed,
             () = self.hints.given() => Cause::Hint,
             () = &mut self.timer => Cause::None,
         };
@@ -239,6 +240,7 @@ impl<'a> Vigil<'a> {
             self.ask(false);
         } else if self.is_even() {
             self.rest();
+            return Some(News::Changed);
         } else {
             self.wait(self.patience / LOOKS);
         }

@@ -1,8 +1,8 @@
 //! One message on its way, and the promise to tell its sender what became of it.
 //!
-//! A message waits, is under way, or is withdrawn. Whoever takes it out of a queue and whoever
-//! gives up waiting for it settle between them, by one atomic exchange, whether anything of it
-//! will be sent; so a sender who is told that nothing was sent can rely on it. One that came back
+//! A message waits, is under way, is given up, or is withdrawn. Whoever takes it out of a queue and
+//! whoever gives up waiting for it settle between them, by one atomic exchange, whether anything of
+//! it will be sent; so a sender who is told that nothing was sent can rely on it. What came back
 //! from a lost connection waits again, and may have arrived.
 
 use std::sync::Arc;

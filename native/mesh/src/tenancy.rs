@@ -193,7 +193,7 @@ impl<T: Handles> Drop for Tenancy<T> {
             cause.is_loss() && (connection.has_delivered() || !self.is_retry)
         };
         // Whom the pool has parted with, or its user, is not dialled anew for what was left.
-        let target = refusal.is_none().then(|| self.whereabouts.next());
+        let target = refusal.is_none().then(|| self.whereabouts.after(&self.end));
         // Under the same lock: who removes the node finds this slot, or the one after it.
         let heir = if is_wanted && self.connection.as_ref().is_some_and(deserves_another) {
             self.shared.heir(&mut slots, &self.node, target)

@@ -62,9 +62,12 @@ impl Whereabouts {
         self.lock().known.address.clone()
     }
 
-    /// Where the next dial goes: where nobody has looked yet, as far as there is such an address.
-    pub(crate) fn next(&self) -> Target {
-        self.lock().next().clone()
+    /// Where the next dial goes when the connection has ended so: where nobody has looked yet, as far
+    /// as there is such an address. But who ended it himself was where he was dialled, whatever
+    /// callers said while he was silent.
+    pub(crate) fn after(&self, end: &Error) -> Target {
+        let state = self.lock();
+        if end.is_by_peer() { state.known.clone() } else { state.next().clone() }
     }
 
     /// Where dials went since the peer was last heard of, or the one did before.
@@ -189,7 +192,7 @@ mod tests {
 
     /// Where the next dial goes, which begins; nobody waits for it.
     fn dialled(whereabouts: &Whereabouts, dialer: &Dialer) -> Box<[u8]> {
-        let next = whereabouts.next();
+        let next = whereabouts.after(&Error::Dead);
         drop(whereabouts.redial(dialer, b"node"));
         assert_eq!(whereabouts.tried().last(), Some(&next.address));
         next.given
@@ -208,10 +211,14 @@ mod tests {
         assert!(!whereabouts.is_suggested(), "known already");
         whereabouts.suggest(at(2));
         assert!(whereabouts.is_suggested());
-        assert_eq!((whereabouts.next().given, whereabouts.given()), (at(2).given, at(1).given));
+        assert_eq!(
+            (whereabouts.after(&Error::Dead).given, whereabouts.given()),
+            (at(2).given, at(1).given)
+        );
+        assert_eq!(whereabouts.after(&Error::Reset).given, at(1).given);
         whereabouts.confirm();
         assert!(!whereabouts.is_suggested());
-        assert_eq!(whereabouts.next().given, at(1).given);
+        assert_eq!(whereabouts.after(&Error::Dead).given, at(1).given);
     }
 
     #[test]
@@ -220,7 +227,10 @@ mod tests {
         whereabouts.suggest(at(2));
         whereabouts.moved(at(2));
         assert!(!whereabouts.is_suggested());
-        assert_eq!((whereabouts.next().given, whereabouts.given()), (at(2).given, at(2).given));
+        assert_eq!(
+            (whereabouts.after(&Error::Dead).given, whereabouts.given()),
+            (at(2).given, at(2).given)
+        );
         assert_eq!(whereabouts.tried(), [at(2).address]);
     }
 
@@ -240,7 +250,7 @@ mod tests {
         (4..100).for_each(|port| whereabouts.suggest(at(port)));
         assert_eq!(dialled(&whereabouts, &dialer), at(4).given);
         assert!(!whereabouts.is_untried());
-        assert_eq!(whereabouts.next().given, at(99).given, "for who comes after");
+        assert_eq!(whereabouts.after(&Error::Dead).given, at(99).given, "for who comes after");
     }
 
     #[test]

@@ -238,10 +238,6 @@ impl<'a> Carriage<'a> {
                 () = &mut tending => {}
             }
         };
-        if error.is_by_peer() {
-            // Where it was dialled, whatever callers said while it was silent.
-            self.pooled.0.whereabouts.confirm();
-        }
         self.wind_up(&error).await;
         fresh.map_or(End::Lost(error), End::Superseded)
     }
