@@ -477,10 +477,13 @@ forget_the_other_end(Client, Server) ->
 
 %% As above: a request that was not read to its end is over with its answer.
 a_stream_that_nobody_holds_is_closed_once_its_owner_was_told_of_its_own_end(_Config) ->
+    assert_closed_after(fun answer_new_stream/0).
+
+assert_closed_after(Answer) ->
     {Client, Server} = quic_ct:pair(),
     Near = opened(Client, Server),
     ok = macula_quic:setopt(Near, active, true),
-    _ = answer_new_stream(),
+    _ = Answer(),
     ?assertEqual({peer_send_shutdown, undefined}, quic_ct:next(Near)),
     true = erlang:garbage_collect(),
     ?assertEqual({peer_receive_aborted, 0}, quic_ct:next(Near)).
@@ -494,13 +497,7 @@ answer_new_stream() ->
 
 %% As above, for a process that is not the owner and was killed while it waited for more.
 a_stream_whose_reader_has_died_is_held_for_nobody(_Config) ->
-    {Client, Server} = quic_ct:pair(),
-    Near = opened(Client, Server),
-    ok = macula_quic:setopt(Near, active, true),
-    ok = end_with_its_reader(),
-    ?assertEqual({peer_send_shutdown, undefined}, quic_ct:next(Near)),
-    true = erlang:garbage_collect(),
-    ?assertEqual({peer_receive_aborted, 0}, quic_ct:next(Near)).
+    assert_closed_after(fun end_with_its_reader/0).
 
 end_with_its_reader() ->
     {Reader, _} = quic_ct:reader(answer_new_stream()),

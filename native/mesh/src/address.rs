@@ -87,7 +87,8 @@ impl fmt::Display for Address {
 
 impl From<SocketAddr> for Address {
     fn from(address: SocketAddr) -> Self {
-        Self { host: Host::Ip(address.ip().to_canonical()), port: address.port() }
+        let address = canonical(address);
+        Self { host: Host::Ip(address.ip()), port: address.port() }
     }
 }
 

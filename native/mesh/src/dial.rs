@@ -1,7 +1,6 @@
 //! From an address to a connection: its names are looked up, its addresses raced, and all of it
 //! ends by one deadline.
 
-use std::borrow::Cow;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -165,10 +164,7 @@ impl Dialer {
         (server_name, node): (Option<&str>, &[u8]),
         verdict: &Verdict,
     ) -> Result<quinn::Connection, Error> {
-        let server_name = match server_name {
-            Some(name) => Cow::Borrowed(name),
-            None => Cow::Owned(address.ip().to_string()),
-        };
+        let server_name = server_name.map_or_else(|| address.ip().to_string(), str::to_owned);
         let connection = self.endpoint(address).connect(config, address, &server_name).await?;
         if let Verification::Key(rule) = self.settings.verification {
             // Before anything is sent: whoever it is, it learns nothing from us.

@@ -123,15 +123,17 @@ impl Message {
 
     /// Leaves the queue to be sent. `false`: it was withdrawn.
     pub(crate) fn set_off(&self) -> bool {
-        self.receipt.as_ref().is_none_or(|receipt| {
-            receipt.exchange(WAITS, UNDER_WAY) || receipt.exchange(CAME_BACK, UNDER_WAY)
-        })
+        self.leave_for(UNDER_WAY)
     }
 
     /// Leaves the queue for good; [`Message::fail`] is to follow. `false`: it was withdrawn.
     pub(crate) fn give_up(&self) -> bool {
+        self.leave_for(GIVEN_UP)
+    }
+
+    fn leave_for(&self, stage: u8) -> bool {
         self.receipt.as_ref().is_none_or(|receipt| {
-            receipt.exchange(WAITS, GIVEN_UP) || receipt.exchange(CAME_BACK, GIVEN_UP)
+            receipt.exchange(WAITS, stage) || receipt.exchange(CAME_BACK, stage)
         })
     }
 
